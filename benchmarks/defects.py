@@ -46,7 +46,7 @@ from sklearn.metrics import roc_auc_score
 
 import ncml
 from ncml import checkpoint, config, images, recipes
-from ncml.calibration import tiles
+from ncml.calibration import tile_estimation
 from ncml.calibration.detector import make_detector
 from ncml.data.cropping import Cropping
 from ncml.data.dataset import Dataset
@@ -222,7 +222,7 @@ def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any
 def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[str, Any]]:
     readers = [lambda path=path: images.open_image(path) for path in image_set.calibration]
     tiling = Tiling.for_model(model.height, model.width, image_set.tile, image_set.overlap)
-    calibration = tiles.calibrate(
+    calibration = tile_estimation.calibrate(
         model, readers[:ESTIMATING], readers[ESTIMATING:], tiling=tiling, false_positive_rate=RATE
     )
 

@@ -28,10 +28,10 @@ from sklearn.metrics import roc_auc_score
 
 import ncml
 from ncml import images
+from ncml.calibration.altered_originals import POWER_IMAGES
 from ncml.calibration.detector import make_detector
-from ncml.calibration.detector_power import POWER_IMAGES
 from ncml.data.good_images import open_folder
-from ncml.ood.detector import DetectorCalibration
+from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.judging import Detector
 from ncml.results import Detection
 from ncml.runtime import use_full_precision

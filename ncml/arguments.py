@@ -17,7 +17,7 @@ from ncml.images.sources import Images, list_images, name_of, read_image, read_p
 from ncml.limits import MAX_SEED, Keep
 from ncml.network.sde import make_sde
 from ncml.options import SamplingOptions
-from ncml.sampling.options import SamplingLimits, SamplingSettings, check_noise, resolve
+from ncml.sampling.defaults import SamplingLimits, SamplingSettings, check_noise, resolve
 
 Classes = str | int | None | Sequence[str | int | None]
 

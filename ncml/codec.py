@@ -22,7 +22,7 @@ from torch import Tensor
 from ncml.archive import Header, check_names, digest, groups, read_archive, write_archive
 from ncml.errors import InputError
 from ncml.model import Model
-from ncml.network.likelihood import LOG_SCALES, from_uint8
+from ncml.network.mixture import LOG_SCALES, from_uint8
 from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.cached import visit_pixels

@@ -24,12 +24,12 @@ from ncml.errors import InputError, ModelError
 from ncml.hub import find_model
 from ncml.images.sources import Image, Images, list_images, name_of, read_image
 from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
-from ncml.network.likelihood import bits_per_dim, from_uint8
+from ncml.network.mixture import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
-from ncml.ood import calibrations, detector
+from ncml.ood import calibrations, detector_calibration
 from ncml.ood.calibration import Calibration
-from ncml.ood.detector import DetectorCalibration
+from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.judging import Detector
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns
@@ -44,7 +44,7 @@ from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
-from ncml.sampling.options import SamplingLimits, check_noise
+from ncml.sampling.defaults import SamplingLimits, check_noise
 from ncml.sampling.sample import Plan, Sampler, SamplerByTilt, generate_images, sample_naive
 
 
@@ -124,7 +124,7 @@ class Model:
         """The calibration of a detector, if the folder is one. Raises `ModelError` if it cannot be read."""
         if self._is_detector_loaded:
             return self._detector and self._detector.calibration
-        return detector.read_if_present(self.folder, self.version)
+        return detector_calibration.read_if_present(self.folder, self.version)
 
     def load_detector(self) -> DetectorCalibration | None:
         """Load what a detector judges with before the first image, and return its calibration.
@@ -132,7 +132,7 @@ class Model:
         Raises `ModelError` if it is damaged, or needs what is not installed.
         """
         if not self._is_detector_loaded:
-            stored = detector.read_if_present(self.folder, self.version)
+            stored = detector_calibration.read_if_present(self.folder, self.version)
             self._detector = stored and Detector.load(self.folder, stored, str(self.device))
             self._is_detector_loaded = True
         return self.detector
@@ -241,7 +241,7 @@ class Model:
         for score, file, detection in zip(scores, files, detections, strict=True):
             score.file, score.detection = file, detection
             if detection is not None:
-                score.ood = detection.verdict(detector.NAME)
+                score.ood = detection.verdict(detector_calibration.NAME)
         return scores
 
     def _select_detector(self, calibration: str | None, statistic: str | None) -> Detector | None:

@@ -2,8 +2,8 @@
 
 `SamplingOptions` is the declaration. The keyword arguments of the library and of the client have this type; the fields
 of jobs, requests and published models and the flags of the command line are made from its annotations. A new option
-also needs a value in `ncml.sampling.options.SamplingSettings`, and whatever uses it. `ScoreOptions` are the fields that
-the request and the job of a score share.
+also needs a value in `ncml.sampling.defaults.SamplingSettings`, and whatever uses it. `ScoreOptions` are the fields
+that the request and the job of a score share.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ncml.webhooks import SecretError, Signer
 from service.auth import ApiKeyAuth, RateLimit
 from service.decoders import check_temporary_folder
 from service.http.bodies import BodyLimitMiddleware
-from service.http.errors import add_exception_handlers
+from service.http.handlers import add_exception_handlers
 from service.http.middleware import (
     RequestContextMiddleware,
     UnexpectedErrorMiddleware,

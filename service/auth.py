@@ -13,7 +13,7 @@ from limits import RateLimitItem
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from service.http.clients import client_name
+from service.http.client_limits import client_name
 from service.http.problems import Problem
 from service.keys import KeyFile
 from service.metrics import Metrics

@@ -23,7 +23,7 @@ from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
 from service.decoder import Limits, OriginalImage, open_original
 from service.decoders import DecoderPool, request_too_slow
-from service.http.clients import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
+from service.http.client_limits import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field

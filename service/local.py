@@ -18,8 +18,8 @@ import psutil
 import tyro
 
 from ncml.paths import model_folders, search_path
+from service.children import Child, ServeError, Supervisor, terminate_orphans
 from service.settings import Settings, read_settings
-from service.supervisor import Child, ServeError, Supervisor, terminate_orphans
 
 LANES = ("score", "generate")
 DRAIN_S = 10.0

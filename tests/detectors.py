@@ -32,7 +32,7 @@ def use_small_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
     patch.setattr("ncml.ood.views.alignment.FINE_SIDE", 96)
     patch.setattr("ncml.ood.views.alignment.CANDIDATES", 2)
-    patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
+    patch.setattr("ncml.calibration.altered_originals.ALTERATIONS", alterations.ALTERATIONS[:3])
 
 
 def make_small_detector(base: Path, images: Path, out: Path, count: int = 40) -> None:

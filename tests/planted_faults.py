@@ -30,7 +30,7 @@ class Fault:
     """The test file that should notice it, below tests/."""
 
 
-LIKELIHOOD = "ncml/network/likelihood.py"
+LIKELIHOOD = "ncml/network/mixture.py"
 LIKELIHOOD_TESTS = "ncml/network/test_likelihood.py"
 SOLVER_TESTS = "ncml/sampling/test_solvers.py"
 SAMPLE_TESTS = "ncml/sampling/test_sample.py"

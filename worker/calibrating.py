@@ -22,7 +22,7 @@ from ncml.errors import InputError
 from ncml.ood import calibrations
 from ncml.ood.power import summary
 from ncml.progress import Progress
-from ncml.training.adapt import adapt
+from ncml.training.adaptation import adapt
 from worker.contract import CalibrateJob
 from worker.results import Calibrated, WorkerFault
 

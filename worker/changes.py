@@ -16,8 +16,8 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from worker.keys import PROGRESS_CHANNEL, STATE_CHANNEL
 from worker.outages import Outages
+from worker.redis_keys import PROGRESS_CHANNEL, STATE_CHANNEL
 
 RECONNECT_S = 0.2
 """Pause before the connection is opened again after an error."""

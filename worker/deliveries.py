@@ -10,8 +10,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.keys import RECEIVERS, deliveries_key, delivery_key, script, sending_key
 from worker.records import read_view
+from worker.redis_keys import RECEIVERS, deliveries_key, delivery_key, script, sending_key
 from worker.results import JobView
 
 LEASE_S = 60.0

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from ncml.limits import DETECTOR, Keep, View
 from ncml.options import DEFAULT_FIELDS, select_defaults, with_fields
-from ncml.sampling.options import SamplingLimits
+from ncml.sampling.defaults import SamplingLimits
 from worker.contract import FrozenModel, Lane, Priority
 from worker.results import ModelRef
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from worker.contract import Lane, Priority, Task, queue_name
 from worker.descriptors import ModelDescriptor, PublishedWorker, QueueDepth, WorkerInfo
-from worker.keys import (
+from worker.redis_keys import (
     PROBE,
     WORKERS,
     descriptor_key,

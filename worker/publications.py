@@ -10,7 +10,7 @@ from redis.exceptions import OutOfMemoryError
 
 from ncml.limits import MAX_SHEET_BYTES
 from worker.descriptors import ModelDescriptor, PublishedWorker, WorkerInfo
-from worker.keys import WORKERS, descriptor_key, pictures_key, script, serving_key, worker_key
+from worker.redis_keys import WORKERS, descriptor_key, pictures_key, script, serving_key, worker_key
 
 ALIVE_S, SERVING_S = 10.0, 30.0
 """Time to live of the published state, and of the models that a worker serves: jobs for them wait while it restarts."""

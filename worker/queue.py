@@ -1,7 +1,7 @@
 """The queue as its users see it: submit, look up, cancel, follow. Imports RQ and Redis, no torch and no worker process.
 
 A job is an RQ job record in an RQ queue, so RQ's tools list it, but only the scripts in `lua/` change its state, each
-in one atomic step. `worker.keys` lists every key.
+in one atomic step. `worker.redis_keys` lists every key.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ from ncml.errors import NcmlError
 from worker.changes import Changes
 from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Lane, Priority, held_name, queue_name
 from worker.deliveries import Deliveries
-from worker.keys import (
+from worker.monitor import QueueMonitor
+from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
+from worker.redis_keys import (
     LEASES,
     blob_key,
     events_key,
@@ -30,8 +32,6 @@ from worker.keys import (
     script,
     wake_key,
 )
-from worker.monitor import QueueMonitor
-from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
 from worker.results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobView, Preview, Result
 
 RESULT_TTL_S = 3600

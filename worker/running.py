@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from worker.contract import CalibrateJob, Job, Lane, ScanJob, ScoreJob, Task, batch_key
-from worker.keys import blob_key
 from worker.leases import Claim
 from worker.messages import Outcome, Step
 from worker.records import parse_job, write_event
+from worker.redis_keys import blob_key
 from worker.results import (
     CalibrateResult,
     Event,

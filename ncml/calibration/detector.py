@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ncml import checkpoint
-from ncml.calibration.detector_power import POWER_IMAGES, measure_power
+from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
 from ncml.data.inventory import counted
@@ -32,12 +32,12 @@ from ncml.images.tiling import Box
 from ncml.model import Model
 from ncml.network import efficientnet
 from ncml.ood.conformal import check_rate, min_ranks
-from ncml.ood.detector import DetectorCalibration, Scale
+from ncml.ood.detector_calibration import DetectorCalibration, Scale
 from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import SceneRanks, cutoff
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
-from ncml.ood.views.protocol import Reader, View
+from ncml.ood.views.view import Reader, View
 from ncml.paths import check_space
 from ncml.progress import OnProgress, Progress, ignore_progress
 

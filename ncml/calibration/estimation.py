@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml.calibration.power import IMAGES, measure_power
+from ncml.calibration.held_out_power import IMAGES, measure_power
 from ncml.errors import ModelError
 from ncml.images.perturbations import Tolerance, apply_tolerances
 from ncml.model import Model

@@ -17,7 +17,7 @@ from ncml.images.alterations import Alteration, Altered
 from ncml.images.tiling import Box
 from ncml.limits import MAX_SHEET_BYTES
 from ncml.ood.detector_power import Picture, worst_first
-from ncml.ood.views.protocol import Pixels
+from ncml.ood.views.view import Pixels
 
 SIDE = 144
 """Pixels of the sides of a picture."""

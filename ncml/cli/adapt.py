@@ -115,15 +115,15 @@ def adapt(
             on_message=_print_message,
             on_progress=on_progress,
         )
-    from ncml.calibration import report
+    from ncml.calibration import descriptions
 
-    sheet = report.save_contact_sheet(made.suspects, out / SUSPECTS)
-    lines = report.describe_detector(made)
+    sheet = descriptions.save_contact_sheet(made.suspects, out / SUSPECTS)
+    lines = descriptions.describe_detector(made)
     if sheet:
         lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
     if made.pictures:
         lines.append(f"examples of what it finds and misses are shown in {made.pictures}")
-    report.write_detector_card(made)
+    descriptions.write_detector_card(made)
     if as_json:
         print_json(_result(made) | {"seconds": round(time.monotonic() - started, 1)})
     else:
@@ -142,7 +142,7 @@ def _fine_tune(
     """Write a fine-tuned copy of the model with its own calibration, and return it."""
     import ncml
     from ncml.data import dataset
-    from ncml.training.adapt import adapt as adapt_model
+    from ncml.training.adaptation import adapt as adapt_model
 
     source = open_source(str(data), "train")
     images = dataset.load(source, model.height, model.width, on_progress=on_progress)

@@ -134,8 +134,8 @@ def _calibrate_images(
 ) -> tuple[dict[str, Any], list[str]]:
     import torch
 
-    from ncml.calibration import estimation, report
-    from ncml.calibration.power import generate_foreign
+    from ncml.calibration import descriptions, estimation
+    from ncml.calibration.held_out_power import generate_foreign
     from ncml.data import dataset
 
     with progress_bar() as on_progress:
@@ -177,7 +177,7 @@ def _calibrate_images(
                 "data", f"{error.detail} If the model was not trained on any of them, --unseen uses all of them."
             ) from error
     checkpoint.copy(model.folder, folder)
-    report.save(calibration, folder)
+    descriptions.save(calibration, folder)
     suspicious = list(names_at(opened, data.inventory.unreadable_rows, suspects)) if suspects else []
     result = {
         "folder": str(folder),
@@ -195,16 +195,16 @@ def _calibrate_images(
         "weakness": calibration.weakness,
         "suspicious": suspicious,
     }
-    lines = report.describe(calibration)
+    lines = descriptions.describe(calibration)
     if suspicious:
-        lines.append(report.describe_suspects(suspicious, len(fit) + len(rank)))
+        lines.append(descriptions.describe_suspects(suspicious, len(fit) + len(rank)))
     return result, lines
 
 
 def _calibrate_tiles(
     model: "Model", source: Path, folder: Path, tiling: Tiling, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    from ncml.calibration import report, tiles
+    from ncml.calibration import descriptions, tile_estimation
 
     readers: list[tuple[Path, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
@@ -232,7 +232,7 @@ def _calibrate_tiles(
             part = fit if stage == "fit" else rank
             suspects.extend(printable(part[position][0]) for position in positions)
 
-        calibration = tiles.calibrate(
+        calibration = tile_estimation.calibrate(
             model,
             [read for _, read in fit],
             [read for _, read in rank],
@@ -258,9 +258,9 @@ def _calibrate_tiles(
         "weakness": calibration.weakness,
         "suspicious": sorted(suspects),
     }
-    lines = report.describe_tiles(calibration)
+    lines = descriptions.describe_tiles(calibration)
     if suspects:
-        lines.append(report.describe_suspects(sorted(suspects), len(fit) + len(rank)))
+        lines.append(descriptions.describe_suspects(sorted(suspects), len(fit) + len(rank)))
     return result, lines
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli import table
-from ncml.cli.local import LocalModel
+from ncml.cli.local_model import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
 from ncml.cli.terminal import (
     CalibrationOption,

@@ -70,7 +70,7 @@ def evaluate(
     if data not in GENERATED:
         check_source(split_source(data)[0])
     use_threads(threads)
-    from ncml.evaluation import run
+    from ncml.evaluation import report_folder
     from ncml.evaluation.cache import MeasurementCache
     from ncml.evaluation.report import Section
     from ncml.runtime import reuse_freed_memory
@@ -90,10 +90,10 @@ def evaluate(
             for figure in section.figures:
                 print(out / f"{figure.name}.png")
 
-    kinds = list(run.KINDS) if kind == "all" else [kind]
+    kinds = list(report_folder.KINDS) if kind == "all" else [kind]
     with progress_bar() as on_progress:
         inputs = Inputs(models, data, ood, MeasurementCache(out / "measured", on_progress), limits)
-        results = run.evaluate(kinds, inputs, out, show, command=command_line)
+        results = report_folder.evaluate(kinds, inputs, out, show, command=command_line)
     if as_json:
         print_json(results if kind == "all" else results[kind])
     else:

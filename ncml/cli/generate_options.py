@@ -26,7 +26,7 @@ from ncml.cli.terminal import (
 from ncml.errors import InputError
 from ncml.limits import MAX_IMAGES_PER_CALL, check_count, random_seed
 from ncml.options import OPTIONS, TYPES, select_options
-from ncml.sampling.options import check_refinement
+from ncml.sampling.defaults import check_refinement
 
 if TYPE_CHECKING:
     from ncml.model import Model

@@ -26,8 +26,8 @@ from ncml.paths import printable
 from ncml.progress import ignore_progress
 
 if TYPE_CHECKING:
-    from ncml.cli.local import LocalModel
-    from ncml.cli.remote import RemoteModel
+    from ncml.cli.local_model import LocalModel
+    from ncml.cli.remote_model import RemoteModel
     from ncml.results import Score
 
 BATCH = 64

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
-from ncml.cli.local import LocalModel
-from ncml.cli.remote import REQUESTS, RemoteModel, check_options, connect
+from ncml.cli.local_model import LocalModel
+from ncml.cli.remote_model import REQUESTS, RemoteModel, check_options, connect
 from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import Inputs, explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import (

@@ -19,9 +19,9 @@ from tyro.conf import Positional, arg
 
 from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
 from ncml.cli.earlier_rows import STAMP_COLUMNS
-from ncml.cli.local import LocalModel
+from ncml.cli.local_model import LocalModel
 from ncml.cli.notices import Notices, make_signer
-from ncml.cli.remote import REQUESTS, check_options, connect
+from ncml.cli.remote_model import REQUESTS, check_options, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
 from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
 from ncml.cli.score_output import TEXT_COLUMNS, print_row, to_cells

@@ -9,7 +9,7 @@ Read `clients.py` first, then `exchange.py`.
 """
 
 from ncml.client.clients import AsyncClient, Client
-from ncml.client.results import Generated, Job, JobProgress
+from ncml.client.documents import Generated, Job, JobProgress
 from ncml.errors import ServiceError
 from ncml.results import Detection, Scan, Score, Verdict
 

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
+from ncml.client.documents import Generated, Job
 from ncml.client.exchange import (
     CalibrateOptions,
     Call,
@@ -20,7 +21,6 @@ from ncml.client.exchange import (
     ScanOptions,
     ScoreOptions,
 )
-from ncml.client.results import Generated, Job
 from ncml.errors import InputError
 from ncml.images.sources import Image, Images
 from ncml.results import Scan, Score

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx2
 import numpy as np
 
-from ncml.client.results import Document, Generated, Job, JobProgress, read_scan, read_scores
+from ncml.client.documents import Document, Generated, Job, JobProgress, read_scan, read_scores
 from ncml.client.uploads import Upload, read_upload, read_uploads
 from ncml.errors import InputError, ServiceError, suggestion
 from ncml.images.sources import Image, Images, list_images, name_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ncml.data.cropping import Cropping, crops_per_image
-from ncml.data.decoding import ImageCache, decode
+from ncml.data.image_store import ImageCache, decode
 from ncml.data.inventory import Inventory
 from ncml.data.sources import Source, open_source
 from ncml.images.tiling import Tiling

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
 from ncml.evaluation.class_samples import measure_samples
-from ncml.evaluation.features import load_extractor
+from ncml.evaluation.distances import load_extractor
 from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs, class_labels
 from ncml.evaluation.report import OURS, Cell, Section, Table
 from ncml.evaluation.variety import NEIGHBOURS
 from ncml.model import Model
-from ncml.network.likelihood import from_uint8, log_prob
+from ncml.network.mixture import from_uint8, log_prob
 from ncml.network.sde import make_sde
 from ncml.ood.columns import noise_levels
 

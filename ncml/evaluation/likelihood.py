@@ -20,7 +20,7 @@ from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Section, Table
 from ncml.model import Model
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.mixture import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN
 
 PIS = (0.0, 0.5, 1.0)

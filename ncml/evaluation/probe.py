@@ -1,6 +1,6 @@
 """A classifier that is independent of the model, to recognise the class that an image shows.
 
-Logistic regression on the standardised features of a named network (`ncml.evaluation.features`), trained on the data
+Logistic regression on the standardised features of a named network (`ncml.evaluation.distances`), trained on the data
 set's own training images. Its accuracy on real images is reported with every figure for generated ones.
 
 Shapes: N images, F features.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.evaluation.features import Features
+from ncml.evaluation.distances import Features
 
 INVERSE_REGULARIZATION = 0.01
 """C of the logistic regression: few images for many features need a strong penalty."""

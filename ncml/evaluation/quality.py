@@ -18,7 +18,7 @@ from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.evaluation import published
 from ncml.evaluation.bootstrap import Estimate, share
-from ncml.evaluation.features import Features, frechet_distance, kernel_distance, load_extractor
+from ncml.evaluation.distances import Features, frechet_distance, kernel_distance, load_extractor
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs, class_labels
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes

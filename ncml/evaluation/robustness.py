@@ -21,7 +21,7 @@ from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.report import Cell, Figure, Section, Table, make_axes
 from ncml.model import Model
-from ncml.network.likelihood import from_uint8
+from ncml.network.mixture import from_uint8
 from ncml.network.sde import GREY_LEVEL, broadcast_to, make_sde
 from ncml.ood.columns import noise_levels
 

@@ -23,7 +23,7 @@ from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.likelihood import PIS, flip, flipped_bits
 from ncml.evaluation.report import Cell, Figure, Section, Table, draw_sheet
 from ncml.model import Model
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.mixture import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN
 
 COMPRESSED_COUNT = 64

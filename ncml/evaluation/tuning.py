@@ -26,7 +26,7 @@ from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate
-from ncml.evaluation.features import Features, load_extractor, mean_kernel_distance
+from ncml.evaluation.distances import Features, load_extractor, mean_kernel_distance
 from ncml.evaluation.probe import Probe
 from ncml.evaluation.variety import Pair, class_pairs, precision_recall
 from ncml.limits import MIN_TUNING_IMAGES

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate, Floats
-from ncml.evaluation.features import Features, mean_kernel_distance
+from ncml.evaluation.distances import Features, mean_kernel_distance
 from ncml.evaluation.inputs import MIN_IMAGES
 from ncml.evaluation.probe import Labels
 

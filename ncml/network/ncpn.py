@@ -28,7 +28,7 @@ from ncml.network.layers import (
     Pointwise,
     Stream,
 )
-from ncml.network.likelihood import PARAMETERS, initial_bias, promote_to_fp32
+from ncml.network.mixture import PARAMETERS, initial_bias, promote_to_fp32
 from ncml.network.sde import GREY_LEVEL, broadcast_to, make_sde
 
 CHANNELS = 3
@@ -198,7 +198,7 @@ class NCPN(nn.Module):
         x_BCHW: [B, 3, H, W] in [-1, 1] at t = 0, noised as in `ncml.network.sde` at t > 0.
         t_B: [B] times in [0, T]. class_B: [B] indices; the number of classes stands for the null class.
         orientation_B: [B] indices of `ncml.network.orientation`.
-        Returns [B, P, H, W] in fp32 at least, read by `ncml.network.likelihood`.
+        Returns [B, P, H, W] in fp32 at least, read by `ncml.network.mixture`.
         """
         embedding_BE = self.conditioning(t_B, class_B, orientation_B)
         reach = broadcast_to(self.reach(t_B), x_BCHW)

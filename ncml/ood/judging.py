@@ -17,11 +17,11 @@ from ncml.data.good_images import check_side
 from ncml.errors import ModelError
 from ncml.images.tiling import Box
 from ncml.ood import storage
-from ncml.ood.detector import FILE, REMEDY, TENSORS, DetectorCalibration, file_digest
+from ncml.ood.detector_calibration import FILE, REMEDY, TENSORS, DetectorCalibration, file_digest
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood import LikelihoodView
-from ncml.ood.views.protocol import Measurement, Pixels, Stored, View
+from ncml.ood.views.view import Measurement, Pixels, Stored, View
 from ncml.results import Detection, ViewDetection
 
 VIEWS: dict[str, type[View]] = {view.kind: view for view in (FeaturesView, AppearanceView, LikelihoodView)}

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.network.likelihood import add_outliers, bits_per_dim, from_uint8, grad_log_prob, log_mixture, normal_scores
+from ncml.network.mixture import add_outliers, bits_per_dim, from_uint8, grad_log_prob, log_mixture, normal_scores
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, largest_noise, make_sde
 from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, column_name

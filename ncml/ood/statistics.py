@@ -2,7 +2,7 @@
 
 Higher is more out-of-distribution, for every statistic. With D = 3 H W values per image,
 b_t(x) = -log2 p_t(alpha(t) x) / D is its bits per dimension at noise level t under no class, and s_t = grad log p_t;
-b_t includes the outlier component of `ncml.network.likelihood`, s_t does not. Images are scaled by alpha(t) without
+b_t includes the outlier component of `ncml.network.mixture`, s_t does not. Images are scaled by alpha(t) without
 added noise, so every statistic is a function of the image. Levels are named in grey levels of noise.
 
 | statistic | equation | network passes |
@@ -17,7 +17,7 @@ added noise, so every statistic is a function of the image. Levels are named in 
 | multiscale_corr | the same, v with corr_0 | one for each of 3 levels |
 | fast | the same, v with corr_0 and 8 bytes(WebP) / D, at t = 0 only | 1 |
 
-corr_0 are 15 correlations of the normal scores z at t = 0 (`ncml.network.likelihood.normal_scores`): the means over
+corr_0 are 15 correlations of the normal scores z at t = 0 (`ncml.network.mixture.normal_scores`): the means over
 positions of z(p) z(q), for each channel and q right of p, below it, and on both diagonals; and of z_c z_d for each pair
 of channels. They are near 0 where the model is right.
 

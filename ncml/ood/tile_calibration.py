@@ -1,6 +1,6 @@
 """A calibration of tiles: Gaussians and ranks from large good images, for the views of `ncml.ood.tile_views`.
 
-Bound to one version of the model and of preprocessing; `ncml.calibration.tiles` creates it.
+Bound to one version of the model and of preprocessing; `ncml.calibration.tile_estimation` creates it.
 """
 
 from __future__ import annotations

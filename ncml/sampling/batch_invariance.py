@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ncml.errors import ModelError
-from ncml.network.likelihood import PixelDraws
+from ncml.network.mixture import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batching import Batching, BatchingSetting, Group, fast_sizes

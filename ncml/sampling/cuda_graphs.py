@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import PixelDraws
+from ncml.network.mixture import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.conditions import NO_TILT, Conditions, OnRow

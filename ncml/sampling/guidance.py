@@ -10,7 +10,7 @@ t = 0 the levels are the 256 grey levels, and q is exact. At t > 0 they are the 
 a cell's centre, and the value is uniform in the cell; the grid ends where noised data does.
 
 The class and no class are two rows of a batch (`Conditions.expand`) with the same pixels. Distributions that do not
-change (w = 1 and tau = 1) are sampled without a grid, by `ncml.network.likelihood.PixelSampler`.
+change (w = 1 and tau = 1) are sampled without a grid, by `ncml.network.mixture.PixelSampler`.
 
 The arithmetic runs in numpy on the CPU, on every device of the network: a pixel takes a hundred small operations,
 which cost less there, and an element's bits do not depend on its position in an array.
@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml.network.likelihood import HALF_LEVEL, LOG_SCALES, PixelDraws, PixelSampler
+from ncml.network.mixture import HALF_LEVEL, LOG_SCALES, PixelDraws, PixelSampler
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import SDE, make_sde
 from ncml.sampling.conditions import NO_TILT, Conditions, Tilt

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.limits import KEEPS, Keep
-from ncml.network.likelihood import (
+from ncml.network.mixture import (
     HALF_LEVEL,
     PixelDraws,
     grad_log_prob,
@@ -29,8 +29,8 @@ from ncml.network.orientation import orient, restore
 from ncml.network.sde import GREY_LEVEL, SDE, VESDE, end_time, make_sde
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.conditions import Conditions, OnRow, Tilt
+from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.guidance import make_pixel_sampler
-from ncml.sampling.options import SamplingSettings
 from ncml.sampling.solvers import GradLogProb, refine
 
 REFINE_END = 1.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from ncml.config import Config
 from ncml.data.dataset import Dataset
 from ncml.network import orientation
-from ncml.network.likelihood import from_uint8
+from ncml.network.mixture import from_uint8
 from ncml.network.sde import broadcast_to, end_time, make_sde
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])

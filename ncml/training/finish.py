@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ncml import checkpoint
-from ncml.calibration import report, tiles
+from ncml.calibration import descriptions, tile_estimation
 from ncml.calibration.estimation import calibrate
 from ncml.data import dataset
 from ncml.data.cropping import image_readers
@@ -127,8 +127,8 @@ class TrainedRun:
                 fit = data.part("calibration-fit", training.split).spread(CALIBRATION_FIT)
                 rank = data.part("calibration-rank", training.split).spread(CALIBRATION_RANK)
                 calibration = calibrate(model, fit.images_NHWC, rank.images_NHWC, on_progress=self.on_progress)
-                report.save(calibration, self.out)
-                lines = report.describe(calibration)
+                descriptions.save(calibration, self.out)
+                lines = descriptions.describe(calibration)
             else:
                 rows = list(readable_rows(open_source(self.source, "train"), data.inventory.unreadable_rows))
                 data.inventory.order.check(ImageOrder.of([row.name for row in rows]))
@@ -138,9 +138,9 @@ class TrainedRun:
                     for name in ("calibration-fit", "calibration-rank")
                 )
                 tiling = Tiling.for_model(model.height, model.width, training.crop)
-                calibration = tiles.calibrate(model, fit, rank, tiling=tiling, on_progress=self.on_progress)
+                calibration = tile_estimation.calibrate(model, fit, rank, tiling=tiling, on_progress=self.on_progress)
                 calibration.save(self.out)
-                lines = report.describe_tiles(calibration)
+                lines = descriptions.describe_tiles(calibration)
         except InputError as error:
             option = "" if training.crop is None else " --tile"
             self.on_message(f"not calibrated, so `ncml score{option}` gives no p-values: {error}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncml.data.dataset import Dataset
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture, log_prob
+from ncml.network.mixture import bits_per_dim, from_uint8, log_mixture, log_prob
 from ncml.network.ncpn import NCPN
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.batches import Batch

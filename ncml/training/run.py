@@ -22,7 +22,7 @@ from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
 from ncml.training.finish import MONITORED, TrainedModel, TrainedRun
 from ncml.training.folder import IMAGE_CACHE, STATE, check_folder, exclusive
 from ncml.training.loop import train_loop
-from ncml.training.report import Reporter, describe_plan
+from ncml.training.reporter import Reporter, describe_plan
 from ncml.training.state import read_config
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer

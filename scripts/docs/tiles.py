@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import ncml
 from ncml import images
-from ncml.calibration import tiles
+from ncml.calibration import tile_estimation
 from ncml.images import heat
 from ncml.ood.tile_calibration import TileCalibration
 from ncml.ood.tiles import scan
@@ -63,7 +63,7 @@ def calibrate_wall(folder: Path) -> tuple[ncml.Model, TileCalibration]:
     good = [crop(brick, rng) for _ in range(28)]
     readers: list[Callable[[], NDArray[np.uint8]]] = [lambda image=image: image for image in good]
     model = ncml.load(shutil.copytree(ROOT / "models" / "cifar10", folder))
-    calibration = tiles.calibrate(model, readers[:8], readers[8:])
+    calibration = tile_estimation.calibrate(model, readers[:8], readers[8:])
     calibration.save(folder)
     return model, calibration
 

@@ -5,7 +5,7 @@ from collections import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.clients import address_name
+from service.http.client_limits import address_name
 from service.http.problems import Problem
 
 

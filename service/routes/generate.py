@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from ncml.images import place_known_half
 from ncml.limits import MAX_SEED, random_seed
-from ncml.sampling.options import check_refinement, resolve
+from ncml.sampling.defaults import check_refinement, resolve
 from service import answers
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate
 from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ncml.images import grid, to_png
 from service import answers
 from service.http import examples
-from service.http.clients import client_name
+from service.http.client_limits import client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wait_preference
 from service.http.openapi import BINARY, header_parameters, problem_responses

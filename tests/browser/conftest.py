@@ -82,7 +82,7 @@ def models(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPa
 
     import ncml
     from ncml import checkpoint
-    from ncml.calibration import tiles
+    from ncml.calibration import tile_estimation
     from ncml.calibration.estimation import calibrate
     from ncml.config import LevelConfig
     from ncml.network.ncpn import NCPN
@@ -94,7 +94,7 @@ def models(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPa
     images = np.random.default_rng(0).integers(96, 160, (60, 8, 8, 3), np.uint8)
     calibrate(model, images[:20], images[20:]).save(model.folder)
     large = [lambda i=i: np.tile(images[2 * i : 2 * i + 2].reshape(16, 8, 3), (1, 2, 1)) for i in range(28)]
-    tiles.calibrate(model, large[:8], large[8:]).save(model.folder)
+    tile_estimation.calibrate(model, large[:8], large[8:]).save(model.folder)
     torch.manual_seed(1)
     config = smoke()
     classes = ("dark", "a class whose name is much longer than any button")

@@ -13,7 +13,7 @@ from ncml.calibration.power_pictures import PowerPictures
 from ncml.checkpoint import describe
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
-from ncml.ood.detector import DetectorCalibration
+from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.detector_power import DetectorPower
 from tests.browser.answers import with_models
 from tests.conftest import eventually

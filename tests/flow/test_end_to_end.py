@@ -24,7 +24,7 @@ import redis
 from PIL import Image
 
 import ncml
-from ncml.calibration import tiles
+from ncml.calibration import tile_estimation
 from ncml.images import grid, heat, open_image, resize_to, to_png
 from ncml.limits import KEEPS
 from tests.conftest import free_port
@@ -88,7 +88,7 @@ def models(one_thread: None, model_folder: Path, tmp_path_factory: pytest.TempPa
     def calibrate(name: str, source: Path, images: list[np.ndarray]) -> None:
         model = ncml.load(shutil.copytree(source, folder / name))
         loaders = [lambda image=image: image for image in images]
-        tiles.calibrate(model, loaders[:5], loaders[5:]).save(model.folder)
+        tile_estimation.calibrate(model, loaders[:5], loaders[5:]).save(model.folder)
 
     calibrate("tiny", model_folder, [rng.integers(0, 256, (16, 12, 3), dtype=np.uint8) for _ in range(24)])
     corners = rng.integers(0, (512 - 48, 256 - 48), (24, 2))

@@ -9,7 +9,7 @@ import torch
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration import power
+from ncml.calibration import held_out_power
 from ncml.calibration.estimation import calibrate
 from ncml.ood.calibration import Calibration
 from tests.ncml import nets
@@ -25,7 +25,7 @@ def few_power_images() -> Iterator[None]:
     """Measure the power of calibrations on few images: on the usual number it takes most of their time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(calibrate.__kwdefaults__, "power_images", 10)
-        patch.setattr(power, "GENERATED", 5)
+        patch.setattr(held_out_power, "GENERATED", 5)
         yield
 
 

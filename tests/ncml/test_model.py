@@ -11,7 +11,7 @@ from PIL import Image
 
 import ncml
 from ncml.errors import InputError
-from ncml.network.likelihood import LOG_SCALES, split_parameters
+from ncml.network.mixture import LOG_SCALES, split_parameters
 from tests.ncml import nets
 
 IMAGES = nets.images(5).numpy()

@@ -7,13 +7,13 @@ from typing import Literal
 from tests.service.outcomes import INFO, MODEL, TIMING, outcome
 from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, held_name
 from worker.descriptors import ModelDescriptor, WorkerInfo
-from worker.keys import WORKERS, job_key, wake_key, worker_key
 from worker.leases import Leases
 from worker.messages import Step
 from worker.outages import Outages
 from worker.publications import Publications
 from worker.queue import JobQueue
 from worker.records import parse_job
+from worker.redis_keys import WORKERS, job_key, wake_key, worker_key
 from worker.results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef
 from worker.running import RunningJob
 

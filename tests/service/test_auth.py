@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
-from service.http.clients import address_name
+from service.http.client_limits import address_name
 from service.http.middleware import RequestLogFormatter
 from service.keys import KeyFile, KeyFileError, digest
 from service.keys import main as make_key

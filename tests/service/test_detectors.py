@@ -28,8 +28,8 @@ from tests.conftest import eventually
 from tests.detectors import good_image, without_disc
 from tests.service.live import served
 from worker.contract import ScoreJob
-from worker.keys import pictures_key
 from worker.queue import JobQueue
+from worker.redis_keys import pictures_key
 
 
 @pytest.fixture

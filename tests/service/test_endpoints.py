@@ -25,8 +25,8 @@ from tests.conftest import Valkey, eventually
 from tests.service.live import served
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Lane, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
-from worker.keys import blob_key, job_key
 from worker.queue import JobQueue
+from worker.redis_keys import blob_key, job_key
 from worker.results import Event, JobError
 
 

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.service.live import served
 from tests.service.outcomes import DETECTOR, MODEL
-from worker.keys import pictures_key
+from worker.redis_keys import pictures_key
 
 IMAGE = to_png(np.full((8, 8, 3), 40, np.uint8))
 

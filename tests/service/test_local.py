@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service import local
+from service.children import ServeError, Supervisor
 from service.settings import Settings
-from service.supervisor import ServeError, Supervisor
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from service.preparation import MAX_PREPARATIONS
 from service.settings import Settings
 from tests.conftest import free_port
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
-from worker.keys import job_key
 from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
+from worker.redis_keys import job_key
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 

@@ -15,8 +15,8 @@ from starlette.types import Message
 
 from ncml.images import heat, to_png
 from ncml.images.tiling import Tiling, blend
-from service.http import clients
-from service.http.clients import MAX_RESULT_BYTES_OF_CLIENT, ResultReading
+from service.http import client_limits
+from service.http.client_limits import MAX_RESULT_BYTES_OF_CLIENT, ResultReading
 from service.jobs import JobService
 from service.rendering import PartedResult
 from tests.service.test_waiting import IMAGE, call, run_within
@@ -91,8 +91,8 @@ def test_readers_without_progress_are_dropped_if_others_wait_for_memory(
     """The results of one client fill its own limit, those of all clients the total."""
     size = MAX_RESULT_BYTES_OF_CLIENT // 2 + 1
     monkeypatch.setattr(JobQueue, "result_size", lambda *_: size)
-    monkeypatch.setattr(clients, "MAX_RESULT_BYTES", 4 * size)
-    monkeypatch.setattr(clients, "STALL_S", 0.5)
+    monkeypatch.setattr(client_limits, "MAX_RESULT_BYTES", 4 * size)
+    monkeypatch.setattr(client_limits, "STALL_S", 0.5)
 
     async def run() -> None:
         unread = [asyncio.ensure_future(get_unread(client, address=f"192.0.2.{i}")) for i in range(1, 5)]
@@ -198,7 +198,7 @@ def test_a_rendering_waits_for_its_reader_and_leaves_its_turn_to_others(
 
 
 def test_one_part_of_one_client_is_rendered_at_a_time() -> None:
-    turns, running, most = clients.RenderingTurns(), [0], [0]
+    turns, running, most = client_limits.RenderingTurns(), [0], [0]
     order: list[str] = []
     lock = threading.Lock()
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ncml.cli import main as cli
-from ncml.cli import remote, rows
+from ncml.cli import remote_model, rows
 from ncml.client import Client
 from service.app import create_app
 from service.keys import digest
@@ -166,12 +166,12 @@ def test_few_requests_are_in_progress_at_once() -> None:
             read += 1
             yield Path(str(i))
 
-    batches = rows.score_batches(paths(), rows.Scorer(slow, rows.REQUEST, remote.REQUESTS))
+    batches = rows.score_batches(paths(), rows.Scorer(slow, rows.REQUEST, remote_model.REQUESTS))
     threading.Timer(0.5, gate.set).start()
     first = next(batches)
     assert [row["file"] for row in first] == [str(i) for i in range(rows.REQUEST)]
     assert next(row["file"] for row in next(batches)) == str(rows.REQUEST)
-    assert read <= (remote.REQUESTS + 2) * rows.REQUEST
+    assert read <= (remote_model.REQUESTS + 2) * rows.REQUEST
     batches.close()
 
 
@@ -294,7 +294,7 @@ def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, worker, model
 
 
 def test_no_module_imports_torch() -> None:
-    modules = "ncml.cli.main, ncml.cli.remote, ncml.cli.rows, ncml.cli.score"
+    modules = "ncml.cli.main, ncml.cli.remote_model, ncml.cli.rows, ncml.cli.score"
     code = f"import sys; sys.modules['torch'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 

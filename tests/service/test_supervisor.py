@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.supervisor import BACKOFF_S, Child, ServeError, Supervisor, terminate_orphans
+from service.children import BACKOFF_S, Child, ServeError, Supervisor, terminate_orphans
 from tests.conftest import alive, eventually
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -55,7 +55,7 @@ def test_a_child_that_was_healthy_is_restarted_without_a_long_pause(tmp_path: Pa
 
 
 def test_the_log_of_a_child_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.supervisor.MAX_LOG_BYTES", 10_000)
+    monkeypatch.setattr("service.children.MAX_LOG_BYTES", 10_000)
     code = "import itertools, time\nfor i in itertools.count(): print(i, flush=True); time.sleep(1e-4)"
     supervisor = Supervisor([[Child("talker", python(code))]], tmp_path, print)
     log, previous = tmp_path / "talker.log", tmp_path / "talker.previous.log"

@@ -22,7 +22,7 @@ import numpy as np
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Box, Tiling
 from ncml.progress import OnProgress, Progress
-from ncml.sampling.options import SamplingLimits
+from ncml.sampling.defaults import SamplingLimits
 
 HEIGHT = WIDTH = 8
 

@@ -15,7 +15,7 @@ import pytest
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.progress import Progress
-from ncml.training.adapt import adapt
+from ncml.training.adaptation import adapt
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
 from worker import calibrating
@@ -305,7 +305,7 @@ def test_a_full_disk_is_noticed_before_a_calibration_computes(
     def fill(*_: object) -> None:  # the disk fills meanwhile
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ncml.training.adapt.report.save", fill)
+    monkeypatch.setattr("ncml.training.adaptation.report.save", fill)
     with pytest.raises(WorkerFault, match="the disk of the new models is full"):
         calibrate()
     assert "power" in stages

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration import tiles
+from ncml.calibration import tile_estimation
 from ncml.calibration.estimation import calibrate
 from ncml.ood import storage
 from tests.ncml import nets
@@ -27,7 +27,7 @@ from worker.descriptors import ModelDescriptor
 from worker.main import load
 from worker.registry import ModelRegistry
 
-JSON_FILES = ("config.json", "calibration.json", "calibration-tiles.json")
+JSON_FILES = ("config.json", "calibration.json", "calibration-tile_estimation.json")
 FILES = (*JSON_FILES, "card.md", "model.safetensors")
 
 
@@ -45,7 +45,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = ncml.load(folder)
     calibrate(model, nets.FIT, nets.RANK).save(folder)
     images = [nets.images(1, 16, 16, seed=seed).numpy()[0] for seed in range(28)]
-    tiles.calibrate(model, [lambda i=i: i for i in images[:8]], [lambda i=i: i for i in images[8:]]).save(folder)
+    tile_estimation.calibrate(model, [lambda i=i: i for i in images[:8]], [lambda i=i: i for i in images[8:]]).save(
+        folder
+    )
     return folder
 
 

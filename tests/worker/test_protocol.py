@@ -20,10 +20,10 @@ from hypothesis.stateful import (
 )
 
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
-from worker.keys import LEASES
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.queue import JobQueue, QueueFull
 from worker.records import parse_job
+from worker.redis_keys import LEASES
 from worker.results import JobEnding, JobError
 
 LIMIT = 12

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.ood.views.protocol import Pixels
+from ncml.ood.views.view import Pixels
 from ncml.progress import OnProgress, Progress
 
 SEARCH_SIDE, COARSE_SIDE, FINE_SIDE = 80, 120, 240

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ncml.ood.conformal import Floats
 from ncml.ood.views.gaussian import ShrunkenGaussian
-from ncml.ood.views.protocol import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 SIDE = 128

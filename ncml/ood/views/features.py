@@ -32,7 +32,7 @@ from ncml.ood.views.alignment import Pose, Template
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.patches import CELL, MOST_SIDE, common_size, deviations, judged_size, patch_features, resize
 from ncml.ood.views.places import Places
-from ncml.ood.views.protocol import Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1

@@ -35,7 +35,7 @@ from ncml.ood.conformal import Floats
 from ncml.ood.measurements import window_excess
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, Windows, bits_map, halved, measure_windows, scales_of
-from ncml.ood.views.protocol import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import BUNDLED, DETECTOR_BASE
 from ncml.progress import OnProgress, Progress
 

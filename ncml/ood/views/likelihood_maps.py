@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ncml.config import ModelConfig
 from ncml.images.tiling import starts
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture
+from ncml.network.mixture import bits_per_dim, from_uint8, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, make_sde
 from ncml.ood.conformal import Floats

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ncml.network import efficientnet
 from ncml.network.efficientnet import EfficientNetLite0
-from ncml.ood.views.protocol import Pixels
+from ncml.ood.views.view import Pixels
 
 LEAST_SIDE, MOST_SIDE = 448, 640
 """Pixels of the longer side at which an image is judged at least and at most; in between it is its own."""

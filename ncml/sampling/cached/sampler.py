@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import PixelDraws, promote_to_fp32
+from ncml.network.mixture import PixelDraws, promote_to_fp32
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
 from ncml.sampling.cached.prefill import prefill

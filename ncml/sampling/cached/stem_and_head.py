@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import PARAMETERS, group_by_component, promote_to_fp32
+from ncml.network.mixture import PARAMETERS, group_by_component, promote_to_fp32
 from ncml.network.ncpn import CHANNELS, NCPN
 from ncml.sampling.cached.buffers import BatchShape, PixelRow, RowSums, ULState
 from ncml.sampling.cached.u_stream import RowConv
@@ -77,7 +77,7 @@ class StemCache:
 
 
 class HeadCache:
-    """The head, with its outputs laid out by component, as `ncml.network.likelihood.PixelSampler` reads them."""
+    """The head, with its outputs laid out by component, as `ncml.network.mixture.PixelSampler` reads them."""
 
     def __init__(self, network: NCPN, shape: BatchShape) -> None:
         K = network.config.model.mixtures

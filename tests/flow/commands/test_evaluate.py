@@ -17,7 +17,7 @@ from PIL import Image
 import ncml
 from ncml.cli import main as cli
 from ncml.config import SOLVERS
-from ncml.evaluation import bootstrap, run, samples
+from ncml.evaluation import bootstrap, report_folder, samples
 from tests.ncml import nets
 from tests.ncml.nets import save_images
 
@@ -58,7 +58,7 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
     done = evaluate("all", *small)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert list(answer) == list(run.KINDS)
+    assert list(answer) == list(report_folder.KINDS)
     assert all("not_measured" not in section for section in answer.values()), answer
     bpd = answer["likelihood"]["bpd"]
     assert list(bpd) == ["0", "0.5", "1"]
@@ -92,7 +92,7 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
     out = tmp_path / "out"
     pages = {path.name: path.read_text() for path in out.glob("*.md")}
     index = pages.pop("report.md")
-    assert re.findall(r"\]\((.*)\)", index) == [f"{kind}.md" for kind in run.KINDS]
+    assert re.findall(r"\]\((.*)\)", index) == [f"{kind}.md" for kind in report_folder.KINDS]
     report = "\n".join(pages.values())
     made = answer["likelihood"]["made"]
     assert made["date"] in (today, date.today().isoformat())

@@ -16,7 +16,7 @@ from ncml.evaluation import classes as evaluated
 from ncml.evaluation import quality
 from ncml.evaluation.cache import MeasurementCache
 from ncml.evaluation.class_samples import sampling_methods
-from ncml.evaluation.features import FeatureExtractor
+from ncml.evaluation.distances import FeatureExtractor
 from ncml.evaluation.inputs import LIMITS, Inputs
 from ncml.evaluation.probe import Probe
 from ncml.network.sde import make_sde

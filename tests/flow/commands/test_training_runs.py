@@ -26,12 +26,12 @@ import ncml
 from ncml import checkpoint, config, recipes
 from ncml.cli import main as cli
 from ncml.config import Config
-from ncml.data import dataset, decoding
+from ncml.data import dataset, image_store
 from ncml.errors import InputError, TrainingError
 from ncml.training import finish, loop, run, tracking
 from ncml.training.finish import TrainedModel
 from ncml.training.folder import STATE, exclusive
-from ncml.training.report import describe_plan
+from ncml.training.reporter import describe_plan
 from ncml.training.state import TrainingState
 from ncml.training.trainer import Trainer
 from tests.ncml import nets
@@ -586,7 +586,7 @@ def test_disk_space_is_reserved_by_writing_where_it_cannot_be_allocated(
 ) -> None:
     """macOS lacks posix_fallocate."""
     monkeypatch.delattr(os, "posix_fallocate")
-    monkeypatch.setattr(decoding, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(image_store, "BLOCK_BYTES", 1000)
     source, cache = write_images(tmp_path / "photos", 20), tmp_path / "cache"
     cached = dataset.load(source, 8, 8, cache_folder=cache)
     assert torch.equal(cached.images_NHWC, dataset.load(source, 8, 8).images_NHWC)

@@ -17,7 +17,7 @@ from ncml.data import dataset
 from ncml.errors import InputError
 from ncml.evaluation import recommendation, tuning
 from ncml.evaluation.bootstrap import Estimate
-from ncml.evaluation.features import FeatureExtractor, mean_kernel_distance
+from ncml.evaluation.distances import FeatureExtractor, mean_kernel_distance
 from ncml.evaluation.variety import precision_recall
 from tests.ncml import nets
 

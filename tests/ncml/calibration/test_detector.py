@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 import ncml
-from ncml.calibration import report
+from ncml.calibration import descriptions
+from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, divide, find_scenes, make_detector
-from ncml.calibration.detector_power import measure_power
 from ncml.data.good_images import open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images import open_image
 from ncml.images.tiling import Box
 from ncml.limits import MAX_SHEET_BYTES
 from ncml.network import efficientnet
-from ncml.ood import detector as detectors
-from ncml.ood.detector import Scale
+from ncml.ood import detector_calibration as detectors
+from ncml.ood.detector_calibration import Scale
 from ncml.ood.judging import Detector, box_of
 from ncml.ood.views import bank, patches, places
 from ncml.ood.views.features import FeaturesView
@@ -131,7 +131,7 @@ def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded:
 
 
 def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
-    lines = "\n".join(report.describe_detector(made))
+    lines = "\n".join(descriptions.describe_detector(made))
     assert "flags 5% of good images on average; with 95% confidence at most" in lines
     assert "96x72 (60)" in lines
     assert "scratch" in lines
@@ -159,7 +159,7 @@ def test_what_is_found_and_missed_is_shown_in_pictures(made: MadeDetector, loade
         window = pixels_HWC[top : top + height, left : left + width]
         assert window.shape == (height, width, 3)
         assert 40 < window.mean() < 150  # as the images are; the sheet is white
-    report.write_detector_card(made)
+    descriptions.write_detector_card(made)
     assert "`detector.jpg` shows examples" in (made.folder / "card.md").read_text()
 
 
@@ -425,7 +425,7 @@ def test_suspects_are_shown_and_left_out_on_request(
     good = open_folder(mixed, sorted(mixed.iterdir()))
     cleaned = make_detector(model, good, tmp_path / "without", leave_out=True, power_images=0)
     assert {suspect.name for suspect in cleaned.suspects} >= set(odd)
-    assert report.save_contact_sheet(cleaned.suspects, tmp_path / "sheet.png")
+    assert descriptions.save_contact_sheet(cleaned.suspects, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert cleaned.left_out == tuple(odd)
     assert cleaned.threshold_with_suspects is not None

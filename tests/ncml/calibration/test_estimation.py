@@ -11,7 +11,7 @@ from PIL.Image import Resampling
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration import power
+from ncml.calibration import held_out_power
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError
 from ncml.images import perturbations
@@ -109,7 +109,7 @@ def test_progress_of_a_calibration_is_reported(model: ncml.Model) -> None:
         on_progress=lambda at: reports.append((at.stage, at.done, at.total)),
     )
     assert reports[:3] == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
-    total = 2 * 11 + 2 * power.GENERATED  # after each of eleven changes; one colour and random values
+    total = 2 * 11 + 2 * held_out_power.GENERATED  # after each of eleven changes; one colour and random values
     assert reports[3] == ("power", 2, total)
     assert reports[-1] == ("power", total, total)
 

@@ -11,7 +11,7 @@ import torch
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration import tiles
+from ncml.calibration import tile_estimation
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Tiling
@@ -36,7 +36,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
     folder = tmp_path_factory.mktemp("tiles") / "quiet"
     checkpoint.save(folder, nets.network(nets.config(), dtype=torch.float32, seed=3, spread=0.08))
     model = ncml.load(folder)
-    made = tiles.calibrate(model, [lambda p=p: p for p in GOOD[:8]], [lambda p=p: p for p in GOOD[8:]])
+    made = tile_estimation.calibrate(model, [lambda p=p: p for p in GOOD[:8]], [lambda p=p: p for p in GOOD[8:]])
     made.save(folder)
     return ncml.load(folder)
 
@@ -88,7 +88,7 @@ def test_good_images_have_uniform_ranks(calibrated: ncml.Model) -> None:
 
 
 def test_tiles_of_another_size_are_resized(model: ncml.Model) -> None:
-    made = tiles.calibrate(
+    made = tile_estimation.calibrate(
         model, [lambda p=p: p for p in GOOD[:8]], [lambda p=p: p for p in GOOD[8:]], tiling=Tiling(16, 16), batch_size=5
     )
     result = scan(model.network, image_of(60), made)
@@ -105,7 +105,7 @@ def striped(seed: int, height: int = 24, width: int = 24) -> np.ndarray:
 @pytest.fixture(scope="module")
 def three_views(calibrated: ncml.Model) -> TileCalibration:
     good = [striped(seed) for seed in range(80)]
-    return tiles.calibrate(calibrated, [lambda p=p: p for p in good[:21]], [lambda p=p: p for p in good[21:]])
+    return tile_estimation.calibrate(calibrated, [lambda p=p: p for p in good[:21]], [lambda p=p: p for p in good[21:]])
 
 
 def test_each_view_finds_its_defect(calibrated: ncml.Model, three_views: TileCalibration) -> None:
@@ -155,7 +155,7 @@ def test_the_ranks_of_good_images_have_one_p_value(calibrated: ncml.Model, three
 def test_fewer_ranks_support_fewer_views(calibrated: ncml.Model) -> None:
     good = [lambda seed=seed: striped(seed) for seed in range(60)]
     for count, views in ((19, ("worst_tile",)), (38, ("worst_tile",)), (39, ("worst_tile", "mean"))):
-        made = tiles.calibrate(calibrated, good[-4:], good[:count])
+        made = tile_estimation.calibrate(calibrated, good[-4:], good[:count])
         assert made.views == views
         assert made.smallest_p <= 0.05
 
@@ -170,7 +170,7 @@ def test_a_calibration_of_a_former_format_is_refused_with_the_remedy(calibrated:
 def test_tiles_that_overlap_less_are_fewer(calibrated: ncml.Model, tmp_path: Path) -> None:
     """The calibration decides: scans use its tiles, also after it was read."""
     good = [lambda p=p: p for p in GOOD]
-    tiles.calibrate(calibrated, good[:8], good[8:], tiling=Tiling(8, 8, overlap=0)).save(tmp_path)
+    tile_estimation.calibrate(calibrated, good[:8], good[8:], tiling=Tiling(8, 8, overlap=0)).save(tmp_path)
     read_again = TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
     assert read_again.tile == Tiling(8, 8, overlap=0)
     assert scan(calibrated.network, GOOD[8], read_again).grid.shape == (3, 3)
@@ -179,18 +179,18 @@ def test_tiles_that_overlap_less_are_fewer(calibrated: ncml.Model, tmp_path: Pat
 
 def test_estimation_takes_tiles_from_the_whole_image(calibrated: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fifth of 5 x 5 tiles would be of one column."""
-    monkeypatch.setattr(tiles, "MAX_FIT_TILES", 8 * 5)
+    monkeypatch.setattr(tile_estimation, "MAX_FIT_TILES", 8 * 5)
     columns: list[int] = []
-    original = tiles.measure_tiles
+    original = tile_estimation.measure_tiles
 
     def measure_tiles(network, image_HWC, tile, corners, *args):
         if len(corners) == 5:
             columns.extend(left for _, left in corners)
         return original(network, image_HWC, tile, corners, *args)
 
-    monkeypatch.setattr(tiles, "measure_tiles", measure_tiles)
+    monkeypatch.setattr(tile_estimation, "measure_tiles", measure_tiles)
     square = [lambda p=p: np.concatenate([p, p[:, :4]], 1) for p in GOOD]
-    tiles.calibrate(calibrated, square[:8], square[8:])
+    tile_estimation.calibrate(calibrated, square[:8], square[8:])
     assert set(columns) == {0, 4, 8, 12, 16}
 
 
@@ -233,25 +233,25 @@ def test_the_model_s_own_calibration_gives_a_map_but_no_verdict(model: ncml.Mode
 def test_too_few_images_are_refused(model: ncml.Model) -> None:
     opened = [lambda p=p: p for p in GOOD]
     with pytest.raises(InputError, match="18 ranking images cannot support"):
-        tiles.calibrate(model, opened[:3], opened[3:21])
+        tile_estimation.calibrate(model, opened[:3], opened[3:21])
     for few, words in ((opened[:0], "0 tiles of 0 images"), ([lambda: GOOD[0][:12, :12]] * 2, "8 tiles of 2 images")):
         with pytest.raises(InputError, match=f"{words} are too few to estimate the statistics: use more images"):
-            tiles.calibrate(model, few, opened)
+            tile_estimation.calibrate(model, few, opened)
     with pytest.raises(InputError, match="5 x 6 pixels is smaller than a tile of 8 x 8"):
-        scan(model.network, np.zeros((6, 5, 3), np.uint8), tiles.calibrate(model, opened[:8], opened[8:]))
+        scan(model.network, np.zeros((6, 5, 3), np.uint8), tile_estimation.calibrate(model, opened[:8], opened[8:]))
 
 
 def test_measurements_that_are_not_finite_are_refused(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not saved: the file could not be read again."""
-    measured = tiles.concatenate
+    measured = tile_estimation.concatenate
 
     def concatenate(parts: list[Columns]) -> Columns:
         return {name: np.append(values[1:], np.inf) for name, values in measured(parts).items()}
 
-    monkeypatch.setattr(tiles, "concatenate", concatenate)
+    monkeypatch.setattr(tile_estimation, "concatenate", concatenate)
     opened = [lambda p=p: p for p in GOOD]
     with pytest.raises(ModelError, match="bits_0 of an image is not finite; train the model again"):
-        tiles.calibrate(model, opened[:8], opened[8:])
+        tile_estimation.calibrate(model, opened[:8], opened[8:])
 
 
 def test_a_calibration_of_tiles_is_bound_to_its_model(calibrated: ncml.Model, tmp_path: Path) -> None:

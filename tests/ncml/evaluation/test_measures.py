@@ -10,11 +10,11 @@ from sklearn import metrics
 
 import ncml
 from ncml.evaluation import bootstrap, published
-from ncml.evaluation.features import frechet_distance, kernel_distance
+from ncml.evaluation.distances import frechet_distance, kernel_distance
 from ncml.evaluation.likelihood import _not_reproduced, bits, flip
 from ncml.evaluation.quality import NOISE_ROUGHNESS, roughness
 from ncml.evaluation.sanity import seven_bit_bits
-from ncml.network.likelihood import from_uint8
+from ncml.network.mixture import from_uint8
 from tests.ncml import nets
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ncml.evaluation import variety
-from ncml.evaluation.features import kernel_distance, mean_kernel_distance
+from ncml.evaluation.distances import kernel_distance, mean_kernel_distance
 from ncml.evaluation.pixel_classifier import MAX_IMAGES, PixelClassifier
 from ncml.evaluation.quality import QUALITY_COLUMNS, FeaturedImages, SampleQuality
 from ncml.progress import Progress, ignore_progress

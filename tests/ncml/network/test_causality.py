@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import log_prob
+from ncml.network.mixture import log_prob
 from ncml.network.ncpn import NCPN
 from tests.ncml import nets
 

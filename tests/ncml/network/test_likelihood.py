@@ -14,8 +14,8 @@ from scipy import stats
 from torch import Tensor
 
 from ncml.config import Config
-from ncml.network import likelihood
-from ncml.network.likelihood import (
+from ncml.network import mixture
+from ncml.network.mixture import (
     HALF_LEVEL,
     PixelDraws,
     PixelSampler,
@@ -65,7 +65,7 @@ def cells(*axes: Tensor) -> Tensor:
 
 def sample_colours(pixel_1P: Tensor, count: int, *, clean: bool, seed: int = 0) -> Tensor:
     """Sample `count` colours from one pixel's parameters, [N, 3]."""
-    K = pixel_1P.shape[1] // likelihood.PARAMETERS
+    K = pixel_1P.shape[1] // mixture.PARAMETERS
     draws = BatchDraws([seed], dtype=torch.float64, device=torch.device("cpu")).draw_pixels(K, count, 1)
     pixel_draws = (part[0, :, :, 0].t().contiguous() for part in (draws.gumbel_BK, draws.logistic_BC, draws.uniform_BC))
     sample = PixelSampler(count, K, 1, pixel_1P, clean=clean)
@@ -96,7 +96,7 @@ CORNER = parameters(
 def isolate_channel(pixel_1P: Tensor, channel: int) -> Tensor:
     """Return the parameters with the two other channels fixed at level 0."""
     pixel = pixel_1P.clone()
-    K = pixel.shape[1] // likelihood.PARAMETERS
+    K = pixel.shape[1] // mixture.PARAMETERS
     mean_KC, log_scale_KC = pixel[0, K : 4 * K].view(K, 3), pixel[0, 4 * K : 7 * K].view(K, 3)
     for other in {0, 1, 2} - {channel}:
         mean_KC[:, other], log_scale_KC[:, other] = -9, -7
@@ -127,11 +127,11 @@ def test_the_density_integrates_to_one() -> None:
 
 def marginal_of_red(values: Tensor, pixel_1P: Tensor) -> Tensor:
     """Compute P(red) at t = 0 by differences of cdfs, for any green and blue. [N]."""
-    mixture = likelihood.split_parameters(pixel_1P)
-    z = (values[:, None] - mixture.mean_BKC[0, :, 0]), mixture.log_scale_BKC[0, :, 0].exp()
+    parts = mixture.split_parameters(pixel_1P)
+    z = (values[:, None] - parts.mean_BKC[0, :, 0]), parts.log_scale_BKC[0, :, 0].exp()
     upper, lower = torch.sigmoid((z[0] + HALF_LEVEL) / z[1]), torch.sigmoid((z[0] - HALF_LEVEL) / z[1])
     upper[values > 1 - HALF_LEVEL], lower[values < -1 + HALF_LEVEL] = 1, 0
-    return ((upper - lower) * torch.softmax(mixture.logit_BK[0], 0)).sum(1)
+    return ((upper - lower) * torch.softmax(parts.logit_BK[0], 0)).sum(1)
 
 
 @pytest.mark.parametrize("red", [0, 1, 77, 255])
@@ -304,8 +304,8 @@ def test_no_image_costs_more_than_16_bits_per_dimension() -> None:
 
 def test_images_survive_conversion_in_both_directions() -> None:
     image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
-    x = likelihood.from_uint8(image)
-    assert torch.equal(likelihood.to_uint8(x), image)
+    x = mixture.from_uint8(image)
+    assert torch.equal(mixture.to_uint8(x), image)
     assert torch.equal(to_grid(x), x)
     assert x.min() == -1
     assert x.max() == 1
@@ -314,7 +314,7 @@ def test_images_survive_conversion_in_both_directions() -> None:
 def test_bits_per_dim_counts_every_value() -> None:
     """A uniform distribution over 256 values is 8 bits for each of H W 3 dimensions."""
     nats = torch.tensor([-math.log(256) * 3 * 40])
-    assert likelihood.bits_per_dim(nats, 40).item() == pytest.approx(8)
+    assert mixture.bits_per_dim(nats, 40).item() == pytest.approx(8)
 
 
 # The gradient of the log-density.
@@ -394,7 +394,7 @@ def test_the_gradient_has_its_moments_on_the_models_own_samples() -> None:
         out = net(x, conditions.t_B, conditions.class_B, conditions.orientation_B)
         return log_mixture(x, out, torch.zeros(count, dtype=torch.bool))
 
-    s = likelihood.grad_log_prob(density, x)
+    s = mixture.grad_log_prob(density, x)
     error = s.flatten(1).std(0) / math.sqrt(count)
     assert (s.flatten(1).mean(0).abs() < 4 * error).all()
     inner = (x * s).flatten(1).sum(1)
@@ -407,7 +407,7 @@ def normal_scores_of(values: Tensor, pixel_1P: Tensor) -> Tensor:
     """Compute the normal scores of colours [N, 3] under one pixel's parameters. [N, 3]."""
     x = values.t()[None, :, :, None]
     parameters_BPHW = pixel_1P[:, :, None, None].expand(-1, -1, len(values), 1)
-    return likelihood.normal_scores(x, parameters_BPHW)[0, :, :, 0].t()
+    return mixture.normal_scores(x, parameters_BPHW)[0, :, :, 0].t()
 
 
 @pytest.mark.parametrize("pixel_1P", [TWO, BROAD, CORNER])
@@ -424,7 +424,7 @@ def test_normal_scores_are_quantiles_of_the_masses(pixel_1P: Tensor, channel: in
         mass = log_mixture_of(every_blue, pixel_1P, clean=True).exp().view(256, 256).sum(1)
     else:
         mass = log_mixture_of(colours, pixel_1P, clean=True).exp()
-    u = ((mass.cumsum(0) - mass / 2) / mass.sum()).clamp(likelihood.TAIL, 1 - likelihood.TAIL)
+    u = ((mass.cumsum(0) - mass / 2) / mass.sum()).clamp(mixture.TAIL, 1 - mixture.TAIL)
     assert normal_scores_of(colours, pixel_1P)[:, channel].numpy() == pytest.approx(stats.norm.ppf(u.numpy()), abs=1e-6)
 
 

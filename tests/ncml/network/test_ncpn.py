@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ncml import runtime
 from ncml.network.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu, gate
-from ncml.network.likelihood import initial_bias, log_mixture
+from ncml.network.mixture import initial_bias, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.recipes import cifar10_base, smoke

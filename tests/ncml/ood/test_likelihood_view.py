@@ -8,13 +8,13 @@ import torch
 
 from ncml.config import Config
 from ncml.errors import InputError, ModelError
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture
+from ncml.network.mixture import bits_per_dim, from_uint8, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, make_sde
 from ncml.ood.views import likelihood
 from ncml.ood.views.likelihood import NAMES, LikelihoodView
 from ncml.ood.views.likelihood_maps import NOISE, bits_map, context_rows, halved, measure_windows, scales_of
-from ncml.ood.views.protocol import Estimated, Stored
+from ncml.ood.views.view import Estimated, Stored
 from ncml.progress import ignore_progress
 from tests.ncml import nets
 

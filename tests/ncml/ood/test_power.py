@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import ncml
-from ncml.calibration.power import measure_power
-from ncml.calibration.report import describe
+from ncml.calibration.descriptions import describe
+from ncml.calibration.held_out_power import measure_power
 from ncml.images.perturbations import ALTERATIONS, PROCESSING, paste_patch, shift_colours
 from ncml.ood.calibration import Calibration
 from ncml.ood.power import Power, explain_weakness, summary

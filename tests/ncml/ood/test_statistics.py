@@ -19,7 +19,7 @@ from ncml.calibration.estimation import calibrate
 from ncml.config import SDEConfig
 from ncml.errors import InputError
 from ncml.evaluation import quality
-from ncml.network.likelihood import from_uint8, log_mixture, log_prob
+from ncml.network.mixture import from_uint8, log_mixture, log_prob
 from ncml.network.sde import largest_noise, make_sde
 from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ncml.config import Config, LevelConfig, ModelConfig
 from ncml.limits import KEEPS, Keep
 from ncml.network.layers import CausalConv, Grow
-from ncml.network.likelihood import from_uint8, group_by_component, to_uint8
+from ncml.network.mixture import from_uint8, group_by_component, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.recipes import cifar10_small
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.cached import NetworkCache, sample_cached, visit_pixels
 from ncml.sampling.conditions import Conditions
-from ncml.sampling.options import SamplingSettings
+from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.sample import BatchDraws, Plan, generate_images, sample_naive
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets

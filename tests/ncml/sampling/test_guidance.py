@@ -13,15 +13,15 @@ from torch import Tensor
 import ncml
 from ncml import checkpoint
 from ncml.errors import InputError
-from ncml.network.likelihood import HALF_LEVEL, PixelDraws, group_by_component, log_mixture, split_parameters
+from ncml.network.mixture import HALF_LEVEL, PixelDraws, group_by_component, log_mixture, split_parameters
 from ncml.network.sde import make_sde
 from ncml.progress import Progress
 from ncml.sampling import guidance
 from ncml.sampling.batching import FIXED_SIZE, fast_groups, fast_sizes, fixed_groups
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions, Tilt
+from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.guidance import CELLS, TiltedPixelSampler, make_grid
-from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Plan, Sampler, SamplerByTilt, generate_images, make_grad_log_prob, sample_naive
 from tests.ncml import nets
 
@@ -251,7 +251,7 @@ def test_an_invalid_option_is_named(model: ncml.Model, options: dict[str, Any], 
 
 
 def test_guidance_needs_a_model_with_classes() -> None:
-    from ncml.sampling.options import SamplingLimits, resolve
+    from ncml.sampling.defaults import SamplingLimits, resolve
 
     limits = SamplingLimits(max_noise=10, has_classes=False)
     with pytest.raises(

@@ -8,13 +8,13 @@ from torch import Tensor
 
 import ncml
 from ncml.limits import KEEPS
-from ncml.network.likelihood import HALF_LEVEL, PixelDraws, from_uint8, to_grid
+from ncml.network.mixture import HALF_LEVEL, PixelDraws, from_uint8, to_grid
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import GREY_LEVEL, make_sde
 from ncml.progress import Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions, OnRow, Tilt
-from ncml.sampling.options import SamplingSettings
+from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.sample import (
     BatchDraws,
     Plan,

@@ -16,7 +16,7 @@ from ncml.cli import main as cli
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.images import alterations, open_image
-from ncml.training import adapt as adapting
+from ncml.training import adaptation as adapting
 from tests.detectors import use_small_scale
 from tests.ncml import nets
 
@@ -87,7 +87,7 @@ def test_the_last_line_names_the_pictures_of_what_is_found_and_missed(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noise = next(alteration for alteration in alterations.ALTERATIONS if alteration.kind == "noise")
-    monkeypatch.setattr("ncml.calibration.detector_power.ALTERATIONS", (noise,))
+    monkeypatch.setattr("ncml.calibration.altered_originals.ALTERATIONS", (noise,))
     save_good_images(tmp_path / "good")
     arguments = ["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--group", "image"]
     assert cli.main([*arguments, "--out", str(tmp_path / "mine")]) == 0

@@ -18,7 +18,7 @@ from ncml import format1
 from ncml.config import Config, TrainingConfig
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture, to_uint8
+from ncml.network.mixture import bits_per_dim, from_uint8, log_mixture, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, make_sde
 from ncml.recipes import maximum_likelihood, smoke

@@ -2,7 +2,7 @@
 
 A view is estimated from the estimation images; then it is fixed, and its scores are a function of one image. It may
 compute several scores in one pass (`mean`, `peak`), each of which can decide the verdict. Scores of a view have no
-common unit: the detector standardises them (`ncml.ood.detector`).
+common unit: the detector standardises them (`ncml.ood.detector_calibration`).
 
 Shapes: N estimation images, H rows and W columns of an image at its own size, h and w those of a map.
 """
@@ -65,7 +65,7 @@ class View(Protocol):
     kind: ClassVar[str]
     """The name under which it is stored, such as `features`."""
     margin: ClassVar[float]
-    """Standardised scores by which it must exceed other views to decide (`ncml.ood.detector`)."""
+    """Standardised scores by which it must exceed other views to decide (`ncml.ood.detector_calibration`)."""
 
     @property
     def names(self) -> tuple[str, ...]:

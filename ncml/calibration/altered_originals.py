@@ -11,7 +11,7 @@ from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_power import DetectorPower
 from ncml.ood.judging import Detector
-from ncml.ood.views.protocol import Pixels, Reader
+from ncml.ood.views.view import Pixels, Reader
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 POWER_IMAGES = 20

@@ -11,7 +11,7 @@ from ncml.cli.terminal import load
 from ncml.images import open_image
 from ncml.images.sources import Image
 from ncml.images.tiling import Tiling
-from ncml.ood import calibrations, detector, tile_calibration
+from ncml.ood import calibrations, detector_calibration, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names
 from ncml.options import leaves_verdict_to_detector
 from ncml.paths import printable
@@ -47,9 +47,9 @@ class LocalModel:
         return tile_calibration.read_if_present(self._description)
 
     @functools.cached_property
-    def detector(self) -> "detector.DetectorCalibration | None":
+    def detector(self) -> "detector_calibration.DetectorCalibration | None":
         """The calibration of a detector, if the folder is one."""
-        return detector.read_if_present(self._description.folder, self.version)
+        return detector_calibration.read_if_present(self._description.folder, self.version)
 
     @functools.cached_property
     def _model(self) -> "Model":

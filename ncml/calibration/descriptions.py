@@ -15,7 +15,7 @@ from ncml.data.inventory import counted
 from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import min_ranks
-from ncml.ood.detector import DetectorCalibration
+from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.power import summary
 from ncml.ood.tile_calibration import TileCalibration
 

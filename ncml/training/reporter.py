@@ -18,7 +18,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import noise_at_end
 from ncml.progress import OnProgress, Progress
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.options import SamplingSettings
+from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.sample import Plan, generate_images
 from ncml.training.optimizer import learning_rate_share
 from ncml.training.provenance import duration

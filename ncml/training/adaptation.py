@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from ncml import checkpoint
-from ncml.calibration import report
+from ncml.calibration import descriptions
+from ncml.calibration.descriptions import describe_suspects
 from ncml.calibration.estimation import calibrate
-from ncml.calibration.power import generate_foreign
-from ncml.calibration.report import describe_suspects
+from ncml.calibration.held_out_power import generate_foreign
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.limits import MIN_ESTIMATION_IMAGES
@@ -127,7 +127,7 @@ def adapt(
         if suspects:
             on_message(describe_suspects([names[i] if names else f"image {i}" for i in sorted(suspects)], len(data)))
         checkpoint.copy(selected.folder, out)
-    report.save(calibration, out)
+    descriptions.save(calibration, out)
     return AdaptedModel(out, calibration, fine_tuned)
 
 

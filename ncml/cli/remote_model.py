@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from ncml.errors import InputError, NcmlError, ServiceError
 from ncml.images import PREPROCESSING, open_image
 from ncml.images.sources import Image
-from ncml.ood import detector
 from ncml.ood.calibrations import Calibrations
+from ncml.ood.detector_calibration import NAME, STATISTIC
 from ncml.options import leaves_verdict_to_detector
 from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
@@ -46,7 +46,7 @@ class RemoteCalibration:
         return cls(
             name=name,
             version=document["version"],
-            statistic=detector.STATISTIC if name == detector.NAME else document.get("statistic", ""),
+            statistic=STATISTIC if name == NAME else document.get("statistic", ""),
             false_positive_rate=document["false_positive_rate"],
             smallest_p=document["smallest_p"],
             weakness=document.get("weakness", ""),
@@ -72,7 +72,7 @@ class RemoteModel:
         )
         self.tiles, self.detector = (
             RemoteCalibration.from_document(name, document[name]) if document.get(name) else None
-            for name in ("tiles", detector.NAME)
+            for name in ("tiles", NAME)
         )
         self.missing_reason = self.calibrations.missing_reason
         if not calibrations:
