@@ -347,7 +347,7 @@ FAULTS = (
     Fault(
         "service: a client that disconnects leaves its job running",
         "service/jobs.py",
-        "cancels=not key)",
+        "cancels=not key and not parsed.params.webhook)",
         "cancels=False)",
         "service/test_waiting.py",
     ),
