@@ -452,12 +452,12 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or na
         "contract",
         "deliveries",
         "descriptors",
-        "keys",
         "logs",
         "monitor",
         "outages",
         "queue",
         "records",
+        "redis_keys",
         "results",
         "traces",
     )

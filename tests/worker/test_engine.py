@@ -305,7 +305,7 @@ def test_a_full_disk_is_noticed_before_a_calibration_computes(
     def fill(*_: object) -> None:  # the disk fills meanwhile
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ncml.training.adaptation.report.save", fill)
+    monkeypatch.setattr("ncml.training.adaptation.descriptions.save", fill)
     with pytest.raises(WorkerFault, match="the disk of the new models is full"):
         calibrate()
     assert "power" in stages

@@ -27,7 +27,7 @@ from worker.descriptors import ModelDescriptor
 from worker.main import load
 from worker.registry import ModelRegistry
 
-JSON_FILES = ("config.json", "calibration.json", "calibration-tile_estimation.json")
+JSON_FILES = ("config.json", "calibration.json", "calibration-tiles.json")
 FILES = (*JSON_FILES, "card.md", "model.safetensors")
 
 
