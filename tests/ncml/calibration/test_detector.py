@@ -166,7 +166,8 @@ def test_what_is_found_and_missed_is_shown_in_pictures(made: MadeDetector, loade
 def test_a_detector_without_power_has_no_pictures_of_an_earlier_one(
     made: MadeDetector, folder: Path, copy: Path
 ) -> None:
-    again = make_detector(ncml.load(copy), open_folder(folder, sorted(folder.iterdir())), copy, power_images=0)
+    good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
+    again = make_detector(ncml.load(copy), good, copy, power_images=0)
     assert again.pictures is None
     assert (made.folder / "detector.jpg").is_file()
     assert not (copy / "detector.jpg").exists()
@@ -432,27 +433,28 @@ def test_suspects_are_shown_and_left_out_on_request(
     assert cleaned.calibration.threshold < cleaned.threshold_with_suspects
 
 
-def test_reviewed_images_estimate_and_never_rank(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+def test_reviewed_images_estimate_and_never_rank(
+    model: ncml.Model, made: MadeDetector, folder: Path, tmp_path: Path
+) -> None:
     good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
     (flagged := tmp_path / "flagged").mkdir()
     for seed in range(300, 306):
         Image.fromarray(without_disc(seed)).save(flagged / f"{seed}.png")
     reviewed = open_folder(flagged, sorted(flagged.iterdir()))
-    before = make_detector(model, good, tmp_path / "before", power_images=0)
+    estimating, ranking = divide(find_scenes(good), 0.05)
     after = make_detector(model, good, tmp_path / "after", reviewed=reviewed, power_images=0)
-    assert before.reviews is None
+    assert made.reviews is None
     assert after.reviews is not None
     assert after.reviews.images == 6
-    assert after.calibration.n_fit == before.calibration.n_fit + 6
-    assert after.calibration.n_rank == before.calibration.n_rank
+    assert after.calibration.n_fit == len(estimating) + 6
+    assert after.calibration.n_rank == len(ranking)
     fresh = [without_disc(seed) for seed in range(400, 410)]
     shares = [
-        np.mean([score.ood is not None and score.ood.is_ood for score in ncml.load(made.folder).score(fresh)])
-        for made in (before, after)
+        np.mean([score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(fresh)])
+        for folder in (made.folder, after.folder)
     ]
     assert shares[0] >= 0.9
     assert shares[1] <= shares[0] / 2
-    _, ranking = divide(find_scenes(good), 0.05)
     shutil.copy(good.paths[ranking[0]], flagged / "again.png")
     ranked = open_folder(flagged, sorted(flagged.iterdir()))
     with pytest.raises(InputError, match=r"1 reviewed image \(again.png\) show.* leave them out"):

@@ -361,10 +361,9 @@ def run_cells(instructions: str, threads: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("instructions", ["", "AVX2"], ids=["as it is", "AVX2"])
-def test_a_seed_gives_the_same_bytes_on_an_emulated_machine(instructions: str) -> None:
-    """The short form of the matrix; both outcomes of the check are among these on an Intel processor."""
-    cells = run_cells(instructions, "1")
+def test_a_seed_gives_the_same_bytes_on_an_emulated_machine() -> None:
+    """The short form of the matrix."""
+    cells = run_cells("AVX2", "1")
     assert len(cells) == 4
     assert [cell for cell in cells if cell["differing"]] == []
 
