@@ -212,8 +212,9 @@ def test_no_job_of_an_engine_that_dies_with_two_batches_is_blamed(fleet: Fleet, 
     fleet.queue.cancel(short)
     fleet.wait([short])
     long = begin(fleet, scan(LARGE))
-    short = fleet.queue.submit(generate(class_name="gated"))
+    short = fleet.queue.submit(generate(class_name="gated"), held_s=60)
     fleet.queue.redis.hset(f"rq:job:{short}", "attempts", 1)  # as of a worker that was killed
+    assert fleet.queue.release(short, generate(class_name="gated"))
     eventually(lambda: fleet.queue.view(short).progress)
     os.kill(fleet.engine_of(worker), signal.SIGKILL)
     gates.open("scan", "images")
