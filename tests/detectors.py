@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.ncml import nets
+
 
 def good_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
     """Return a good image: a bright bar on a dark ground, a disc beside it, and noise."""
@@ -23,6 +25,13 @@ def without_disc(seed: int) -> np.ndarray:
     image = good_image(seed)
     image[40:62, 58:82] = image[40:62, 2:26]
     return image
+
+
+def save_good_images(folder: Path) -> None:
+    """Write 60 images that differ, of which 007.png is unlike the others."""
+    images_NHWC = np.random.default_rng(0).normal(120, 12, (60, 40, 40, 3)).astype(np.uint8)
+    images_NHWC[7] = 0
+    nets.save_images(folder, images_NHWC)
 
 
 def use_small_scale(patch: pytest.MonkeyPatch) -> None:

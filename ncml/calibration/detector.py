@@ -164,13 +164,10 @@ def make_detector(
     checkpoint.check_copy(model.folder, folder)
     judged = None if region is None else _region(good if reviewed is None else good.join(reviewed), region)
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES)
-    scenes_N = find_scenes(good, group)
-    estimating, ranking = divide(scenes_N, false_positive_rate)
+    known, known_scenes_N = good, find_scenes(good, group)
+    duplicates = _near_duplicates(known, known_scenes_N)
+    good, scenes_N, estimating, ranking = _divide_all(known, known_scenes_N, false_positive_rate, reviewed)
     cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)
-    duplicates = _near_duplicates(good, scenes_N)
-    known, known_scenes_N = good, scenes_N
-    if reviewed is not None:
-        good, scenes_N, estimating = _add_reviewed(known, known_scenes_N, estimating, ranking, reviewed)
     if efficientnet.is_available():
         seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
@@ -188,10 +185,7 @@ def make_detector(
         left_out = tuple(name for name in known.names if name in names)
         kept = np.array([i for i, name in enumerate(known.names) if name not in names])
         known, known_scenes_N = known.take(kept), _renumber(known_scenes_N[kept])
-        good, scenes_N = known, known_scenes_N
-        estimating, ranking = divide(scenes_N, false_positive_rate)
-        if reviewed is not None:
-            good, scenes_N, estimating = _add_reviewed(known, known_scenes_N, estimating, ranking, reviewed)
+        good, scenes_N, estimating, ranking = _divide_all(known, known_scenes_N, false_positive_rate, reviewed)
         views, scales, scores_N, deciding = _estimate_and_rank(
             good, judged, scenes_N, estimating, ranking, len(good) - len(known), device, on_message, on_progress
         )
@@ -229,13 +223,16 @@ def make_detector(
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
 
 
-def _add_reviewed(
-    good: GoodImages, scenes_N: Integers, estimating: Integers, ranking: Integers, reviewed: GoodImages
-) -> tuple[GoodImages, Integers, Integers]:
-    """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate.
+def _divide_all(
+    good: GoodImages, scenes_N: Integers, false_positive_rate: float, reviewed: GoodImages | None
+) -> tuple[GoodImages, Integers, Integers, Integers]:
+    """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate and rank.
 
-    Raises `InputError` for a reviewed image that shows a scene among which images are ranked.
+    Raises `InputError` as `divide` does, and for a reviewed image that shows a scene among which images are ranked.
     """
+    estimating, ranking = divide(scenes_N, false_positive_rate)
+    if reviewed is None:
+        return good, scenes_N, estimating, ranking
     joined = good.join(reviewed)
     common_N = find_scenes(joined)
     ranked = set(common_N[ranking].tolist())
@@ -251,7 +248,7 @@ def _add_reviewed(
         scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)
     own_N = np.array([scene_of[int(scene)] for scene in common_N[len(good) :]], np.int64)
     all_estimating = np.concatenate([estimating, np.arange(len(good), len(joined))])
-    return joined, _renumber(np.concatenate([scenes_N, own_N])), all_estimating
+    return joined, _renumber(np.concatenate([scenes_N, own_N])), all_estimating, ranking
 
 
 def _renumber(scenes_N: Integers) -> Integers:

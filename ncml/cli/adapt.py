@@ -93,7 +93,7 @@ def adapt(
     with progress_bar() as on_progress:
         good = open_folder(data, _files(data), on_progress)
         flagged = None if reviewed is None else open_folder(reviewed, _files(reviewed), on_progress)
-        for reason in (good if flagged is None else good.join(flagged)).unreadable[:MAX_MESSAGES]:
+        for reason in [*good.unreadable, *(flagged.unreadable if flagged else ())][:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
         if max_seconds:

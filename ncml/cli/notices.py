@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 
+from ncml.checkpoint import replace_file
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.errors import InputError
 from ncml.webhooks import SecretError, Signer
@@ -138,9 +139,7 @@ class Notices:
             return "", None
 
     def _write_record(self) -> None:
-        partial = self._record.with_name(f".{self._record.name}.new")
-        partial.write_text(f"{self._token} {self._accepted}\n")
-        partial.replace(self._record)
+        replace_file(self._record, lambda new: new.write_text(f"{self._token} {self._accepted}\n"))
 
 
 def _document(cells: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import pytest
 import ncml
 from ncml.cli import main as cli
 from ncml.images import alterations, open_image
-from tests.detectors import use_small_scale
-from tests.ncml.training.test_adapt import save_good_images
+from tests.detectors import save_good_images, use_small_scale
 
 
 @pytest.fixture(autouse=True)

@@ -75,8 +75,8 @@ def test_a_small_print_shows_the_direction_of_a_part_whose_shading_does_not_turn
     images = [cap(seed, angle) for seed, angle in enumerate(angles)]
     template, poses, _ = alignment.estimate(grey(images), ignore_progress)
     assert template is not None
-    found = np.array([pose.values_4[0].item() for pose in poses if pose is not None])
-    turns = np.exp(1j * (found - np.deg2rad(angles)))
+    pose_angles = np.array([pose.values_4[0].item() for pose in poses if pose is not None])
+    turns = np.exp(1j * (pose_angles - np.deg2rad(angles)))
     assert abs(np.angle(turns / turns[0])).max() < np.deg2rad(2)
 
 

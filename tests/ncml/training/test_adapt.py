@@ -15,7 +15,7 @@ from ncml.cli import main as cli
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.training import adaptation as adapting
-from tests.detectors import use_small_scale
+from tests.detectors import save_good_images, use_small_scale
 from tests.ncml import nets
 
 
@@ -51,13 +51,6 @@ def test_too_few_or_equal_images_are_refused() -> None:
     same = Dataset(torch.full((50, 8, 8, 3), 7, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64), ())
     with pytest.raises(InputError, match="all images are equal"):
         adapting.split(same, 0.05)
-
-
-def save_good_images(folder: Path) -> None:
-    """Write 60 images that differ, of which 007.png is unlike the others."""
-    images_NHWC = np.random.default_rng(0).normal(120, 12, (60, 40, 40, 3)).astype(np.uint8)
-    images_NHWC[7] = 0
-    nets.save_images(folder, images_NHWC)
 
 
 def test_a_full_disk_is_reported_before_anything_is_computed(
