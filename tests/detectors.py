@@ -35,11 +35,12 @@ def save_good_images(folder: Path) -> None:
 
 
 def use_small_scale(patch: pytest.MonkeyPatch) -> None:
-    """Judge small images at their size, align them by few candidates, and measure the power on few alterations."""
+    """Judge small images at their size, align them by few angles and candidates, and measure few alterations."""
     from ncml.images import alterations
 
     patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
     patch.setattr("ncml.ood.views.alignment.FINE_SIDE", 96)
+    patch.setattr("ncml.ood.views.alignment.ANGLE_STEP", 30)
     patch.setattr("ncml.ood.views.alignment.CANDIDATES", 2)
     patch.setattr("ncml.calibration.altered_originals.ALTERATIONS", alterations.ALTERATIONS[:3])
 
