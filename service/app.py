@@ -27,7 +27,7 @@ from service.http.stopping import Stop
 from service.jobs import JobService
 from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
-from service.routes import calibrate, generate, health, jobs, models, score
+from service.routes import calibrate, generate, health, jobs, models, reviews, score
 from service.settings import Settings, read_settings
 from service.webhooks.deliverer import Deliverer
 from service.webhooks.documentation import install_webhook
@@ -133,6 +133,7 @@ def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[API
         (calibrate.router, auth + rate_limit),
         (jobs.router, auth),
         (models.router, auth),
+        (reviews.router, auth),
         (health.router, []),
     )
     for router, router_dependencies in dependencies:

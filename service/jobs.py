@@ -36,7 +36,7 @@ from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
 from service.webhooks.targets import Receivers
-from worker.contract import Job, JobStatus, Lane, Priority, Task, is_alone
+from worker.contract import Job, JobStatus, Lane, Priority, ScoreJob, Task, is_alone
 from worker.deliveries import receiver_of
 from worker.descriptors import ModelDescriptor
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull, QueueOutOfMemory
@@ -269,6 +269,7 @@ class JobService:
                 fingerprint=fingerprint,
                 owner=owner,
                 files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
+                digests=parsed.digests if isinstance(job, ScoreJob) and job.originals else (),
                 traceparent=traceparent,
                 webhook=webhook,
                 held_s=held_s,

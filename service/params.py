@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, Keep
 from ncml.options import REQUEST_FIELDS, SamplingOptions, ScoreOptions, select_options, with_fields
 from service.http.negotiation import Format
-from worker.contract import MODEL_NAME, Priority
+from worker.contract import JOB_ID, MODEL_NAME, Priority
 
 _FORMAT = Field(
     default=None,
@@ -108,6 +108,19 @@ class CalibrateParams(JobParams):
     )
     false_positive_rate: float = Field(
         default=0.05, ge=0.001, le=0.5, description="Share of good images that the verdict flags. Default: 0.05."
+    )
+
+
+class ReviewParams(BaseModel):
+    """Parameters of /models/{name}/reviews."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: str = Field(
+        pattern=JOB_ID, description="The id of the job in which the detector judged the image.", examples=["0b6a3c1e9d"]
+    )
+    verdict: Literal["good", "defective"] = Field(
+        description="What the image is; `good` only if the detector flagged it.", examples=["good"]
     )
 
 

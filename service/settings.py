@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     """Whether clients may calibrate new models with /calibrate; set it for the workers, too."""
     max_calibration_images: int = Field(default=2000, ge=40, le=MAX_CALIBRATION_IMAGES)
     """Maximum images of one calibration."""
+    max_review_bytes: int = Field(default=64 * 2**20, ge=2**16, le=512 * 2**20)
+    """Maximum bytes of the images of all reviews, a quarter of them of one API key; each counts at least 4096."""
+    review_days: float = Field(default=30, gt=0, le=3650)
+    """Days after which a review is deleted."""
     default_model: str = ""
     """Model of requests that name none. Empty: the bundled model, or else the first by name."""
     api_keys_file: Path | None = None

@@ -33,6 +33,7 @@ from worker.redis_keys import (
     wake_key,
 )
 from worker.results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobView, Preview, Result
+from worker.reviews import Reviews
 
 RESULT_TTL_S = 3600
 """How long an ended job, its result and its images are kept."""
@@ -93,6 +94,7 @@ class JobQueue:
         self._forget = script(client, "forget")
         self._changes = Changes(client)
         self.deliveries = Deliveries(client)
+        self.reviews = Reviews(client)
         self.monitor = monitor or QueueMonitor(client)
         self.on_end: Callable[[JobView], None] = lambda view: None
         """Called with each waiting job that this process ends: a late one, or one that is canceled."""
@@ -125,6 +127,7 @@ class JobQueue:
         fingerprint: str = "",
         owner: str = "",
         files: Sequence[str] = (),
+        digests: Sequence[str] = (),
         traceparent: str = "",
         webhook: str = "",
         held_s: float | None = None,
@@ -132,8 +135,9 @@ class JobQueue:
         """Put a job in the queue of its lane and priority; return its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
-        `fingerprint`, `owner` and `files` are stored in the job's view: they identify the request and its owner, and
-        name the image files. `traceparent` continues the trace of the request in the worker.
+        `fingerprint`, `owner`, `files` and `digests` are stored in the job's view: they identify the request and its
+        owner, name the image files, and identify those that a detector judges. `traceparent` continues the trace of the
+        request in the worker.
         `webhook` is the address to which the end of the job is sent (`worker.deliveries`).
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
@@ -153,6 +157,7 @@ class JobQueue:
             fingerprint=fingerprint,
             owner=owner,
             files=files,
+            digests=digests,
             traceparent=traceparent,
             webhook=webhook,
             origin=queue_name(lane, job.priority) if held_s is None else held_name(lane),

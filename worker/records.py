@@ -16,7 +16,7 @@ from worker.results import Event, JobError, JobView, ModelRef, Timing, Webhook
 
 VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
-    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "cancel",
+    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "digests", "cancel",
     "webhook_id", "webhook_state", "webhook_attempts",
 )  # fmt: skip
 """The fields that `read_view` reads."""
@@ -46,6 +46,7 @@ def make_record(
     fingerprint: str,
     owner: str,
     files: Sequence[str],
+    digests: Sequence[str] = (),
     traceparent: str,
     origin: str,
     client: Any,
@@ -78,6 +79,8 @@ def make_record(
     }
     if files:
         fields["files"] = pydantic_core.to_json(files)
+    if digests:
+        fields["digests"] = pydantic_core.to_json(digests)
     if traceparent:
         fields["traceparent"] = traceparent
     if webhook:
@@ -120,6 +123,7 @@ def read_view(job_id: str, fields: dict[str, str]) -> JobView:
         fingerprint=fields.get("fingerprint", ""),
         owner=fields.get("owner", ""),
         files=pydantic_core.from_json(fields.get("files", "[]")),
+        digests=pydantic_core.from_json(fields.get("digests", "[]")),
         n=int(fields.get("n", 1)),
         created_at=float(fields["submitted"]),
         started_at=float(fields["started"]) if has_started else None,

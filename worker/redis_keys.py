@@ -19,6 +19,8 @@
     ncml:receivers           set: receivers of webhooks, as https://host:port, for which there are deliveries
     ncml:deliveries:{receiver}   sorted set: ids of deliveries by the time they are due (the server's clock)
     ncml:sending:{receiver}      sorted set: {id}:{token of the attempt} by the time the lease lapses
+    ncml:reviews             sorted set: {owner}:{id}:{bytes} of every review by the time it expires
+    ncml:review:{owner}:{id} hash: a review with its image, until it expires
     ncml:probe               written by readiness checks
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
@@ -36,6 +38,7 @@ LEASES = "ncml:leases"
 WORKERS = "ncml:workers"
 PROBE = "ncml:probe"
 RECEIVERS = "ncml:receivers"
+REVIEWS = "ncml:reviews"
 STATE_CHANNEL = "ncml:changes:state"
 PROGRESS_CHANNEL = "ncml:changes:progress"
 
@@ -73,6 +76,11 @@ def blob_key(job_id: str) -> str:
 def preview_key(job_id: str) -> str:
     """Return the key of the latest preview of a running job."""
     return f"{blob_key(job_id)}:preview"
+
+
+def review_key(owner: str, review_id: str) -> str:
+    """Return the key of a review, which contains the owner of its API key."""
+    return f"ncml:review:{owner}:{review_id}"
 
 
 def delivery_key(delivery_id: str) -> str:

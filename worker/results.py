@@ -308,6 +308,9 @@ class JobView(FrozenModel):
     fingerprint: str = Field(default="", description="digest of the request, given by the submitter")
     owner: str = Field(default="", description="owner of the job, given by the submitter")
     files: tuple[str, ...] = Field(default=(), description="names of the images' files, given by the submitter")
+    digests: tuple[str, ...] = Field(
+        default=(), description="SHA-256 of each file that a detector judges, given by the submitter"
+    )
     n: int
     created_at: float = Field(description="seconds since 1970, as are the next three fields")
     started_at: float | None = None

@@ -25,6 +25,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
         "result-expired": "The result of the job 0b6a3c1e9d has expired; send the request again.",
         "no-preview": "The job 0b6a3c1e9d has no preview at the moment.",
         "no-such-model": "model: 'mnist' is not available; the available models are cifar10, cifar10@9f2c61d07be3.",
+        "no-such-review": "There is no review 5f0c1a7be2d94c38 of this client for bottles; list them to find its id.",
         "no-pictures": "cifar10 has no pictures of what it finds and misses; only detectors whose power was measured "
         "have some.",
     },
@@ -44,6 +45,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
         "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",
         "too-many-streams": "This client has 64 event streams open already; close one, or poll the job.",
         "too-many-uploads": "This client sends too many images at once; wait for its other requests.",
+        "too-many-reviews": "The images of your reviews would have more than 16777216 bytes; delete some reviews.",
         "quota-exceeded": "The quota of 60 requests per minute is exhausted; retry in 20 s.",
     },
     500: {
@@ -184,6 +186,17 @@ SCORES: dict[str, JsonDict] = {
     "score": {"value": SCORE},
     "of a detector": {"value": DETECTION},
     "in tiles": {"value": SCAN},
+}
+REVIEW: JsonDict = {
+    "id": "5f0c1a7be2d94c38",
+    "model": "bottles",
+    "verdict": "good",
+    "file": "1.png",
+    "is_ood": True,
+    "p_value": 0.0071,
+    "size": 81_234,
+    "created_at": "2026-01-01T12:00:00Z",
+    "expires_at": "2026-01-31T12:00:00Z",
 }
 IMAGES: JsonDict = {**_SUCCEEDED, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
 JOB: JsonDict = {

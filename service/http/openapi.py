@@ -67,8 +67,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def request_schema(params: type[BaseModel], *, max_images: int) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route that calls `parse_request` with the same arguments."""
+def request_schema(params: type[BaseModel], *, max_images: int, has_job: bool = True) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route that calls `parse_request` with the same arguments.
+
+    has_job: whether it creates a job, and so reads the headers of such requests.
+    """
     schema = params.model_json_schema(ref_template="#/components/schemas/{model}")
     defs: dict[str, Any] = schema.get("$defs", {})
     json_fields: dict[str, Any] = {name: _inlined(field, defs) for name, field in schema["properties"].items()}
@@ -98,7 +101,7 @@ def request_schema(params: type[BaseModel], *, max_images: int) -> dict[str, Any
     if max_images:
         content = {FORM: form_body, "image/*": BINARY, OCTETS: BINARY, JSON: json_body}
     return {
-        "parameters": query + header_parameters(),
+        "parameters": query + (header_parameters() if has_job else header_parameters("X-Request-Id")),
         "requestBody": {"required": bool(max_images), "content": content},
     }
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -67,11 +68,16 @@ class ParsedRequest(Generic[P]):
         names = [upload.file for upload in self.uploads]
         return names if len(names) > 1 and any(names) else []
 
+    @functools.cached_property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each file, in hexadecimal digits."""
+        return [hashlib.sha256(upload.data).hexdigest() for upload in self.uploads]
+
     def fingerprint(self, path: str) -> str:
         """Return a digest of the path, the parameters and the files, in whichever format they were sent."""
         digest = hashlib.sha256(f"{path} {self.params.model_dump_json(exclude={'format'})}".encode())
-        for upload in self.uploads:
-            digest.update(hashlib.sha256(upload.data).digest())
+        for upload_digest in self.digests:
+            digest.update(bytes.fromhex(upload_digest))
         return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from tests.service.outcomes import DETECTOR, MODEL
 from worker.redis_keys import pictures_key
 
 IMAGE = to_png(np.full((8, 8, 3), 40, np.uint8))
+PART = to_png(np.full((40, 40, 3), 200, np.uint8))
 
 
 class Generated:
@@ -104,6 +105,17 @@ def test_a_generated_client_works_for_every_operation(generated: Generated, queu
     worker.serve(MODEL.model_copy(update={"detector": DETECTOR}))
     queue.redis.set(pictures_key("c0" * 32), b"a sheet")
     assert generated.call("models.get_pictures", "tiny").content == b"a sheet"
+    part = types.File(payload=io.BytesIO(PART), file_name="part.png", mime_type="image/png")
+    judged = generated.call("images.score", body=generated.model("ScoreFilesBody")(image=[part])).parsed
+    reviewed = generated.model("ReviewFilesBody")(
+        image=types.File(payload=io.BytesIO(PART), file_name="part.png", mime_type="image/png"),
+        job=judged.id,
+        verdict=generated.model("ReviewFilesBodyVerdict").GOOD,
+    )
+    review_id = generated.call("reviews.review", "tiny", body=reviewed).parsed.id
+    [listed] = generated.call("reviews.list_reviews", "tiny").parsed.reviews
+    assert (listed.id, listed.file) == (review_id, "part.png")
+    assert generated.call("reviews.delete_review", "tiny", review_id).status_code == 204
     assert generated.call("operations.health").parsed.status == "ok"
     assert generated.call("operations.readiness").parsed.lanes["score"] == 1
     assert generated.call("operations.version").parsed.name == "ncml"

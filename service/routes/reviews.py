@@ -1,0 +1,184 @@
+"""/models/{name}/reviews: what a client knows better than the verdict of a detector."""
+
+import functools
+import hashlib
+from datetime import UTC, datetime
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.http import examples
+from service.http.negotiation import JSON
+from service.http.openapi import problem_responses, request_schema
+from service.http.problems import Problem, invalid_field
+from service.http.requests import Upload, parse_request
+from service.jobs import Jobs, JobService
+from service.params import ReviewParams
+from service.routes.models import Name
+from worker.results import ScoreResult
+from worker.reviews import Review, TooManyReviews, Verdict
+
+router = APIRouter(prefix="/models", tags=["reviews"])
+
+DAY_S = 86_400
+RETRY_AFTER_S = 3600
+"""Seconds after which a client may retry when the reviews of all keys take all their room: they expire after days."""
+
+ReviewId = Annotated[str, Path(description="The id of a review.", pattern=r"^[0-9a-f]{16}$")]
+
+
+class ReviewAnswer(BaseModel):
+    """A review, without its image."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.REVIEW})
+
+    id: str = Field(description="The same for every review of an image with one key: a later one replaces it.")
+    model: str
+    verdict: Verdict
+    file: str = Field(description="The name that the client gave the file.")
+    is_ood: bool = Field(description="Whether the detector flagged the image.")
+    p_value: float = Field(description="Its p-value.")
+    size: int = Field(description="Bytes of the file.")
+    created_at: datetime
+    expires_at: datetime = Field(description="When the service deletes it.")
+
+
+class ReviewsAnswer(BaseModel):
+    """The reviews of a model with the key of the request, the oldest first."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"reviews": [examples.REVIEW]}})
+
+    reviews: list[ReviewAnswer]
+
+
+@router.post(
+    "/{name}/reviews",
+    operation_id="review",
+    summary="Review an image",
+    status_code=201,
+    response_model=ReviewAnswer,
+    responses=problem_responses(
+        400, 401, 403, 404, 413, 415, 422, 429, 503,
+        kinds=("no-such-job", "result-expired", "invalid-input", "cross-site", "too-many-reviews", "too-many-uploads",
+               "queue-down", "no-room", "stopping"),
+    ),
+    openapi_extra=request_schema(ReviewParams, max_images=1, has_job=False),
+)  # fmt: skip
+async def review(name: Name, request: Request, jobs: Jobs) -> Response:
+    """Keep an image that a detector has judged for this key, and whether it is good or defective.
+
+    `job` is the job that judged it, of at most an hour ago, and the file must be the same, byte for byte. An image that
+    was not flagged can be reviewed as defective only. A new version of the detector can learn from flagged images that
+    are good; defective images only test it.
+
+    Only the key that sent a review can list, use and delete it. It is deleted after the time of NCML_REVIEW_DAYS.
+
+    ```
+    curl -F image=@1.png 'localhost:8000/score?model=bottles'
+    curl -F image=@1.png -F job=$ID -F verdict=good localhost:8000/models/bottles/reviews
+    ```
+    """
+    parsed = await parse_request(request, ReviewParams, max_images=1)
+    [upload] = parsed.uploads
+    model = name.partition("@")[0]
+    is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, upload)
+    if parsed.params.verdict == "good" and not is_ood:
+        raise invalid_field("verdict", f"verdict: {model} did not flag this image; review flagged images as good.")
+    limit = jobs.settings.max_review_bytes
+    add = functools.partial(
+        jobs.queue.reviews.add,
+        str(request.state.owner),
+        model,
+        parsed.params.verdict,
+        upload.data,
+        file=upload.file,
+        is_ood=is_ood,
+        p_value=p_value,
+        keep_s=jobs.settings.review_days * DAY_S,
+        owner_bytes=limit // 4,
+        all_bytes=limit,
+    )
+    try:
+        kept = await anyio.to_thread.run_sync(add)
+    except TooManyReviews as error:
+        if error.is_own:
+            detail = f"The images of your reviews would have more than {limit // 4} bytes; delete some reviews."
+        else:
+            detail = "The reviews of all clients take all their room; retry later."
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        raise Problem(429, detail, kind="too-many-reviews", headers=headers) from error
+    return Response(_answer(kept).model_dump_json(), 201, media_type=JSON)
+
+
+@router.get(
+    "/{name}/reviews",
+    operation_id="list_reviews",
+    summary="List the reviews of a model",
+    responses=problem_responses(401, 422, 503, kinds=("invalid-input", "queue-down")),
+)
+async def reviews(name: Name, request: Request, jobs: Jobs) -> ReviewsAnswer:
+    """Return the reviews of a model that were sent with the key of this request.
+
+    ```
+    curl localhost:8000/models/bottles/reviews
+    ```
+    """
+    model = name.partition("@")[0]
+    kept = await anyio.to_thread.run_sync(jobs.queue.reviews.find, str(request.state.owner), model)
+    return ReviewsAnswer(reviews=[_answer(review) for review in kept])
+
+
+@router.delete(
+    "/{name}/reviews/{review_id}",
+    operation_id="delete_review",
+    summary="Delete a review",
+    status_code=204,
+    responses=problem_responses(401, 404, 422, 503, kinds=("no-such-review", "invalid-input", "queue-down")),
+)
+async def delete_review(name: Name, review_id: ReviewId, request: Request, jobs: Jobs) -> Response:
+    """Delete a review with its image at once. 404 for that of another key.
+
+    ```
+    curl -X DELETE localhost:8000/models/bottles/reviews/$REVIEW
+    ```
+    """
+    owner, model = str(request.state.owner), name.partition("@")[0]
+    if not await anyio.to_thread.run_sync(jobs.queue.reviews.remove, owner, model, review_id):
+        detail = f"There is no review {review_id} of this client for {model}; list them to find its id."
+        raise Problem(404, detail, kind="no-such-review")
+    return Response(status_code=204)
+
+
+async def _find_verdict(
+    request: Request, jobs: JobService, model: str, job_id: str, upload: Upload
+) -> tuple[bool, float]:
+    """Return whether a detector flagged an image in a job, and its p-value.
+
+    Raises `JobNotFound` for the job of another client, and the 422 `Problem` for an image that it did not judge.
+    """
+    view = await jobs.view(request, job_id)
+    digest = hashlib.sha256(upload.data).hexdigest()
+    if view.model_name != model or digest not in view.digests:
+        detail = f"image: {model} did not judge this file as a detector in the job; score it first, and send it again."
+        raise invalid_field("image", detail)
+    result = await anyio.to_thread.run_sync(jobs.queue.result, job_id)
+    detection = result.results[view.digests.index(digest)].detection if isinstance(result, ScoreResult) else None
+    if detection is None:
+        raise invalid_field("job", f"job: {job_id} has not succeeded, so there is no verdict to review; score again.")
+    return detection.is_ood, detection.p_value
+
+
+def _answer(review: Review) -> ReviewAnswer:
+    return ReviewAnswer(
+        id=review.id,
+        model=review.model,
+        verdict=review.verdict,
+        file=review.file,
+        is_ood=review.is_ood,
+        p_value=review.p_value,
+        size=review.size,
+        created_at=datetime.fromtimestamp(review.created_at, UTC),
+        expires_at=datetime.fromtimestamp(review.expires_at, UTC),
+    )
