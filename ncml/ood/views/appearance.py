@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ncml.images.resizing import Resize
 from ncml.ood.conformal import Floats
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
@@ -107,6 +108,16 @@ class AppearanceView:
                 raise ValueError(f"its Gaussian of {name} has another shape")
             gaussians[name] = ShrunkenGaussian(mean_M, deviation_M, precision_MM)
         return cls(gaussians)
+
+
+def resizes(height: int, width: int) -> tuple[Resize, ...]:
+    """Return what `_measure` does to the size of an image: Pillow's thumbnail, then at least one pixel for a cell."""
+    probe = Image.new("1", (width, height))
+    probe.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    steps = (Resize(probe.height, probe.width, "BOX", reducing_gap=2.0),)
+    if min(probe.size) >= GRID:
+        return steps
+    return (*steps, Resize(max(GRID, probe.height), max(GRID, probe.width), "BOX"))
 
 
 def _measure(image_HWC: Pixels) -> dict[str, Floats]:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ncml.errors import ModelError
@@ -30,7 +31,15 @@ from ncml.network import efficientnet
 from ncml.ood.views import alignment
 from ncml.ood.views.alignment import Pose, Template
 from ncml.ood.views.bank import Bank
-from ncml.ood.views.patches import CELL, MOST_SIDE, common_size, deviations, judged_size, patch_features, resize
+from ncml.ood.views.patches import (
+    CELL,
+    MOST_SIDE,
+    common_size,
+    deviations,
+    judged_resize,
+    judged_size,
+    patch_features,
+)
 from ncml.ood.views.places import Places
 from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
@@ -109,15 +118,18 @@ class FeaturesView:
         """Score an image by its patches."""
         pose = None if self.template is None else self.template.pose(image_HWC)
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
-        query_hwF = patch_features(self.network, judged_HWC) / self.deviation_F
-        if isinstance(self.reference, Bank):
-            map_hw = self.reference.map(query_hwF)
-        else:
-            map_hw = self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
+        map_hw = self.map(patch_features(self.network, judged_HWC), inside_hw)
         score, map_hw = float(map_hw.max()), map_hw.cpu()
         if pose is not None:
             map_hw = alignment.restore(map_hw, pose)
         return {self.reference.name: Measurement(score, map_hw.numpy().astype(np.float32))}
+
+    def map(self, features_hwF: Tensor, inside_hw: Tensor) -> Tensor:
+        """Return how unusual each patch is, [h, w]; `inside_hw`: the cells that an aligned image shows."""
+        query_hwF = features_hwF / self.deviation_F
+        if isinstance(self.reference, Bank):
+            return self.reference.map(query_hwF)
+        return self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
 
     def store(self) -> Stored:
         """Return the patches in fp16, and the digest of the network's weights."""
@@ -158,8 +170,8 @@ class FeaturesView:
 
 def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -> tuple[Pixels, Tensor]:
     """Return an image at the judged size and in the template's position, and the cells that it shows, [h, w]."""
-    resized = resize(image_HWC, size or judged_size(*image_HWC.shape[:2]))
-    cells = resized.height // CELL, resized.width // CELL
+    resized_HWC = judged_resize(size or judged_size(*image_HWC.shape[:2]))(image_HWC)
+    cells = resized_HWC.shape[0] // CELL, resized_HWC.shape[1] // CELL
     if pose is None:
-        return np.asarray(resized), torch.ones(cells, dtype=torch.bool)
-    return alignment.align(resized, pose, cells)
+        return resized_HWC, torch.ones(cells, dtype=torch.bool)
+    return alignment.align(Image.fromarray(resized_HWC), pose, cells)

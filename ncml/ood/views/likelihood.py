@@ -19,22 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from ncml import checkpoint
 from ncml.config import Config
 from ncml.errors import InputError, ModelError
+from ncml.images.resizing import Resize
 from ncml.network.ncpn import NCPN
 from ncml.ood.conformal import Floats
-from ncml.ood.measurements import window_excess
 from ncml.ood.views.gaussian import ShrunkenGaussian
-from ncml.ood.views.likelihood_maps import NOISE, Precision, Windows, bits_map, halved, measure_windows, scales_of
+from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
 from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import BUNDLED, DETECTOR_BASE
 from ncml.progress import OnProgress, Progress
@@ -47,6 +47,8 @@ STEP = 8
 """Pixels between neighbouring windows, whose side is the model's."""
 CELL = 8
 """Pixels of a cell of the map of `likelihood_peak`."""
+PEAK_SIDE = 5
+"""Side of the squares whose mean is a peak."""
 BLOCK = 4
 """Side of the blocks whose means vary coarsely."""
 MIN_DEVIATION = 1e-3
@@ -60,7 +62,8 @@ class ScaleMeasurements:
 
     whole_M: Floats
     """Mean bits/dim, and the logarithm of their deviation over pixels and over means of 4x4."""
-    windows: Windows
+    windows_RC2: Floats
+    """Mean bits/dim of each window, and the logarithm of their deviation over its pixels."""
     peak: float
     peak_hw: NDArray[np.float32]
     """The largest excess in each cell."""
@@ -75,9 +78,9 @@ class Moments:
     products_MM: Floats
 
     @classmethod
-    def of(cls, windows: Windows) -> Self:
+    def of(cls, windows_RC2: Floats) -> Self:
         """Sum over an image."""
-        values_NM = _stack(windows).reshape(-1, 2)
+        values_NM = windows_RC2.reshape(-1, 2)
         return cls(float(len(values_NM)), values_NM.sum(0), values_NM.T @ values_NM)
 
 
@@ -132,17 +135,18 @@ class LikelihoodView:
         _check(network)
         height, width = readers[0]().shape[:2]
         halvings = _halvings(height, width)
-        scales = min(MAX_SCALES, scales_of(height >> halvings, width >> halvings, _side(network)))
+        scales = min(MAX_SCALES, scales_of(height >> halvings, width >> halvings, window_side(network)))
         if not scales:
             raise InputError(
-                "data", f"images must have at least {_side(network)} pixels in each direction: leave smaller ones out."
+                "data",
+                f"images must have at least {window_side(network)} pixels in each direction: leave smaller ones out.",
             )
         rows: list[list[ScaleMeasurements]] = []
         for reader in readers:
             rows.append(_measure(network, reader(), precision, halvings, scales))
             on_progress(Progress("likelihood", len(rows), len(readers)))
         whole_NM = np.stack([_whole(row) for row in rows])
-        moments = [[Moments.of(measurements.windows) for measurements in row] for row in rows]
+        moments = [[Moments.of(measurements.windows_RC2) for measurements in row] for row in rows]
         own_whole_N, own_NKS = np.empty(len(rows)), np.empty((len(rows), 2, scales))
         for scene in np.unique(scenes_N):
             is_own_N = scenes_N == scene
@@ -170,11 +174,11 @@ class LikelihoodView:
         row = _measure(self.network, image_HWC, self.precision, self.halvings, self.scales)
         standard_KS = _standardise(_extremes(row, self.windows), self.typical_KS2)
         window_scale, peak_scale = standard_KS.argmax(1)
-        windows = row[window_scale].windows
-        distances_RC = self.windows[window_scale].distance(_stack(windows))
+        distances_RC = torch.from_numpy(self.windows[window_scale].distance(row[window_scale].windows_RC2))
+        window_map_hw = spread(distances_RC, window_side(self.network)).float().numpy()
         return {
             NAMES[0]: Measurement(float(self.whole.distance(_whole(row)))),
-            NAMES[1]: Measurement(float(standard_KS[0].max()), _spread(distances_RC, _side(self.network) // STEP)),
+            NAMES[1]: Measurement(float(standard_KS[0].max()), window_map_hw),
             NAMES[2]: Measurement(float(standard_KS[1].max()), row[peak_scale].peak_hw),
         }
 
@@ -238,7 +242,8 @@ def _check(network: NCPN) -> None:
         raise ModelError("its network has attention, and the view of the likelihood needs one without: choose another.")
 
 
-def _side(network: NCPN) -> int:
+def window_side(network: NCPN) -> int:
+    """Return the side of windows in pixels."""
     return min(network.config.model.height, network.config.model.width)
 
 
@@ -254,36 +259,49 @@ def _measure(
     network: NCPN, image_HWC: Pixels, precision: Precision, halvings: int, scales: int
 ) -> list[ScaleMeasurements]:
     """Measure an image at its first size, after some halvings, and at halved ones."""
-    side = _side(network)
-    least = side * 2 ** (halvings + scales - 1)
     height, width = image_HWC.shape[:2]
-    if min(height, width) < least:
-        larger = max(least, round(least * width / height)), max(least, round(least * height / width))
-        image_HWC = np.array(Image.fromarray(image_HWC).resize(larger, Image.Resampling.BICUBIC))
+    image_HWC = Resize(*first_size(height, width, window_side(network), halvings + scales), "BICUBIC")(image_HWC)
     for _ in range(halvings):
         image_HWC = halved(image_HWC)
     row: list[ScaleMeasurements] = []
     for _ in range(scales):
-        bits_HW = bits_map(network, image_HWC, precision=precision)
-        excess_HW = window_excess(-np.log(2) * 3 * bits_HW[None])[0]
-        cells = F.max_pool2d(excess_HW[None].float(), CELL, ceil_mode=True)[0]
-        double_HW = bits_HW.double()
-        blocks_HW = F.avg_pool2d(double_HW[None], BLOCK)
-        deviations = [torch.log(values.std(correction=0) + 1e-3).item() for values in (double_HW, blocks_HW)]
-        whole_M = np.array([double_HW.mean().item(), *deviations])
-        windows = measure_windows(bits_HW, side, STEP)
-        row.append(ScaleMeasurements(whole_M, windows, float(excess_HW.max()), cells.cpu().numpy()))
+        measured = measure_bits(bits_map(network, image_HWC, precision=precision), window_side(network))
+        whole_M, windows_RC2 = measured.whole_M.cpu().numpy(), measured.windows_RC2.cpu().numpy()
+        row.append(ScaleMeasurements(whole_M, windows_RC2, float(measured.peak), measured.peak_hw.cpu().numpy()))
         image_HWC = halved(image_HWC)
     return row
 
 
+def first_size(height: int, width: int, side: int, sizes: int) -> tuple[int, int]:
+    """Return the height and width from which an image is halved, until it has been seen at this many sizes."""
+    least = side * 2 ** (sizes - 1)
+    if min(height, width) >= least:
+        return height, width
+    return max(least, round(least * height / width)), max(least, round(least * width / height))
+
+
+class MeasuredBits(NamedTuple):
+    """`ScaleMeasurements` as tensors."""
+
+    whole_M: Tensor
+    windows_RC2: Tensor
+    peak: Tensor
+    peak_hw: Tensor
+
+
+def measure_bits(bits_HW: Tensor, side: int) -> MeasuredBits:
+    """Measure the bits/dim of an image at one scale, for windows of `side` pixels."""
+    double_HW = bits_HW.double()
+    excess_HW = F.avg_pool2d((double_HW - double_HW.mean()).float()[None], PEAK_SIDE, 1)[0]
+    cells = F.max_pool2d(excess_HW[None], CELL, ceil_mode=True)[0]
+    blocks_HW = F.avg_pool2d(bits_HW[None], BLOCK).double()
+    deviations = [torch.log(values.std(correction=0) + 1e-3) for values in (double_HW, blocks_HW)]
+    whole_M = torch.stack([double_HW.mean(), *deviations])
+    return MeasuredBits(whole_M, measure_windows(bits_HW, side, STEP), excess_HW.max().double(), cells)
+
+
 def _whole(row: Sequence[ScaleMeasurements]) -> Floats:
     return np.concatenate([measurements.whole_M for measurements in row])
-
-
-def _stack(windows: Windows) -> Floats:
-    """Return the measurements of windows, [R, C, 2]."""
-    return np.stack([windows.mean_RC, windows.log_deviation_RC], 2)
 
 
 def _window_gaussians(moments_NS: Sequence[Sequence[Moments]]) -> tuple[ShrunkenGaussian, ...]:
@@ -305,7 +323,7 @@ def _window_gaussians(moments_NS: Sequence[Sequence[Moments]]) -> tuple[Shrunken
 def _extremes(row: Sequence[ScaleMeasurements], gaussians: Sequence[ShrunkenGaussian]) -> Floats:
     """Return the largest distance of a window, and the peak, by scale: [2, S]."""
     distances_S = [
-        float(gaussian.distance(_stack(measurements.windows)).max())
+        float(gaussian.distance(measurements.windows_RC2).max())
         for measurements, gaussian in zip(row, gaussians, strict=True)
     ]
     return np.array([distances_S, [measurements.peak for measurements in row]])
@@ -321,9 +339,9 @@ def _standardise(extremes_KS: Floats, typical_KS2: Floats) -> Floats:
     return (extremes_KS - typical_KS2[..., 0]) / typical_KS2[..., 1]
 
 
-def _spread(values_RC: Floats, cells: int) -> NDArray[np.float32]:
-    """Return the mean over the windows that cover each cell; a window covers `cells` of them in each direction."""
-    values = F.pad(torch.from_numpy(values_RC)[None, None], (cells - 1,) * 4)
-    counts = F.pad(torch.ones(1, 1, *values_RC.shape, dtype=torch.float64), (cells - 1,) * 4)
-    means = F.avg_pool2d(values, cells, 1) / F.avg_pool2d(counts, cells, 1)
-    return means[0, 0].float().numpy()
+def spread(values_RC: Tensor, side: int) -> Tensor:
+    """Return the mean over the windows that cover each cell; windows have this side and are a cell apart."""
+    cells = side // STEP
+    values = F.pad(values_RC[None, None], (cells - 1,) * 4)
+    counts = F.pad(torch.ones_like(values_RC)[None, None], (cells - 1,) * 4)
+    return (F.avg_pool2d(values, cells, 1) / F.avg_pool2d(counts, cells, 1))[0, 0]

@@ -8,7 +8,6 @@ Shapes: H rows and W columns of an image at one scale, R and C rows and columns 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,6 @@ from ncml.images.tiling import starts
 from ncml.network.mixture import bits_per_dim, from_uint8, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, make_sde
-from ncml.ood.conformal import Floats
 
 Precision = Literal["fp32", "bf16"]
 Pixels = NDArray[np.uint8]
@@ -56,16 +54,23 @@ def bits_map(
 
     The network must not have attention. Sides that are not multiples of its stride are extended with their last pixels.
     """
+    return surprise(network, torch.from_numpy(np.ascontiguousarray(image_HWC)), precision, strip_pixels)
+
+
+def surprise(
+    network: NCPN, image_HWC: Tensor, precision: Precision = "fp32", strip_pixels: int | None = None
+) -> Tensor:
+    """Return `bits_map` of a tensor. strip_pixels: pixels that are computed at once; None: all."""
     height, width = image_HWC.shape[:2]
     stride = 2 ** (len(network.config.model.levels) - 1)
     weight = network.head.weight
-    x_BCHW = from_uint8(torch.from_numpy(np.ascontiguousarray(image_HWC))[None]).to(weight)
+    x_BCHW = from_uint8(image_HWC[None]).to(weight)
     x_BCHW = F.pad(x_BCHW, (0, -width % stride, 0, -height % stride), mode="replicate")
     sde = make_sde(network.config.sde)
     t_B = torch.full((1,), sde.time_of(NOISE), device=weight.device)
     x_BCHW = (x_BCHW * broadcast_to(sde.alpha(t_B), x_BCHW)).contiguous(memory_format=torch.channels_last)
     context = context_rows(network.config.model)
-    rows = max(stride, strip_pixels // x_BCHW.shape[3] // stride * stride)
+    rows = max(stride, (strip_pixels or x_BCHW[0, 0].numel()) // x_BCHW.shape[3] // stride * stride)
     strips: list[Tensor] = []
     for top in range(0, x_BCHW.shape[2], rows):
         above = min(top, context)
@@ -89,27 +94,22 @@ def scales_of(height: int, width: int, side: int) -> int:
     return max(0, (min(height, width) // side).bit_length())
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Measurements of square windows of an image, evenly spaced from edge to edge."""
-
-    mean_RC: Floats
-    """Bits/dim."""
-    log_deviation_RC: Floats
-    """Of bits/dim over the window's pixels."""
+def window_starts(length: int, side: int, step: int) -> list[int]:
+    """Return the first pixel of each window along a line, from edge to edge, at most `step` apart."""
+    return starts(length, side, 1 + -(-(length - side) // step))
 
 
-def measure_windows(bits_HW: Tensor, side: int, step: int) -> Windows:
-    """Measure windows of `side` pixels, at most `step` apart."""
-    bits = bits_HW.double().cpu().numpy()
-    tops, lefts = (np.array(starts(length, side, 1 + -(-(length - side) // step))) for length in bits.shape)
+def measure_windows(bits_HW: Tensor, side: int, step: int) -> Tensor:
+    """Return the mean bits/dim of each window, and the logarithm of their deviation over its pixels, fp64 [R, C, 2]."""
+    bits_HW = bits_HW.double()
+    tops, lefts = (window_starts(length, side, step) for length in bits_HW.shape)
 
-    def sums(values_HW: Floats) -> Floats:
-        total = np.pad(values_HW.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        below, above = total[tops + side], total[tops]
-        return (below - above)[:, lefts + side] - (below - above)[:, lefts]
+    def sums(values_HW: Tensor) -> Tensor:
+        total = F.pad(values_HW.cumsum(0).cumsum(1), (1, 0, 1, 0))
+        columns = total[:, [left + side for left in lefts]] - total[:, lefts]
+        return columns[[top + side for top in tops]] - columns[tops]
 
-    count = side * side
-    mean_RC = sums(bits) / count
-    variance_RC = np.maximum(sums((bits - bits.mean()) ** 2) / count - (mean_RC - bits.mean()) ** 2, 0)
-    return Windows(mean_RC, np.log(np.sqrt(variance_RC) + 1e-3))
+    count, mean = side * side, bits_HW.mean()
+    mean_RC = sums(bits_HW) / count
+    variance_RC = (sums((bits_HW - mean).square()) / count - (mean_RC - mean).square()).clamp(min=0)
+    return torch.stack([mean_RC, torch.log(variance_RC.sqrt() + 1e-3)], 2)

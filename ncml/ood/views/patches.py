@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.images.resizing import Resize
 from ncml.network import efficientnet
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.views.view import Pixels
@@ -51,18 +51,20 @@ def judged_size(height: int, width: int) -> tuple[int, int]:
     return rows * COARSE_CELL, columns * COARSE_CELL
 
 
-def resize(image_HWC: Pixels, size: tuple[int, int]) -> Image.Image:
-    """Return an image at a height and width."""
-    height, width = size
-    return Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+def judged_resize(size: tuple[int, int]) -> Resize:
+    """Return what brings an image to a judged height and width."""
+    return Resize(*size, "BICUBIC", reducing_gap=3.0)
 
 
 @torch.inference_mode()
 def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
     """Return the features of the patches of an image, whose sides are multiples of 16: [h, w, F]."""
-    device = network.stem.conv.weight.device
-    x_BCHW = torch.from_numpy(np.array(judged_HWC)).to(device).permute(2, 0, 1)[None].float()
-    fine, middle, coarse = network.activations(x_BCHW, STAGES)
+    return describe_patches(network, torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device))
+
+
+def describe_patches(network: EfficientNetLite0, judged_HWC: Tensor) -> Tensor:
+    """Return the features of the patches of an image on the network's device: [h, w, F]."""
+    fine, middle, coarse = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), STAGES)
     coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear")
     return torch.cat([F.avg_pool2d(fine, 2), middle, coarse], 1)[0].permute(1, 2, 0)
 
@@ -82,7 +84,7 @@ def deviations(features: Iterable[Tensor]) -> Tensor:
 def pass_seconds(image_HWC: Pixels, device: str) -> float:
     """Return the seconds of describing the patches of an image, measured on this machine."""
     network = efficientnet.load(device)
-    judged_HWC = np.asarray(resize(image_HWC, judged_size(*image_HWC.shape[:2])))
+    judged_HWC = judged_resize(judged_size(*image_HWC.shape[:2]))(image_HWC)
     patch_features(network, judged_HWC)  # the first also initialises kernels
     started = time.perf_counter()
     patch_features(network, judged_HWC).cpu()

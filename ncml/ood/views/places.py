@@ -10,6 +10,7 @@ views.alignment`) are False in `inside_hw`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -24,8 +25,6 @@ from ncml.ood.conformal import Floats
 
 IMAGES = 40
 """Images whose patches are kept."""
-COLUMNS = 8
-"""Columns of cells that are compared at once."""
 AROUND = 5
 """Cells of a side over which the usual distances are averaged."""
 LEAST_DEVIATION, LEAST_OF_MEAN = 0.1, 0.05
@@ -127,28 +126,22 @@ class Places:
 
 @torch.inference_mode()
 def nearest_by_place(query_hwF: Tensor, places_hwNF: Tensor, neighbourhood: int) -> Tensor:
-    """Return the distance of each patch from the nearest one within some cells of its place, [h, w]."""
+    """Return the distance of each patch from the nearest one within some cells of its place, [h, w].
+
+    Each place of the good images is compared with the patches around it, K = (2 neighbourhood + 1)^2 of them.
+    """
     h, w, features = query_hwF.shape
-    count = places_hwNF.shape[2]
-    norms_hwN = places_hwNF.square().sum(3)
-    smallest_hw = torch.full((h, w), torch.inf, device=query_hwF.device)
-    for left in range(0, w, COLUMNS):
-        right = min(left + COLUMNS, w)
-        first, last = max(0, left - neighbourhood), min(w, right + neighbourhood)
-        offsets = torch.arange(left, right)[:, None] - torch.arange(first, last)
-        is_far_qb = (offsets.abs() > neighbourhood).to(query_hwF.device)
-        for shift in range(-neighbourhood, neighbourhood + 1):
-            top, bottom = max(0, -shift), min(h, h - shift)  # rows of the image whose neighbour at this shift exists
-            if top >= bottom:
-                continue
-            rows = slice(top + shift, bottom + shift)
-            bank_rFb = places_hwNF[rows, first:last].reshape(bottom - top, -1, features).transpose(1, 2)
-            norms_rb = norms_hwN[rows, first:last].reshape(bottom - top, 1, -1)
-            squared_rqb = torch.baddbmm(norms_rb, query_hwF[top:bottom, left:right], bank_rFb, alpha=-2)
-            by_place = squared_rqb.reshape(bottom - top, right - left, last - first, count).amin(3)
-            by_place.masked_fill_(is_far_qb, torch.inf)
-            part = smallest_hw[top:bottom, left:right]
-            torch.minimum(part, by_place.amin(2), out=part)
+    side = 2 * neighbourhood + 1
+    around_FKP = F.unfold(query_hwF.permute(2, 0, 1)[None], side, padding=neighbourhood).reshape(features, side**2, -1)
+    places_PNF = places_hwNF.reshape(h * w, -1, features)
+    norms_P1N = places_PNF.square().sum(2)[:, None]
+    squared_PKN = torch.baddbmm(norms_P1N, around_FKP.permute(2, 1, 0), places_PNF.transpose(1, 2), alpha=-2)
+    smallest_Khw = squared_PKN.amin(2).T.reshape(-1, h, w)
+    # The patch at (i, j) was compared by the place (i - shift) at (i); beyond the edges there are no places.
+    padded_Khw = F.pad(smallest_Khw, (neighbourhood,) * 4, value=torch.inf)
+    shifts = itertools.product(range(side - 1, -1, -1), repeat=2)
+    by_shift = zip(padded_Khw, shifts, strict=True)
+    smallest_hw = torch.stack([plane_hw[top : top + h, left : left + w] for plane_hw, (top, left) in by_shift]).amin(0)
     return (query_hwF.square().sum(2) + smallest_hw).clamp(min=0).sqrt()
 
 
