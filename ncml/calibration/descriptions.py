@@ -108,7 +108,12 @@ def describe_detector(made: MadeDetector) -> list[str]:
         )
     elif made.suspects:
         lines.append("they raise the threshold if they rank: remove them, or add --leave-out suspects")
-    if made.reviews is not None:
+    if made.reviews is not None and made.reviews.defective:
+        lines.append(
+            f"{made.reviews.found} of {counted(made.reviews.defective, 'defective image')}, which only test it, are "
+            "flagged"
+        )
+    if made.reviews is not None and made.reviews.images:
         still = f"{made.reviews.still_flagged} would be flagged again if only images of other scenes had been added"
         lines.append(f"{counted(made.reviews.images, 'reviewed image')} estimate, too, and do not rank; {still}")
     if calibration.power is not None:

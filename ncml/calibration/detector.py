@@ -20,10 +20,11 @@ import numpy as np
 
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
+from ncml.calibration.division import divide_all, find_common_scenes, find_scenes, renumber
+from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
 from ncml.data.inventory import counted
-from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
 from ncml.errors import InputError, ModelError
 from ncml.images.alterations import ALTERATIONS
@@ -31,7 +32,6 @@ from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.model import Model
 from ncml.network import efficientnet
-from ncml.ood.conformal import check_rate, min_ranks
 from ncml.ood.detector_calibration import DetectorCalibration, Scale
 from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import SceneRanks, cutoff
@@ -41,12 +41,6 @@ from ncml.ood.views.view import Reader, View
 from ncml.paths import check_space
 from ncml.progress import OnProgress, Progress, ignore_progress
 
-MIN_ESTIMATION_SCENES = 11
-"""Scenes from which views are estimated at least."""
-ESTIMATION_SHARE = 0.3
-"""Share of the scenes that are used to estimate, if enough remain to rank."""
-MAX_ESTIMATION_SCENES = 200
-"""Scenes from which views are estimated at most; the others rank."""
 DETECTOR_BYTES = 128 * 2**20
 """Space for what a detector adds to a copy of the model, mostly the patches by place."""
 JUDGING_PASSES, ESTIMATION_PASSES = 6, 10
@@ -72,11 +66,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Reviews:
-    """What became of images that were flagged although they are good."""
+    """What became of images that were flagged although they are good, and of defective ones."""
 
     images: int
     still_flagged: int
     """How many the images of other scenes would not keep from being flagged again."""
+    defective: int = 0
+    found: int = 0
+    """How many of the defective images are flagged; they have no part in the detector."""
 
 
 @dataclass(frozen=True)
@@ -101,38 +98,6 @@ class MadeDetector:
         return self.folder / checkpoint.DETECTOR_PICTURES if power is not None and power.sheet else None
 
 
-def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
-    """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files."""
-    if group != finding.AUTO:
-        return finding.scenes_by_name(good.names, group)
-    if len(set(good.digests)) == 1:
-        raise InputError("data", "all images are equal: use images that show how good ones differ.")
-    return finding.merge(finding.near_duplicates(good.thumbnails, good.digests), overlapping(good.points))
-
-
-def divide(scenes_N: Integers, false_positive_rate: float) -> tuple[Integers, Integers]:
-    """Return the positions of the estimation and of the ranking images, divided by scene and evenly spread.
-
-    Raises `InputError` for too few scenes.
-    """
-    check_rate(false_positive_rate)
-    count = int(scenes_N.max()) + 1
-    needed = min_ranks(1, false_positive_rate)
-    if count < MIN_ESTIMATION_SCENES + needed:
-        unit = "images" if count == len(scenes_N) else f"scenes ({counted(len(scenes_N), 'image')})"
-        raise InputError(
-            "data",
-            f"{count} {unit} are too few: use good images of at least {MIN_ESTIMATION_SCENES + needed} scenes, "
-            f"{MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a rate of {false_positive_rate:g}; if "
-            "near-duplicates were found where there are none, add --group image.",
-        )
-    estimating = max(MIN_ESTIMATION_SCENES, min(count - needed, round(ESTIMATION_SHARE * count), MAX_ESTIMATION_SCENES))
-    is_estimating = np.zeros(count, bool)
-    is_estimating[np.arange(estimating) * count // estimating] = True
-    is_estimating_N = is_estimating[scenes_N]
-    return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
-
-
 def make_detector(
     model: Model,
     good: GoodImages,
@@ -143,6 +108,8 @@ def make_detector(
     group: str = finding.AUTO,
     leave_out: bool = False,
     reviewed: GoodImages | None = None,
+    defective: GoodImages | None = None,
+    keep_images: bool = False,
     power_images: int = POWER_IMAGES,
     region: Box | None = None,
     device: str = "cpu",
@@ -155,6 +122,8 @@ def make_detector(
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
         holds, and the scales of the views are those of the other images.
+    defective: images that should be flagged; they only test the detector.
+    keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels; all images must then have one size.
 
@@ -163,10 +132,12 @@ def make_detector(
     """
     checkpoint.check_copy(model.folder, folder)
     judged = None if region is None else _region(good if reviewed is None else good.join(reviewed), region)
-    check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES)
+    kept_bytes = kept_images.kept_bytes(good, reviewed) if keep_images else 0
+    check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES + kept_bytes)
     known, known_scenes_N = good, find_scenes(good, group)
+    common_N = None if reviewed is None else find_common_scenes(good, reviewed, group)
     duplicates = _near_duplicates(known, known_scenes_N)
-    good, scenes_N, estimating, ranking = _divide_all(known, known_scenes_N, false_positive_rate, reviewed)
+    good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
     cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)
     if efficientnet.is_available():
         seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
@@ -184,8 +155,9 @@ def make_detector(
         names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(known)))]}
         left_out = tuple(name for name in known.names if name in names)
         kept = np.array([i for i, name in enumerate(known.names) if name not in names])
-        known, known_scenes_N = known.take(kept), _renumber(known_scenes_N[kept])
-        good, scenes_N, estimating, ranking = _divide_all(known, known_scenes_N, false_positive_rate, reviewed)
+        common_N = None if common_N is None else np.concatenate([common_N[kept], common_N[len(known) :]])
+        known, known_scenes_N = known.take(kept), renumber(known_scenes_N[kept])
+        good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
         views, scales, scores_N, deciding = _estimate_and_rank(
             good, judged, scenes_N, estimating, ranking, len(good) - len(known), device, on_message, on_progress
         )
@@ -193,6 +165,10 @@ def make_detector(
     checkpoint.copy(model.folder, folder)
     for name in (checkpoint.DETECTOR, checkpoint.DETECTOR_PICTURES):  # earlier ones would not match the new arrays
         (folder / name).unlink(missing_ok=True)
+    if keep_images:
+        kept_images.keep(folder, known, reviewed, group)
+    else:
+        kept_images.discard(folder)
     values, digest = save_views(folder, views)
     calibration = DetectorCalibration(
         model.version,
@@ -210,50 +186,21 @@ def make_detector(
         region=judged,
     )
     calibration.save(folder)
+    detector = Detector(calibration, views)
     if power_images:
         on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
-        detector = Detector(calibration, views)
         power, sheet = measure_power(detector, good.readers(ranking), count=power_images, on_progress=on_progress)
         if power.sheet:
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         calibration = calibration.with_power(power)
         calibration.save(folder)
     is_flagged = scores_N[len(known) :] > calibration.threshold
-    reviews = None if reviewed is None else Reviews(len(is_flagged), int(is_flagged.sum()))
+    reviews = None
+    if reviewed is not None or defective is not None:
+        tests = [] if defective is None else defective.readers(defective.all)
+        found = sum(detector.score(reader()) > calibration.threshold for reader in tests)
+        reviews = Reviews(len(is_flagged), int(is_flagged.sum()), len(tests), found)
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
-
-
-def _divide_all(
-    good: GoodImages, scenes_N: Integers, false_positive_rate: float, reviewed: GoodImages | None
-) -> tuple[GoodImages, Integers, Integers, Integers]:
-    """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate and rank.
-
-    Raises `InputError` as `divide` does, and for a reviewed image that shows a scene among which images are ranked.
-    """
-    estimating, ranking = divide(scenes_N, false_positive_rate)
-    if reviewed is None:
-        return good, scenes_N, estimating, ranking
-    joined = good.join(reviewed)
-    common_N = find_scenes(joined)
-    ranked = set(common_N[ranking].tolist())
-    refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
-    if refused:
-        raise InputError(
-            "reviewed",
-            f"{counted(len(refused), 'reviewed image')} ({', '.join(refused[:3])}{', ...' * (len(refused) > 3)}) show "
-            "scenes of good images that rank, which would make the rate wrong: leave them out.",
-        )
-    scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
-    for scene in np.unique(common_N[len(good) :]).tolist():
-        scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)
-    own_N = np.array([scene_of[int(scene)] for scene in common_N[len(good) :]], np.int64)
-    all_estimating = np.concatenate([estimating, np.arange(len(good), len(joined))])
-    return joined, _renumber(np.concatenate([scenes_N, own_N])), all_estimating, ranking
-
-
-def _renumber(scenes_N: Integers) -> Integers:
-    """Number scenes from 0."""
-    return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)
 
 
 def _estimate_and_rank(

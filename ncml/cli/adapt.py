@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ncml.calibration.detector import MadeDetector
     from ncml.model import Model
 
+DEFAULT_RATE = 0.05
 SUSPECTS = "suspects.png"
 """The contact sheet of images that are unlike the others, in the folder of the detector."""
 
@@ -43,11 +44,14 @@ def adapt(
     out: Annotated[Path, arg(metavar="FOLDER")],
     model: ModelOption = "",
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no fine-tuning)")] = None,
-    false_positive_rate: Annotated[float, arg(metavar="RATE")] = 0.05,
+    false_positive_rate: Annotated[float, arg(metavar="RATE")] = DEFAULT_RATE,
     confidence: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: on average)")] = None,
     group: Annotated[str, arg(metavar="auto|image|folder|PATTERN")] = AUTO,
     leave_out: Annotated[Literal["suspects"] | None, arg(help_behavior_hint="(default: none)")] = None,
     reviewed: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    defective: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    keep_images: bool = False,
+    update: Annotated[str, arg(metavar="NAME|PATH", help_behavior_hint="(default: a new detector)")] = "",
     region: Annotated[
         str | None, arg(metavar="X,Y,WIDTH,HEIGHT", help_behavior_hint="(default: the whole image)")
     ] = None,
@@ -61,7 +65,8 @@ def adapt(
     ranks: so the share of good images that are flagged is guaranteed. The power is measured on altered images.
 
     Args:
-        data: Folder of at least 30 good images.
+        data: Folder of at least 30 good images; with --update, of images that the detector flagged although they are
+            good.
         out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
             detector is replaced, and its other calibrations are kept.
         model: Name or folder of the model to start from, which computes bits/dim.
@@ -74,6 +79,11 @@ def adapt(
         leave_out: Leave out the images that are unlike the others.
         reviewed: Folder of images that the detector flagged although they are good. They join those that estimate, and
             never rank, so that the rate holds.
+        defective: Folder of images that should be flagged. They only test the detector: the report says how many it
+            finds.
+        keep_images: Keep copies of the good images in the folder of the detector, so that --update can use them.
+        update: Detector of which to make a new version, with its own options and the images that it keeps; the images
+            in FOLDER join those that estimate.
         region: Judge only this part of the images, in pixels from the left and the top; all must have one size.
         power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -84,48 +94,71 @@ def adapt(
     check_rate(false_positive_rate)
     check_group(group)
     box = None if region is None else parse_region(region)
-    description = describe(model, device)
+    if update:
+        of_the_detector = {
+            "model": model, "max-time": max_time, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
+            "confidence": confidence, "group": group != AUTO, "leave-out": leave_out, "reviewed": reviewed,
+            "region": region, "keep-images": keep_images,
+        }  # fmt: skip
+        for name in (name for name, value in of_the_detector.items() if value):
+            raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
+    description = describe(update or model, device)
     check_copy(description.folder, out, changing=max_seconds > 0)
     if not data.is_dir():
         raise InputError("data", f"{data} is not a folder: name a folder of good images.")
     if reviewed is not None and not reviewed.is_dir():
         raise InputError("reviewed", f"{reviewed} is not a folder: name a folder of good images that were flagged.")
+    if defective is not None and not defective.is_dir():
+        raise InputError("defective", f"{defective} is not a folder: name a folder of defective images.")
+    comparison: list[str] = []
     with progress_bar() as on_progress:
-        good = open_folder(data, _files(data), on_progress)
-        flagged = None if reviewed is None else open_folder(reviewed, _files(reviewed), on_progress)
-        for reason in [*good.unreadable, *(flagged.unreadable if flagged else ())][:MAX_MESSAGES]:
+        opened = {
+            folder: open_folder(folder, _files(folder), on_progress) for folder in (data, reviewed, defective) if folder
+        }
+        for reason in [reason for images in opened.values() for reason in images.unreadable][:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
-        if max_seconds:
-            loaded = _fine_tune(loaded, data, out, false_positive_rate, max_seconds, device, on_progress)
-        from ncml.calibration.detector import make_detector
-
-        made = make_detector(
-            loaded,
-            good,
-            out,
-            false_positive_rate=false_positive_rate,
-            confidence=confidence,
-            group=group,
-            leave_out=leave_out is not None,
-            reviewed=flagged,
+        common: dict[str, Any] = {
+            "defective": opened[defective] if defective else None,
+            "device": device,
+            "on_message": _print_message,
+            "on_progress": on_progress,
             **({} if power else {"power_images": 0}),
-            region=box,
-            device=device,
-            on_message=_print_message,
-            on_progress=on_progress,
-        )
+        }
+        if update:
+            from ncml.calibration.updating import update_detector
+
+            updated = update_detector(loaded, opened[data], out, **common)
+            made, comparison = updated.made, updated.comparison
+        else:
+            if max_seconds:
+                loaded = _fine_tune(loaded, data, out, false_positive_rate, max_seconds, device, on_progress)
+            from ncml.calibration.detector import make_detector
+
+            made = make_detector(
+                loaded,
+                opened[data],
+                out,
+                false_positive_rate=false_positive_rate,
+                confidence=confidence,
+                group=group,
+                leave_out=leave_out is not None,
+                reviewed=opened[reviewed] if reviewed else None,
+                keep_images=keep_images,
+                region=box,
+                **common,
+            )
     from ncml.calibration import descriptions
 
     sheet = descriptions.save_contact_sheet(made.suspects, out / SUSPECTS)
-    lines = descriptions.describe_detector(made)
+    lines = [*descriptions.describe_detector(made), *comparison]
     if sheet:
         lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
     if made.pictures:
         lines.append(f"examples of what it finds and misses are shown in {made.pictures}")
     descriptions.write_detector_card(made)
     if as_json:
-        print_json(_result(made) | {"seconds": round(time.monotonic() - started, 1)})
+        print_json(_result(made) | {"comparison": comparison, "seconds": round(time.monotonic() - started, 1)})
     else:
         print(*lines, sep="\n")
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -55,6 +55,15 @@ class GoodImages:
         """Return a function for each of these images."""
         return [self.reader(int(index)) for index in indices]
 
+    @property
+    def all(self) -> range:
+        """The indices of all images."""
+        return range(len(self))
+
+    def distinct(self) -> GoodImages:
+        """Return the images without repetitions: of equal ones the first."""
+        return self.take(list({digest: index for index, digest in reversed([*enumerate(self.digests)])}.values())[::-1])
+
     def join(self, others: GoodImages) -> GoodImages:
         """Return these images and others, in this order."""
         return GoodImages(

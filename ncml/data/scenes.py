@@ -61,15 +61,21 @@ def scenes_by_name(names: Sequence[str], group: str) -> Integers:
     """
     if group == IMAGE:
         return np.arange(len(names))
-    if group == FOLDER:
-        return _number([str(PurePosixPath(name).parent) for name in names])
     keys: list[str] = []
     for name in names:
-        match = re.search(group, name)
-        if match is None or match[1] is None:
+        key = scene_of_name(name, group)
+        if key is None:
             raise InputError("group", f"--group {group!r} does not match {name}: use a pattern that matches all names.")
-        keys.append(match[1])
-    return _number(keys)
+        keys.append(key)
+    return number(keys)
+
+
+def scene_of_name(name: str, group: str) -> str | None:
+    """Return the scene that the name of an image states, by its subfolder or a pattern; None if it states none."""
+    if group == FOLDER:
+        return str(PurePosixPath(name).parent)
+    match = re.search(group, name)
+    return None if match is None else match[1]
 
 
 def thumbnail(image_HWC: Pixels) -> NDArray[np.float64]:
@@ -97,7 +103,7 @@ def near_duplicates(descriptors_NF: NDArray[np.floating[Any]], digests: Sequence
     images; of nested groups, the largest.
     """
     x_NF = np.asarray(descriptors_NF, np.float64)
-    labels_N = _number(list(digests))
+    labels_N = number(list(digests))
     count = len(labels_N)
     limit = LINKED * _median_distance(x_NF, labels_N)
     scenes_N = np.arange(count)
@@ -123,7 +129,7 @@ def merge(scenes_N: Integers, pairs: Iterable[tuple[int, int]]) -> Integers:
     scenes_N = scenes_N.copy()
     for first, second in pairs:
         scenes_N[scenes_N == scenes_N[second]] = scenes_N[first]
-    return _number(scenes_N.tolist())
+    return number(scenes_N.tolist())
 
 
 def _distances(x_NF: NDArray[np.float64], labels_N: Integers, index: int) -> NDArray[np.float64]:
@@ -158,7 +164,7 @@ def _spanning_tree(x_NF: NDArray[np.float64], labels_N: Integers) -> list[tuple[
     return sorted(edges)
 
 
-def _number(keys: Sequence[str] | Sequence[int]) -> Integers:
+def number(keys: Sequence[str] | Sequence[int]) -> Integers:
     """Number distinct keys in the order of their first occurrence."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], np.int64)

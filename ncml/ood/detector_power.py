@@ -62,6 +62,11 @@ class DetectorPower:
         return next((size for size, share in self.shares[kind].items() if share >= FOUND), None)
 
     @property
+    def mean_share(self) -> float:
+        """The share of altered images that are flagged, of all kinds and sizes alike."""
+        return float(np.mean([share for sizes in self.shares.values() for share in sizes.values()]))
+
+    @property
     def weakness(self) -> str:
         """Why the detector is weak, in a clause; "" if it is not."""
         largest = [list(sizes.values())[-1] for kind, sizes in self.shares.items() if kind in LOCAL]

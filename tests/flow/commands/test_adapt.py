@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ncml
 from ncml.cli import main as cli
@@ -49,3 +50,33 @@ def test_the_last_line_names_the_pictures_of_what_is_found_and_missed(
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line == f"examples of what it finds and misses are shown in {pictures}"
     assert open_image(pictures).shape[1] >= 144
+
+
+def test_a_detector_that_keeps_its_images_is_updated(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_good_images(tmp_path / "good")
+    monkeypatch.chdir(tmp_path)
+    common = ["--no-power", "--json"]
+    options = ["--model", str(model.folder), "--group", "image", "--keep-images", "--out", "mine"]
+    assert cli.main(["adapt", "good", *options, *common]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["reviewed"] is None
+    (tmp_path / "flagged").mkdir()
+    (tmp_path / "good" / "007.png").rename(tmp_path / "flagged" / "dark.png")
+    save_image = Image.open(tmp_path / "flagged" / "dark.png").point(lambda level: level + 3)
+    save_image.save(tmp_path / "flagged" / "dark.png")
+    (tmp_path / "bad").mkdir()
+    save_image.point(lambda level: 255 - level).save(tmp_path / "bad" / "white.png")
+    update = ["adapt", "flagged", "--update", "mine", "--defective", "bad"]
+    assert cli.main([*update, "--out", "next", *common]) == 0
+    updated = json.loads(capsys.readouterr().out)
+    assert updated["n_fit"] == made["n_fit"] + 1
+    assert updated["n_rank"] == made["n_rank"]
+    assert updated["reviewed"]["images"] == updated["reviewed"]["defective"] == updated["reviewed"]["found"] == 1
+    assert updated["comparison"] == ["the former version finds 1 of the 1 defective images"]
+    assert cli.main([*update, "--group", "image", "--out", "other"]) == 2
+    assert "--update uses the options of the detector itself: omit --group" in capsys.readouterr().err
+    assert cli.main(["adapt", "flagged", "--update", str(model.folder), "--out", "other"]) == 2
+    assert "is not a detector: make one with ncml adapt" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

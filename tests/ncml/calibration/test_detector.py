@@ -14,7 +14,8 @@ from PIL import Image
 import ncml
 from ncml.calibration import descriptions
 from ncml.calibration.altered_originals import measure_power
-from ncml.calibration.detector import MadeDetector, divide, find_scenes, make_detector
+from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.calibration.division import divide, find_scenes
 from ncml.data.good_images import open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images import open_image

@@ -1,0 +1,111 @@
+"""Good images of a detector, divided by scene between those that estimate and those that rank.
+
+Shapes: N images, in the order of their folder, and reviewed ones after them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ncml.data import scenes as finding
+from ncml.data.good_images import GoodImages
+from ncml.data.inventory import counted
+from ncml.data.overlaps import overlapping
+from ncml.data.scenes import Integers
+from ncml.errors import InputError
+from ncml.ood.conformal import check_rate, min_ranks
+
+MIN_ESTIMATION_SCENES = 11
+"""Scenes from which views are estimated at least."""
+ESTIMATION_SHARE = 0.3
+"""Share of the scenes that are used to estimate, if enough remain to rank."""
+MAX_ESTIMATION_SCENES = 200
+"""Scenes from which views are estimated at most; the others rank."""
+
+
+def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
+    """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files."""
+    if group != finding.AUTO:
+        return finding.scenes_by_name(good.names, group)
+    if len(set(good.digests)) == 1:
+        raise InputError("data", "all images are equal: use images that show how good ones differ.")
+    return finding.merge(finding.near_duplicates(good.thumbnails, good.digests), overlapping(good.points))
+
+
+def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = finding.AUTO) -> Integers:
+    """Return the scene of each good and then of each reviewed image.
+
+    Reviewed images need no names that state scenes: those whose names do, and near-duplicates, join their scene. With
+    `--group image` only equal images do.
+    """
+    joined = good.join(reviewed)
+    if group == finding.IMAGE:
+        return finding.number(joined.digests)
+    scenes_N = find_scenes(joined)
+    if group == finding.AUTO:
+        return scenes_N
+    first: dict[str, int] = {}
+    named = ((i, finding.scene_of_name(name, group)) for i, name in enumerate(joined.names))
+    pairs = [(first.setdefault(key, i), i) for i, key in named if key is not None and key != "."]
+    return finding.merge(scenes_N, pairs)
+
+
+def divide(scenes_N: Integers, false_positive_rate: float) -> tuple[Integers, Integers]:
+    """Return the positions of the estimation and of the ranking images, divided by scene and evenly spread.
+
+    Raises `InputError` for too few scenes.
+    """
+    check_rate(false_positive_rate)
+    count = int(scenes_N.max()) + 1
+    needed = min_ranks(1, false_positive_rate)
+    if count < MIN_ESTIMATION_SCENES + needed:
+        unit = "images" if count == len(scenes_N) else f"scenes ({counted(len(scenes_N), 'image')})"
+        raise InputError(
+            "data",
+            f"{count} {unit} are too few: use good images of at least {MIN_ESTIMATION_SCENES + needed} scenes, "
+            f"{MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a rate of {false_positive_rate:g}; if "
+            "near-duplicates were found where there are none, add --group image.",
+        )
+    estimating = max(MIN_ESTIMATION_SCENES, min(count - needed, round(ESTIMATION_SHARE * count), MAX_ESTIMATION_SCENES))
+    is_estimating = np.zeros(count, bool)
+    is_estimating[np.arange(estimating) * count // estimating] = True
+    is_estimating_N = is_estimating[scenes_N]
+    return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
+
+
+def divide_all(
+    good: GoodImages,
+    scenes_N: Integers,
+    false_positive_rate: float,
+    reviewed: GoodImages | None,
+    common_N: Integers | None,
+) -> tuple[GoodImages, Integers, Integers, Integers]:
+    """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate and rank.
+
+    common_N: the scene of each image by near-duplicates and overlaps, with the reviewed ones last; None without any.
+
+    Raises `InputError` as `divide` does, and for a reviewed image that shows a scene among which images are ranked.
+    """
+    estimating, ranking = divide(scenes_N, false_positive_rate)
+    if reviewed is None or common_N is None:
+        return good, scenes_N, estimating, ranking
+    joined = good.join(reviewed)
+    ranked = set(common_N[ranking].tolist())
+    refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
+    if refused:
+        raise InputError(
+            "reviewed",
+            f"{counted(len(refused), 'reviewed image')} ({', '.join(refused[:3])}{', ...' * (len(refused) > 3)}) show "
+            "scenes of good images that rank, which would make the rate wrong: leave them out.",
+        )
+    scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
+    for scene in np.unique(common_N[len(good) :]).tolist():
+        scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)
+    own_N = np.array([scene_of[int(scene)] for scene in common_N[len(good) :]], np.int64)
+    all_estimating = np.concatenate([estimating, np.arange(len(good), len(joined))])
+    return joined, renumber(np.concatenate([scenes_N, own_N])), all_estimating, ranking
+
+
+def renumber(scenes_N: Integers) -> Integers:
+    """Number scenes from 0."""
+    return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)

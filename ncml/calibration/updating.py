@@ -1,0 +1,83 @@
+"""Update a detector: make it again from the images in its folder and from images that were reviewed since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ncml.calibration.altered_originals import POWER_IMAGES
+from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.data import kept_images
+from ncml.data.good_images import GoodImages
+from ncml.errors import InputError
+from ncml.model import Model
+from ncml.ood.detector_calibration import DetectorCalibration
+from ncml.ood.judging import Detector
+from ncml.progress import OnProgress, ignore_progress
+
+
+@dataclass(frozen=True)
+class UpdatedDetector:
+    """A new version of a detector, and what it replaces."""
+
+    made: MadeDetector
+    before: DetectorCalibration
+    found_before: int
+    """How many of the reviewed defective images the former version flags."""
+
+    @property
+    def comparison(self) -> list[str]:
+        """What has changed, a sentence each."""
+        lines: list[str] = []
+        reviews, power, former = self.made.reviews, self.made.calibration.power, self.before.power
+        if reviews is not None and reviews.defective:
+            lines.append(f"the former version finds {self.found_before} of the {reviews.defective} defective images")
+        if power is not None and former is not None:
+            lines.append(f"{power.mean_share:.0%} of all altered images are flagged, formerly {former.mean_share:.0%}")
+        return lines
+
+
+def update_detector(
+    model: Model,
+    reviewed: GoodImages,
+    folder: Path,
+    *,
+    defective: GoodImages | None = None,
+    power_images: int = POWER_IMAGES,
+    device: str = "cpu",
+    on_message: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = ignore_progress,
+) -> UpdatedDetector:
+    """Make a new version of a detector, as `make_detector` does, with its own options and the images that it keeps.
+
+    reviewed: images that it flagged although they are good; they join those of earlier updates.
+    folder: where to write it; may be the folder of the model.
+
+    Raises `InputError` as `make_detector` does, for a model that is no detector, and for one that keeps no images.
+    """
+    before = model.detector
+    if before is None:
+        raise InputError("update", f"{model.folder.name} is not a detector: make one with ncml adapt.")
+    kept = kept_images.read(model.folder, on_progress)
+    found_before = 0
+    if defective is not None:
+        former = Detector.load(model.folder, before, device)
+        found_before = sum(former.score(reader()) > before.threshold for reader in defective.readers(defective.all))
+    made = make_detector(
+        model,
+        kept.good,
+        folder,
+        false_positive_rate=before.false_positive_rate,
+        confidence=before.confidence,
+        group=kept.group,
+        reviewed=kept.reviewed.join(reviewed).distinct() if kept.reviewed else reviewed.distinct(),
+        defective=defective,
+        keep_images=True,
+        power_images=power_images,
+        region=before.region and before.region.box,
+        device=device,
+        on_message=on_message,
+        on_progress=on_progress,
+    )
+    return UpdatedDetector(made, before, found_before)

@@ -1,0 +1,96 @@
+"""The good images in the folder of a detector, from which `ncml adapt --update` makes it again.
+
+`images/good` has copies of the good images under their own names, `images/reviewed` those of images that were flagged
+although they are good, and `images/made.json` says how scenes were found. Publishing a model leaves them out. Does not
+import torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ncml import checkpoint
+from ncml.data.good_images import GoodImages, open_folder
+from ncml.errors import InputError, ModelError
+from ncml.paths import list_files
+from ncml.progress import OnProgress, ignore_progress
+
+FOLDER, MADE = "images", "made.json"
+GOOD, REVIEWED = "good", "reviewed"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class KeptImages:
+    """What the folder of a detector keeps for its next version."""
+
+    good: GoodImages
+    reviewed: GoodImages | None
+    """Images that joined those that estimate; None if there are none."""
+    group: str
+    """How the scenes of the good images are found."""
+
+
+def are_kept(folder: Path) -> bool:
+    """Return whether a detector can be updated from what its folder keeps."""
+    return (folder / FOLDER / MADE).is_file()
+
+
+def kept_bytes(good: GoodImages, reviewed: GoodImages | None) -> int:
+    """Return the size of the copies that `keep` writes."""
+    return sum(path.stat().st_size for images in (good, reviewed) if images for path in images.paths)
+
+
+def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str) -> None:
+    """Copy images into the folder of a detector, in place of those that it keeps, which may be among them.
+
+    Reviewed images are named by their content, because they come from several folders.
+    """
+    new, old = (folder / f".{FOLDER}.{secrets.token_hex(4)}" for _ in range(2))
+    try:
+        for path, name in zip(good.paths, good.names, strict=True):
+            (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, new / GOOD / name)
+        if reviewed:
+            (new / REVIEWED).mkdir()
+            for path, digest in zip(reviewed.paths, reviewed.digests, strict=True):
+                shutil.copyfile(path, new / REVIEWED / f"{digest}{path.suffix.lower()}")
+        checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group})
+        if (folder / FOLDER).exists():
+            (folder / FOLDER).rename(old)
+        new.rename(folder / FOLDER)
+    finally:
+        for unfinished in (new, old):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove what the folder of a detector keeps, which belongs to an earlier one."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
+    """Open what the folder of a detector keeps.
+
+    Raises `InputError` if that is nothing, `ModelError` if it has another format or is incomplete.
+    """
+    if not are_kept(folder):
+        raise InputError(
+            "update",
+            f"{folder.name} keeps no good images, so it cannot be updated: make it again with --keep-images.",
+        )
+    made = checkpoint.read_json(folder / FOLDER / MADE)
+    if made.get("format") != FORMAT:
+        raise ModelError(f"{folder / FOLDER / MADE} is not of format {FORMAT}: upgrade ncml.")
+    good, reviewed = (_open(folder / FOLDER / name, on_progress) for name in (GOOD, REVIEWED))
+    if good is None:
+        raise ModelError(f"{folder / FOLDER} has lost its good images: make the detector again.")
+    return KeptImages(good, reviewed, str(made.get("group")))
+
+
+def _open(folder: Path, on_progress: OnProgress) -> GoodImages | None:
+    files = sorted(list_files([folder])) if folder.is_dir() else []
+    return open_folder(folder, files, on_progress) if files else None

@@ -1,0 +1,172 @@
+"""Updates of a detector: its own images and options, reviewed images, and defective images that only test it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ncml
+from ncml.calibration import descriptions, division
+from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.calibration.division import find_common_scenes
+from ncml.calibration.updating import update_detector
+from ncml.data import kept_images
+from ncml.data.good_images import GoodImages, open_folder
+from ncml.errors import InputError, ModelError
+from ncml.images.tiling import Box
+from tests.detectors import good_image, use_small_scale
+
+OPTIONS: dict[str, Any] = {
+    "false_positive_rate": 0.06, "region": Box(0, 0, 96, 70), "group": "([0-9]+)", "power_images": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_scale() -> object:
+    """Judge without features, which take most of the time: nothing here depends on the views."""
+    patch = pytest.MonkeyPatch()
+    use_small_scale(patch)
+    patch.setattr("ncml.network.efficientnet.is_available", lambda: False)
+    yield
+    patch.undo()
+
+
+def brighter(seed: int) -> np.ndarray:
+    """Return a good image under another light."""
+    return (good_image(seed) * 0.8 + 45).astype(np.uint8)
+
+
+def write(folder: Path, **images: object) -> GoodImages:
+    """Write images as PNG files by their names, and open them."""
+    for name, image in images.items():
+        path = folder / f"{name.replace('__', '/')}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)  # pyright: ignore[reportArgumentType]
+    return open_folder(folder, sorted(folder.rglob("*.png")))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> GoodImages:
+    """32 good images in two subfolders."""
+    images = {f"{'ab'[seed % 2]}__{seed:03}": good_image(seed) for seed in range(32)}
+    return write(tmp_path_factory.mktemp("good"), **images)
+
+
+@pytest.fixture(scope="module")
+def kept(model: ncml.Model, good: GoodImages, tmp_path_factory: pytest.TempPathFactory) -> MadeDetector:
+    folder = tmp_path_factory.mktemp("models") / "part"
+    return make_detector(model, good, folder, keep_images=True, **OPTIONS | {"power_images": 2})
+
+
+def test_an_update_is_the_detector_that_the_same_images_make(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    flagged = write(tmp_path / "flagged", **{f"{seed}": brighter(seed) for seed in range(300, 306)})
+    defective = write(tmp_path / "bad", black=good_image(1) * 0, fine=good_image(500))
+    updated = update_detector(ncml.load(kept.folder), flagged, tmp_path / "part-2", defective=defective, power_images=2)
+    made = updated.made
+    expected = make_detector(model, good, tmp_path / "same", reviewed=flagged, **OPTIONS)
+    assert made.calibration.version == expected.calibration.version
+    assert made.calibration.version != kept.calibration.version
+    assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 6, kept.calibration.n_rank)
+    assert made.reviews is not None
+    assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (6, 2, 1, 1)
+    assert "1 of 2 defective images, which only test it, are flagged" in descriptions.describe_detector(made)
+    assert updated.comparison[0] == "the former version finds 1 of the 2 defective images"
+    assert "of all altered images are flagged, formerly" in updated.comparison[1]
+    fresh = [brighter(seed) for seed in range(400, 410)]
+    flagged_by = [
+        sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(fresh))
+        for folder in (kept.folder, made.folder)
+    ]
+    assert flagged_by[0] >= 8
+    assert flagged_by[1] <= flagged_by[0] / 2
+
+
+def test_defective_images_have_no_part_in_the_detector(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    defective = write(tmp_path / "bad", **{f"{seed}": brighter(seed) for seed in range(3)})
+    made = make_detector(model, good, tmp_path / "tested", defective=defective, **OPTIONS)
+    assert made.calibration.version == kept.calibration.version
+    assert made.reviews is not None
+    assert (made.reviews.images, made.reviews.defective) == (0, 3)
+    assert not kept_images.are_kept(made.folder)
+
+
+def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(kept.folder, folder)
+    first = write(tmp_path / "one", a=brighter(300), b=brighter(301))
+    update_detector(ncml.load(folder), first, folder, power_images=0)
+    second = write(tmp_path / "two", a=brighter(302), c=brighter(301))
+    updated = update_detector(ncml.load(folder), second, folder, power_images=0)
+    assert updated.made.reviews is not None
+    assert updated.made.reviews.images == 3
+    assert updated.made.calibration.n_fit == kept.calibration.n_fit + 3
+    stored = kept_images.read(folder)
+    assert stored.reviewed is not None
+    assert set(stored.reviewed.digests) == {*first.digests, *second.digests}
+    assert (stored.group, stored.good.names) == ("([0-9]+)", kept_images.read(kept.folder).good.names)
+    assert sorted(path.name for path in folder.iterdir() if "images" in path.name) == ["images"]
+    assert ncml.load(folder).score([good_image(900)])[0].ood is not None
+
+
+def test_a_detector_that_keeps_no_images_cannot_be_updated(
+    model: ncml.Model, kept: MadeDetector, tmp_path: Path
+) -> None:
+    reviewed = write(tmp_path / "flagged", a=brighter(300))
+    shutil.copytree(kept.folder, tmp_path / "part", ignore=shutil.ignore_patterns("images"))
+    with pytest.raises(
+        InputError, match="part keeps no good images, so it cannot be updated: make it again with --keep"
+    ):
+        update_detector(ncml.load(tmp_path / "part"), reviewed, tmp_path / "next")
+    with pytest.raises(InputError, match="is not a detector: make one with ncml adapt"):
+        update_detector(model, reviewed, tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+    made = kept_images.FOLDER + "/" + kept_images.MADE
+    (tmp_path / "part" / "images").mkdir()
+    (tmp_path / "part" / made).write_text('{"format": 2}')
+    with pytest.raises(ModelError, match="is not of format 1: upgrade ncml"):
+        kept_images.read(tmp_path / "part")
+
+
+def test_a_detector_made_again_without_its_images_forgets_them(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    shutil.copytree(kept.folder, tmp_path / "part")
+    make_detector(model, good, tmp_path / "part", power_images=0)
+    assert not (tmp_path / "part" / "images").exists()
+
+
+def test_names_state_the_scenes_of_reviewed_images_too(good: GoodImages, tmp_path: Path) -> None:
+    reviewed = write(tmp_path, a__007=brighter(300), plain=brighter(301), b__500=brighter(302))
+    alike = write(tmp_path / "alike", **{"003": good_image(3), "other": brighter(310)})
+    by_pattern = find_common_scenes(good, reviewed, "([0-9]+)").tolist()
+    new = [max(by_pattern) - 1, max(by_pattern)]
+    assert by_pattern[32:] == [by_pattern[good.names.index("b/007.png")], *new]
+    by_folder = find_common_scenes(good, reviewed, "folder").tolist()
+    assert [by_folder[32], by_folder[33]] == [by_folder[0], by_folder[31]]
+    assert by_folder[34] not in by_folder[:34]
+    alone = find_common_scenes(good, alike, "image").tolist()
+    assert alone[:32] == list(range(32))
+    assert alone[32:] == [good.names.index("b/003.png"), 32]
+
+
+def test_scenes_are_searched_once_if_suspects_are_left_out(
+    model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = write(tmp_path / "odd", black=good_image(1) * 0)
+    reviewed = write(tmp_path / "flagged", **{f"{seed}": brighter(seed) for seed in range(300, 303)})
+    searched: list[int] = []
+    search = division.overlapping
+    monkeypatch.setattr(division, "overlapping", lambda points: searched.append(len(points)) or search(points))
+    made = make_detector(
+        model, good.join(odd), tmp_path / "part", leave_out=True, reviewed=reviewed, keep_images=True, power_images=0
+    )
+    assert made.left_out == ("black.png",)
+    assert searched == [33, 36]
+    assert kept_images.read(made.folder).good.names == good.names
