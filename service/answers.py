@@ -98,7 +98,7 @@ class ScanAnswer(ScanValues, Answer):
 
 
 class CalibrateAnswer(Answer):
-    """A new model, calibrated on the images."""
+    """A new model, calibrated on the images of the request, or a new version of a detector."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.CALIBRATION})
 

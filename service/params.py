@@ -111,6 +111,18 @@ class CalibrateParams(JobParams):
     )
 
 
+class UpdateParams(JobParams):
+    """Parameters of /update."""
+
+    name: str = Field(
+        pattern=MODEL_NAME,
+        max_length=64,
+        description="Name of the new version: letters, digits, dots, hyphens and underscores, beginning with a letter "
+        "or digit, at most 64.",
+        examples=["bottles-2"],
+    )
+
+
 class ReviewParams(BaseModel):
     """Parameters of /models/{name}/reviews."""
 

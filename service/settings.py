@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     job_timeout_s: float = Field(default=600, gt=0, le=86_400)
     """Seconds after which a running job fails."""
     allow_calibration: bool = False
-    """Whether clients may calibrate new models with /calibrate; set it for the workers, too."""
+    """Whether clients may make new models with /calibrate and /update; set it for the workers, too."""
     max_calibration_images: int = Field(default=2000, ge=40, le=MAX_CALIBRATION_IMAGES)
     """Maximum images of one calibration."""
     max_review_bytes: int = Field(default=64 * 2**20, ge=2**16, le=512 * 2**20)

@@ -1,4 +1,8 @@
-"""Calibration of a copy of a model on the images of a job, at the model's size; runs in the engine."""
+"""New model folders that clients request; runs in the engine.
+
+A calibration copies a model and calibrates it on the images of a job, at the model's size. An update makes a new
+version of a detector from the images that it keeps and from reviewed ones.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ncml import checkpoint
+from ncml.calibration import descriptions
+from ncml.calibration.updating import update_detector
 from ncml.data.dataset import Dataset
+from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError
-from ncml.ood import calibrations
 from ncml.ood.power import summary
 from ncml.progress import Progress
 from ncml.training.adaptation import adapt
-from worker.contract import CalibrateJob
-from worker.results import Calibrated, WorkerFault
+from worker.contract import CalibrateJob, ReviewedImage, UpdateJob
+from worker.results import Calibrated, ReviewCounts, WorkerFault
 
 if TYPE_CHECKING:
     from ncml.model import Model
-    from ncml.ood.calibration import Calibration
     from ncml.progress import OnProgress
 
 REQUEST = ".request"
-"""The file of a new model folder that identifies what was requested: a repeated attempt at the job finds its result."""
+"""The file of a new model folder that identifies what was requested, and holds the result for a repeated attempt."""
 
 STALE_S = 3600.0
 """Age of an unfinished folder that no worker writes any more: writing one takes seconds."""
@@ -40,9 +44,9 @@ STALE_S = 3600.0
 log = logging.getLogger("ncml.engine")
 
 
-def calibrate_copy(
+def make_folder(
     model: Model,
-    job: CalibrateJob,
+    job: CalibrateJob | UpdateJob,
     job_id: str,
     directories: Sequence[Path],
     on_progress: OnProgress,
@@ -50,15 +54,14 @@ def calibrate_copy(
     batch_size: int = 32,
     max_models: int = 100,
 ) -> Calibrated:
-    """Calibrate a copy of a model, and move it into the first writable directory when it is complete.
+    """Make a new model folder, and move it into the first writable directory when it is complete.
 
     If an earlier attempt at the job has done so, return its result.
 
     Raises `InputError` for unsuitable images, for a name that exists and beyond `max_models` in that directory,
     `WorkerFault` if no directory is writable, and if its disk is full.
     """
-    described = f"{model.version}|{job.false_positive_rate}|{hashlib.sha256(job.pixels).hexdigest()}"
-    request = hashlib.sha256(described.encode()).hexdigest()
+    request = _identify(model, job)
     for existing in (directory / job.name for directory in directories):
         if existing.exists():
             return _read_result(existing, request)
@@ -69,23 +72,19 @@ def calibrate_copy(
             f"clients have made {max_models} models, the most that the service holds; ask its operator to remove some."
         )
         raise InputError("name", detail)
-    pixels_NHWC = np.frombuffer(job.pixels, np.uint8).reshape(job.images, job.height, job.width, 3)
-    images = Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ())
     folder, unfinished = directory / job.name, directory / f".{job.name}.{job_id}.{os.getpid()}"  # hidden: not a model
+    incoming = unfinished.with_name(f"{unfinished.name}.incoming")
     try:
-        adapted = adapt(
-            model,
-            images,
-            unfinished,
-            false_positive_rate=job.false_positive_rate,
-            batch_size=batch_size,
-            on_progress=on_progress,
-        )
-        (unfinished / REQUEST).write_text(request)
+        if isinstance(job, CalibrateJob):
+            calibrated = _calibrate(model, job, unfinished, batch_size, on_progress)
+        else:
+            calibrated = _update(model, job, unfinished, incoming, on_progress)
+        (unfinished / REQUEST).write_text(f"{request}\n{calibrated.model_dump_json()}\n")
         on_progress(Progress("power", 1, 1))  # the last moment at which a cancellation leaves nothing behind
         unfinished.rename(folder)
     except InputError as error:
-        raise InputError("image" if error.field == "data" else error.field, error.detail) from error
+        fields = {"data": "image", "out": "name"}
+        raise InputError(fields.get(error.field, error.field), error.detail) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             log.error("the new model cannot be written: %s", error, extra={"job": job_id})
@@ -94,22 +93,32 @@ def calibrate_copy(
             raise
         return _read_result(folder, request)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return _describe(adapted.calibration)
+        for left in (unfinished, incoming):
+            shutil.rmtree(left, ignore_errors=True)
+    return calibrated
 
 
-def _read_result(folder: Path, request: str) -> Calibrated:
-    """Return the calibration of a folder that was made for the same request; raise `InputError` for any other."""
-    marker = folder / REQUEST
-    if marker.is_file() and marker.read_text() == request:
-        description = checkpoint.describe(folder)
-        calibration = calibrations.read(folder, description.version, description.config).select(None)
-        if calibration is not None and calibration.power is not None:
-            return _describe(calibration)
-    raise InputError("name", f"a model {folder.name!r} already exists; choose another name.")
+def _identify(model: Model, job: CalibrateJob | UpdateJob) -> str:
+    """Return a digest of what a job requests."""
+    if isinstance(job, CalibrateJob):
+        described = f"{model.version}|{job.false_positive_rate}|{hashlib.sha256(job.pixels).hexdigest()}"
+    else:
+        detector = model.detector
+        images = [hashlib.sha256(image.file).hexdigest() for image in job.reviewed + job.defective]
+        described = f"{model.version}|{detector and detector.version}|{len(job.reviewed)}|{images}"
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _describe(calibration: Calibration) -> Calibrated:
+def _calibrate(model: Model, job: CalibrateJob, folder: Path, batch_size: int, on_progress: OnProgress) -> Calibrated:
+    pixels_NHWC = np.frombuffer(job.pixels, np.uint8).reshape(job.images, job.height, job.width, 3)
+    calibration = adapt(
+        model,
+        Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ()),
+        folder,
+        false_positive_rate=job.false_positive_rate,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    ).calibration
     assert calibration.power is not None
     return Calibrated(
         n_fit=calibration.n_fit,
@@ -118,6 +127,49 @@ def _describe(calibration: Calibration) -> Calibrated:
         weakness=calibration.weakness,
         summary=summary(calibration.power, calibration.smallest_p),
     )
+
+
+def _update(model: Model, job: UpdateJob, folder: Path, incoming: Path, on_progress: OnProgress) -> Calibrated:
+    reviewed = _open(job.reviewed, incoming / "reviewed", on_progress)
+    defective = _open(job.defective, incoming / "defective", on_progress) if job.defective else None
+    updated = update_detector(
+        model, reviewed, folder, defective=defective, device=str(model.device), on_progress=on_progress
+    )
+    descriptions.write_detector_card(updated.made)
+    calibration, reviews = updated.made.calibration, updated.made.reviews
+    assert reviews is not None
+    power = calibration.power.lines() if calibration.power else []
+    return Calibrated(
+        n_fit=calibration.n_fit,
+        n_rank=calibration.n_rank,
+        smallest_p=calibration.smallest_p,
+        weakness=calibration.weakness,
+        summary="; ".join([*updated.comparison, *power]) + ".",
+        reviews=ReviewCounts(
+            good=reviews.images,
+            still_flagged=reviews.still_flagged,
+            defective=reviews.defective,
+            found=reviews.found,
+            found_before=updated.found_before,
+        ),
+    )
+
+
+def _open(images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress) -> GoodImages:
+    """Write images to a folder and open them."""
+    folder.mkdir(parents=True)
+    for image in images:
+        (folder / image.name).write_bytes(image.file)
+    return open_folder(folder, sorted(folder.iterdir()), on_progress)
+
+
+def _read_result(folder: Path, request: str) -> Calibrated:
+    """Return the result of an attempt that made the folder for the same request; raise `InputError` for any other."""
+    marker = folder / REQUEST
+    stored_request, _, result = marker.read_text().partition("\n") if marker.is_file() else ("", "", "")
+    if stored_request != request or not result:
+        raise InputError("name", f"a model {folder.name!r} already exists; choose another name.")
+    return Calibrated.model_validate_json(result)
 
 
 def _writable_directory(directories: Sequence[Path]) -> Path:

@@ -40,6 +40,7 @@ class Task(StrEnum):
     GENERATE = "generate"
     COMPLETE = "complete"
     CALIBRATE = "calibrate"
+    UPDATE = "update"
 
     @property
     def lane(self) -> Lane:
@@ -251,19 +252,47 @@ class CalibrateJob(_Job):
         return 1
 
 
-Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob | CalibrateJob
+class ReviewedImage(_StrictModel):
+    """An image that a client has reviewed, which the detector has judged before."""
+
+    name: str = Field(pattern=MODEL_NAME, max_length=100, description="name in messages, and of the file")
+    file: bytes = Field(min_length=1)
+
+
+class UpdateJob(_Job):
+    """Make a new version of the detector, under this name, from the images that it keeps and from reviewed ones."""
+
+    task: Literal[Task.UPDATE] = Task.UPDATE
+    name: str = Field(pattern=MODEL_NAME, max_length=64, description="name of the new model folder")
+    reviewed: tuple[ReviewedImage, ...] = Field(
+        min_length=1, description="images that it flagged although they are good"
+    )
+    defective: tuple[ReviewedImage, ...] = Field(default=(), description="images that only test the new version")
+
+    @property
+    def n(self) -> int:
+        """The number of images that the job adds to a batch."""
+        return 1
+
+
+Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob | CalibrateJob | UpdateJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 """Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""
 
 
 def is_alone(job: Job) -> bool:
     """Return whether a job is a batch by itself: large images take memory, and fill a batch without others."""
-    return isinstance(job, ScanJob | CalibrateJob) or (isinstance(job, ScoreJob) and bool(job.originals))
+    return is_long(job) or (isinstance(job, ScoreJob) and bool(job.originals))
+
+
+def is_long(job: Job) -> bool:
+    """Return whether shorter jobs of its lane interrupt a job."""
+    return isinstance(job, ScanJob | CalibrateJob | UpdateJob)
 
 
 INDIVIDUAL_FIELDS = frozenset(
     {"priority", "request_id", "timeout_s", "start_within_s", "class_name", "images", "image", "pixels", "file"}
-    | {"originals", "n", "seed", "skipped"}
+    | {"originals", "n", "seed", "skipped", "reviewed", "defective"}
 )
 """Fields in which the jobs of a batch may differ: those of single images, and those that do not change a result."""
 

@@ -133,6 +133,7 @@ class DetectorCalibration(FrozenModel):
         default={}, description="at which size a view judges and what vanishes there, in a sentence"
     )
     notes: tuple[str, ...] = Field(default=(), description="what should be known about the good images")
+    keeps_images: bool = Field(default=False, description="whether it keeps its good images, so that it can be updated")
     power: DetectorPower | None = Field(default=None, description="what it finds; null if that was not measured")
 
 

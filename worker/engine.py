@@ -24,7 +24,7 @@ from ncml.errors import InputError, ModelError
 from ncml.progress import OnProgress, Progress
 from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
-from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
+from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob, UpdateJob
 from worker.inbox import Inbox, PipeClosed
 from worker.messages import (
     Batch,
@@ -215,7 +215,7 @@ class BatchRunner:
                 self._score(model, job, rows, size, job_ids)
             case ScanJob() as job:
                 self._scan(model, job, rows[0].id, size)
-            case CalibrateJob() as job:
+            case CalibrateJob() | UpdateJob() as job:
                 self._calibrate(model, job, rows[0].id, size)
             case job:
                 self._sample(model, job, rows)
@@ -248,17 +248,17 @@ class BatchRunner:
         self._add_time("tiles")
         self._outcomes[job_id].scan = wire_scan(scan, with_tiles=job.map)
 
-    def _calibrate(self, model: Model, job: CalibrateJob, job_id: str, size: int) -> None:
+    def _calibrate(self, model: Model, job: CalibrateJob | UpdateJob, job_id: str, size: int) -> None:
         """Write a new model folder and publish it."""
-        from worker.calibrating import calibrate_copy
+        from worker.calibrating import make_folder
 
         if not self._calibrates:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
         on_progress = self._yield_to_short_jobs(job_id)
-        calibrated = calibrate_copy(
+        calibrated = make_folder(
             model, job, job_id, self._directories, on_progress, batch_size=size, max_models=self._max_calibrated
         )
-        self._add_time("calibrate")
+        self._add_time(job.task)
         self._registry.scan({job.name})
         outcome = self._outcomes[job_id]
         outcome.model, outcome.calibration = ModelRef(name=job.name, version=model.version), calibrated

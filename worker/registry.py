@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ncml.checkpoint import DETECTOR_PICTURES
+from ncml.data.kept_images import are_kept
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
@@ -352,6 +353,7 @@ def _detector_calibration(model: Model) -> DetectorCalibration | None:
         weakness=calibration.weakness,
         descriptions=dict(calibration.descriptions),
         notes=calibration.notes,
+        keeps_images=are_kept(model.folder),
         power=power and _power(power),
     )
 

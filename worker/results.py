@@ -207,6 +207,18 @@ class ImagesResult(FrozenModel):
     timing: Timing
 
 
+class ReviewCounts(FrozenModel):
+    """What became of the reviewed images in a new version of a detector."""
+
+    good: int = Field(
+        description="flagged images that are good and joined those that estimate, also in earlier updates"
+    )
+    still_flagged: int = Field(description="how many would be flagged if only images of other scenes had joined")
+    defective: int = Field(description="defective images, which only tested the new version")
+    found: int = Field(description="how many of them it flags")
+    found_before: int = Field(description="how many the former version flags")
+
+
 class Calibrated(FrozenModel):
     """The calibration of a new model, and a summary of what it can and cannot detect."""
 
@@ -215,12 +227,13 @@ class Calibrated(FrozenModel):
     smallest_p: float
     weakness: str = Field(default="", description='why it is weak, in a clause; "" if it is not')
     summary: str = Field(description="what it can and cannot detect, in a sentence")
+    reviews: ReviewCounts | None = Field(default=None, description="of an update; null otherwise")
 
 
 class CalibrateResult(FrozenModel):
-    """The result of a CalibrateJob; `model` is the new one."""
+    """The result of a CalibrateJob or an UpdateJob; `model` is the new one."""
 
-    task: Literal[Task.CALIBRATE] = Task.CALIBRATE
+    task: Literal[Task.CALIBRATE, Task.UPDATE] = Task.CALIBRATE
     model: ModelRef
     calibration: Calibrated
     skipped: tuple[str, ...]

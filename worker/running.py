@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from worker.contract import CalibrateJob, Job, Lane, ScanJob, ScoreJob, Task, batch_key
+from worker.contract import CalibrateJob, Job, Lane, ScanJob, ScoreJob, Task, UpdateJob, batch_key, is_long
 from worker.leases import Claim
 from worker.messages import Outcome, Step
 from worker.records import parse_job, write_event
@@ -33,6 +33,7 @@ _TIMEOUT_REMEDIES = {
     Task.GENERATE: "request fewer images or steps at once",
     Task.COMPLETE: "request fewer images or steps at once",
     Task.CALIBRATE: "send fewer images",
+    Task.UPDATE: "update the detector with ncml adapt --update, or raise NCML_JOB_TIMEOUT_S",
 }
 """What makes a job shorter."""
 
@@ -106,10 +107,13 @@ class RunningJob:
         if isinstance(job, ScanJob):
             assert outcome.scan is not None
             return ScanResult(model=model, scan=outcome.scan, timing=timing), b""
-        if isinstance(job, CalibrateJob):
+        if isinstance(job, CalibrateJob | UpdateJob):
             assert outcome.calibration is not None
-            skipped = job.skipped
-            return CalibrateResult(model=model, calibration=outcome.calibration, skipped=skipped, timing=timing), b""
+            skipped = job.skipped if isinstance(job, CalibrateJob) else ()
+            result = CalibrateResult(
+                task=job.task, model=model, calibration=outcome.calibration, skipped=skipped, timing=timing
+            )
+            return result, b""
         height, width = outcome.size
         images = StoredImages(blob=blob_key(self.claim.id), n=job.n, height=height, width=width)
         result = ImagesResult(task=job.task, model=model, images=images, seeds=job.seeds, timing=timing)
@@ -140,9 +144,7 @@ class RunningBatch:
         If the engine ended while it had two batches, either can be the cause; the second time, a job has the engine to
         itself.
         """
-        return bool(self.jobs) and all(
-            isinstance(entry.job, ScanJob | CalibrateJob) and entry.claim.attempts == 1 for entry in self.jobs.values()
-        )
+        return bool(self.jobs) and all(is_long(entry.job) and entry.claim.attempts == 1 for entry in self.jobs.values())
 
     @property
     def computed_s(self) -> float:

@@ -337,6 +337,7 @@ DETECTOR: dict[str, Any] = MODEL | {
             "features": "patches are compared at the same place at 640x480, where marks under about 3 pixels vanish",
         },
         "notes": [],
+        "keeps_images": True,
         "power": {
             "images": 20,
             "shares": {"scratch": {"1 pixel wide, 16 long": 0.1, "3 pixels wide, 64 long": 0.95}},

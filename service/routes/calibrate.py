@@ -1,7 +1,8 @@
-"""POST /calibrate: a new model, calibrated on the client's own images."""
+"""POST /calibrate and /update: a new model, from the client's own images or from its reviews of a detector."""
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -20,12 +21,13 @@ from service.http.openapi import JOB_PROBLEMS, JOB_STATUSES, problem_responses, 
 from service.http.problems import Problem, invalid_field
 from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
-from service.params import CalibrateParams
+from service.params import CalibrateParams, UpdateParams
 from service.rendering import CALIBRATE_OFFERS
 from service.settings import MAX_CALIBRATION_IMAGES
-from worker.contract import CalibrateJob, Task
+from worker.contract import CalibrateJob, ReviewedImage, Task, UpdateJob
 from worker.descriptors import ModelDescriptor
 from worker.records import MAX_PIXEL_BYTES
+from worker.reviews import Verdict
 
 T = TypeVar("T")
 
@@ -63,12 +65,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     curl -F image=@1.png -F image=@2.png ... -H 'Prefer: respond-async' 'localhost:8000/calibrate?name=bottles'
     ```
     """
-    if not jobs.settings.allow_calibration:
-        detail = (
-            "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml calibrate "
-            "--unseen --data FOLDER --out models/NAME."
-        )
-        raise Problem(403, detail, kind="calibration-off")
+    _check_allowed(jobs, "ncml calibrate --unseen --data FOLDER --out models/NAME")
     media = negotiate(request.headers, CALIBRATE_OFFERS)
     parsed = await parse_request(request, CalibrateParams, max_images=jobs.settings.max_calibration_images)
     params = parsed.params
@@ -88,6 +85,72 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     )
     prepare = functools.partial(_prepare, jobs, params, model, parsed.uploads, job)
     return await jobs.run(request, parsed, job, media, prepare)
+
+
+@router.post(
+    "/update",
+    operation_id="update",
+    summary="Update a detector with your reviews",
+    responses={
+        200: {"model": answers.CalibrateAnswer, "description": "The new version, and what its verdicts can detect."},
+        202: answers.ACCEPTED,
+        **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
+    },
+    openapi_extra=request_schema(UpdateParams, max_images=0),
+)
+async def update(request: Request, jobs: Jobs) -> Response:
+    """Make a new version of a detector, under a new name, from the images that it keeps and from your reviews of it.
+
+    Flagged images that are good join those from which the detector is estimated, never those that rank, so that its
+    false-positive rate holds; an image of a scene that ranks is refused. Images that are defective only test the new
+    version. `reviews` reports what has become of both, and `summary` compares the versions. The new version keeps
+    copies of the good images, those of the reviews included, for further updates. This takes minutes.
+
+    The detector must have been made with `ncml adapt --keep-images` (`detector.keeps_images` in /models), and the
+    operator must allow calibration with NCML_ALLOW_CALIBRATION=1.
+
+    ```
+    curl -X POST 'localhost:8000/update?model=bottles&name=bottles-2' -H 'Prefer: respond-async'
+    ```
+    """
+    _check_allowed(jobs, "ncml adapt FOLDER --update NAME --out models/NEW_NAME")
+    media = negotiate(request.headers, CALIBRATE_OFFERS)
+    parsed = await parse_request(request, UpdateParams, max_images=0)
+    params = parsed.params
+    model, version = await jobs.find_model(params, Task.UPDATE)
+    if model.detector is None or not model.detector.keeps_images:
+        fault = "is not a detector" if model.detector is None else "keeps no good images"
+        detail = f"model: {model.name} {fault}; name one that was made with ncml adapt --keep-images."
+        raise invalid_field("model", detail)
+    common = jobs.job_fields(request, params, model, version)
+    if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
+        await _check_name(jobs, params.name)
+    reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
+    if not reviewed["good"]:
+        detail = f"model: there is no review of {model.name} as good with this key; review flagged images first."
+        raise invalid_field("model", detail)
+    job = UpdateJob(
+        **common, name=params.name, reviewed=tuple(reviewed["good"]), defective=tuple(reviewed["defective"])
+    )
+    return await jobs.run(request, parsed, job, media)
+
+
+def _read_reviews(jobs: JobService, owner: str, model: str) -> dict[Verdict, list[ReviewedImage]]:
+    """Return the images that a client has reviewed, by its verdict."""
+    images: dict[Verdict, list[ReviewedImage]] = {"good": [], "defective": []}
+    for review in jobs.queue.reviews.find(owner, model):
+        file = jobs.queue.reviews.image(owner, review.id)
+        if file is not None:  # it may have expired meanwhile
+            name = f"{review.id}-{re.sub('[^A-Za-z0-9._-]', '_', review.file)[-80:]}"
+            images[review.verdict].append(ReviewedImage(name=name, file=file))
+    return images
+
+
+def _check_allowed(jobs: JobService, command: str) -> None:
+    """Raise the 403 `Problem` unless the operator allows clients to make models; it names a command that does so."""
+    if not jobs.settings.allow_calibration:
+        detail = f"Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run {command}."
+        raise Problem(403, detail, kind="calibration-off")
 
 
 async def _check_name(jobs: JobService, name: str) -> None:

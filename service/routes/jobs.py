@@ -29,7 +29,12 @@ from worker.results import Event
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-OFFERS = {Task.SCORE: SCORE_OFFERS, Task.SCAN: SCORE_OFFERS, Task.CALIBRATE: CALIBRATE_OFFERS}
+OFFERS = {
+    Task.SCORE: SCORE_OFFERS,
+    Task.SCAN: SCORE_OFFERS,
+    Task.CALIBRATE: CALIBRATE_OFFERS,
+    Task.UPDATE: CALIBRATE_OFFERS,
+}
 """The media types of results by task; of the others, those of images."""
 
 JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=JOB_ID)]

@@ -46,7 +46,7 @@ class Models(BaseModel):
 
     models: list[ServedModel]
     next: str | None = Field(default=None, description="`after` of the next page; null on the last one")
-    calibration_allowed: bool = Field(description="whether clients may calibrate new models with /calibrate")
+    calibration_allowed: bool = Field(description="whether clients may make models with /calibrate and /update")
     max_images: int = Field(description="maximum images sent or requested in one request")
     max_judged_images: int = Field(description="maximum images that a detector judges in one request")
     max_tiles: int = Field(description="maximum tiles of an image")

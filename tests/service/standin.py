@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from tests.service.outcomes import INFO, MODEL, TIMING, outcome
-from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, held_name
+from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, UpdateJob, held_name
 from worker.descriptors import ModelDescriptor, WorkerInfo
 from worker.leases import Leases
 from worker.messages import Step
@@ -143,7 +143,7 @@ class StandIn:
             return JobEnding(status, error, timing=TIMING)
         job = entry.job
         model = next(m for m in self._models if m.name == job.model and job.version in (None, m.version))
-        name = job.name if isinstance(job, CalibrateJob) else model.name
+        name = job.name if isinstance(job, CalibrateJob | UpdateJob) else model.name
         result, blob = entry.result(outcome(job, model), ModelRef(name=name, version=model.version), TIMING)
         return JobEnding(JobStatus.SUCCEEDED, None, result, blob, TIMING)
 

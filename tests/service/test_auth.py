@@ -61,7 +61,8 @@ def test_a_name_may_have_two_keys_while_one_replaces_the_other(guarded: TestClie
 )
 def test_without_a_valid_key_everything_is_refused(guarded: TestClient, jobs, headers: dict[str, str]) -> None:
     for method, path in [
-        ("POST", "/score"), ("POST", "/generate"), ("POST", "/complete"), ("GET", "/models"), ("GET", "/models/tiny"),
+        ("POST", "/score"), ("POST", "/generate"), ("POST", "/complete"), ("POST", "/update"), ("GET", "/models"),
+        ("GET", "/models/tiny"),
         ("GET", "/models/tiny/pictures"),
         ("GET", "/jobs/job-0"), ("GET", "/jobs/job-0/result"), ("GET", "/jobs/job-0/events"),
         ("GET", "/jobs/job-0/preview"), ("POST", "/jobs/job-0/cancel"), ("DELETE", "/jobs/job-0"),

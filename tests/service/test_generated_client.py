@@ -102,7 +102,7 @@ def test_a_generated_client_works_for_every_operation(generated: Generated, queu
     assert generated.call("models.calibrate", body=good).parsed.model.name == "mine"
     assert generated.call("models.list_models").parsed.models[0].name == "tiny"
     assert generated.call("models.get_model", "tiny").parsed.height == 8
-    worker.serve(MODEL.model_copy(update={"detector": DETECTOR}))
+    worker.serve(MODEL.model_copy(update={"detector": DETECTOR.model_copy(update={"keeps_images": True})}))
     queue.redis.set(pictures_key("c0" * 32), b"a sheet")
     assert generated.call("models.get_pictures", "tiny").content == b"a sheet"
     part = types.File(payload=io.BytesIO(PART), file_name="part.png", mime_type="image/png")
@@ -115,6 +115,8 @@ def test_a_generated_client_works_for_every_operation(generated: Generated, queu
     review_id = generated.call("reviews.review", "tiny", body=reviewed).parsed.id
     [listed] = generated.call("reviews.list_reviews", "tiny").parsed.reviews
     assert (listed.id, listed.file) == (review_id, "part.png")
+    update = generated.model("UpdateJsonBody")(model="tiny", name="tiny-2")
+    assert generated.call("models.update", body=update).parsed.calibration.reviews.good == 1
     assert generated.call("reviews.delete_review", "tiny", review_id).status_code == 204
     assert generated.call("operations.health").parsed.status == "ok"
     assert generated.call("operations.readiness").parsed.lanes["score"] == 1

@@ -21,9 +21,11 @@ from worker.contract import (
     Original,
     Pixels,
     Priority,
+    ReviewedImage,
     ScanJob,
     ScoreJob,
     Task,
+    UpdateJob,
     batch_key,
     is_alone,
     queue_name,
@@ -55,6 +57,7 @@ from worker.results import (
     Ood,
     Preview,
     Progress,
+    ReviewCounts,
     Scan,
     ScanResult,
     Score,
@@ -91,6 +94,10 @@ EXAMPLES: dict[str, BaseModel] = {
     "scan of pixels": ScanJob(model="m", pixels=bytes(6), height=1, width=2),
     "calibrate": CalibrateJob(
         model="m", name="mine", images=2, height=1, width=1, pixels=bytes(6), skipped=("a.txt is not an image.",)
+    ),
+    "update": UpdateJob(
+        model="m", name="m-2", reviewed=(ReviewedImage(name="0a-part.png", file=b"\x89PNG"),),
+        defective=(ReviewedImage(name="0b-part.png", file=b"\x89PNG"),),
     ),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
     "complete": CompleteJob(
@@ -150,6 +157,16 @@ EXAMPLES: dict[str, BaseModel] = {
         calibration=Calibrated(n_fit=20, n_rank=40, smallest_p=0.025, weakness="it ranks", summary="It detects blur."),
         skipped=("a.txt is not an image.",),
     ),
+    "update result": CalibrateResult(
+        task=Task.UPDATE,
+        model=MODEL,
+        timing=TIMING,
+        calibration=Calibrated(
+            n_fit=20, n_rank=40, smallest_p=0.025, summary="It finds spots.",
+            reviews=ReviewCounts(good=3, still_flagged=1, defective=2, found=2, found_before=1),
+        ),
+        skipped=(),
+    ),
     "view": JobView(
         id="j", status=JobStatus.FAILED, task=Task.SCORE, model=MODEL, model_name="m", priority=Priority.NORMAL,
         request_id="r", n=1, created_at=1.0, started_at=2.0, ended_at=3.0, timing=TIMING,
@@ -197,7 +214,17 @@ def test_every_message_keeps_its_json_and_can_be_parsed() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["score", "bare score", "score by a detector", "scan", "scan of pixels", "generate", "complete", "calibrate"],
+    [
+        "score",
+        "bare score",
+        "score by a detector",
+        "scan",
+        "scan of pixels",
+        "generate",
+        "complete",
+        "calibrate",
+        "update",
+    ],
 )
 def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
@@ -293,12 +320,14 @@ JOBS: tuple[Job, ...] = (
     GenerateJob(model="m", class_name="cat"),
     ScanJob(model="m", pixels=bytes(6), height=1, width=2),
     CalibrateJob(model="m", name="mine", images=2, height=1, width=1, pixels=bytes(6)),
+    UpdateJob(model="m", name="mine", reviewed=(ReviewedImage(name="a", file=b"PNG"),)),
 )
 
 INDIVIDUAL: dict[str, Any] = {
     "priority": Priority.HIGH, "request_id": "r", "timeout_s": 1.0, "start_within_s": 1.0, "class_name": "dog",
     "images": (PIXELS, PIXELS), "image": Pixels(height=1, width=2, data=bytes(6)), "pixels": bytes([1] * 6),
     "file": b"PNG", "originals": (Original(file=b"PNG", height=1, width=2),), "n": 5, "seed": 9, "skipped": ("a.txt",),
+    "reviewed": (ReviewedImage(name="b", file=b"PNG"),), "defective": (ReviewedImage(name="b", file=b"PNG"),),
 }  # fmt: skip
 """Another value of each field in which jobs of one batch may differ."""
 
@@ -335,7 +364,7 @@ def test_jobs_with_large_images_share_no_batch_and_a_detector_judges_in_the_lane
     assert is_alone(job)
     assert job.task.lane is Lane.SCORE
     assert b"PNG" not in batch_key(job).encode()
-    assert [job.task for job in JOBS if is_alone(job)] == [Task.SCAN, Task.CALIBRATE]
+    assert [job.task for job in JOBS if is_alone(job)] == [Task.SCAN, Task.CALIBRATE, Task.UPDATE]
 
 
 def test_tasks_have_their_lanes() -> None:
@@ -346,6 +375,7 @@ def test_tasks_have_their_lanes() -> None:
         "generate": "generate",
         "complete": "generate",
         "calibrate": "generate",
+        "update": "generate",
     }
     assert {task: task.lane for task in Task} == lanes
     assert queue_name(Lane.SCORE, Priority.HIGH) == "ncml:score:high"

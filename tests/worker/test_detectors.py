@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 import ncml
+from ncml.data import kept_images
+from ncml.data.good_images import open_folder
 from ncml.errors import ModelError
 from ncml.images import resize_to, to_png
 from ncml.network import efficientnet
 from ncml.ood.alarm import FlaggedRateAlarm
 from ncml.ood.judging import Detector
+from ncml.ood.views.appearance import AppearanceView
 from ncml.results import Detection
-from tests.detectors import good_image, without_disc
+from tests.detectors import good_image, use_small_scale, without_disc
 from tests.ncml import nets
-from worker.contract import Original, Pixels, ScoreJob
+from worker.contract import Original, Pixels, ReviewedImage, ScoreJob, UpdateJob
 from worker.engine import BatchRunner
 from worker.messages import Batch, Drop, EngineSettings, Outcome
 from worker.metrics import WorkerMetrics
@@ -274,3 +277,84 @@ def test_the_pictures_of_a_detector_are_those_beside_it(registry: ModelRegistry,
     assert {(example.kind, example.size) for example in pictures.examples} == {
         (kind, size) for kind, sizes in model.detector.power.shares.items() for size in sizes
     }
+
+
+# -- updates
+
+
+@pytest.fixture
+def update(
+    registry: ModelRegistry, folder: Path, detector_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Update the detector, which keeps its images, as the engine does; the new version judges by appearance alone."""
+    images = detector_folder.parents[1] / "images"
+    kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, "auto")
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"appearance": AppearanceView})
+    use_small_scale(monkeypatch)
+
+    def compute(job: UpdateJob, *messages: object, calibrates: bool = True) -> Outcome:
+        settings = EngineSettings(directories=(folder.parent,), load=ncml.load, calibrates=calibrates)
+        runner = BatchRunner(Pipe(*messages), registry, settings)  # pyright: ignore[reportArgumentType]
+        return runner.run(Batch(1, {"job": job})).outcomes["job"]
+
+    return compute
+
+
+def reviewed(name: str, image: np.ndarray) -> ReviewedImage:
+    return ReviewedImage(name=name, file=to_png(image))
+
+
+FLAGGED = tuple(reviewed(f"{seed}-a.png", without_disc(seed)) for seed in (300, 301))
+UPDATE = UpdateJob(
+    model="part", name="part-2", reviewed=FLAGGED, defective=(reviewed("302-b.png", good_image(302) * 0),)
+)
+
+
+def test_an_update_is_served_as_a_new_model_that_can_be_updated_again(
+    update: Callable[..., Outcome], registry: ModelRegistry, folder: Path
+) -> None:
+    before = (folder / "detector.json").read_bytes()
+    outcome = update(UPDATE)
+    assert outcome.error is None
+    assert outcome.model is not None
+    assert outcome.model.name == "part-2"
+    assert outcome.calibration is not None
+    assert outcome.calibration.reviews is not None
+    assert outcome.calibration.reviews.model_dump(exclude={"still_flagged"}) == {
+        "good": 2, "defective": 1, "found": 1, "found_before": 1
+    }  # fmt: skip
+    assert "the former version finds 1 of the 1 defective images" in outcome.calibration.summary
+    served = {model.name: model.detector for model in registry.descriptors}
+    assert served["part-2"] is not None
+    assert served["part"] is not None
+    assert served["part-2"].keeps_images
+    assert not served["part"].keeps_images  # its images were added after it was described
+    assert served["part-2"].n_fit == served["part"].n_fit + 2
+    assert served["part-2"].n_rank == served["part"].n_rank
+    assert (folder / "detector.json").read_bytes() == before
+    assert "Detector" in (folder.parent / "part-2" / "card.md").read_text()
+    kept = kept_images.read(folder.parent / "part-2")
+    assert kept.reviewed is not None
+    assert len(kept.reviewed) == 2
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["part", "part-2"]
+    assert update(UPDATE).calibration == outcome.calibration  # its worker was lost before it could report the result
+    other = update(UPDATE.model_copy(update={"reviewed": FLAGGED[:1]}))
+    assert other.error is not None
+    assert other.error.detail == "a model 'part-2' already exists; choose another name."
+
+
+def test_a_refused_or_canceled_update_leaves_no_folder(update: Callable[..., Outcome], folder: Path) -> None:
+    ranked = reviewed("5f-part.png", good_image(39))
+    outcome = update(UPDATE.model_copy(update={"reviewed": (*FLAGGED, ranked)}))
+    assert outcome.error is not None
+    assert (outcome.error.reason, outcome.error.field) == ("input", "reviewed")
+    assert "1 reviewed image (5f-part.png) show" in outcome.error.detail
+    assert update(UPDATE, Drop(1, frozenset({"job"}))).calibration is None
+    outcome = update(UPDATE, calibrates=False)
+    assert outcome.error is not None
+    assert "must start the workers with NCML_ALLOW_CALIBRATION=1" in outcome.error.detail
+    kept_images.discard(folder)
+    outcome = update(UPDATE)
+    assert outcome.error is not None
+    assert "part keeps no good images, so it cannot be updated" in outcome.error.detail
+    assert [path.name for path in folder.parent.iterdir()] == ["part"]

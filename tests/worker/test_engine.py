@@ -151,7 +151,7 @@ def refuse_memory(*_: object, **__: object) -> None:
 
 def load_short_of_memory(folder: Path, *, device: str) -> Model:
     """Load a model in an engine without enough memory to calibrate."""
-    calibrating.calibrate_copy = refuse_memory
+    calibrating.make_folder = refuse_memory
     return load_model(folder, device=device)
 
 
@@ -257,7 +257,7 @@ def test_a_calibration_canceled_at_the_last_moment_leaves_no_folder(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrating.calibrate_copy(
+        calibrating.make_folder(
             load_model(model_folder, device="cpu"), calibration(60), "job", [tmp_path], cancel_when_complete
         )
     assert [path.name for path in tmp_path.iterdir()] == [".mine.running.1"]  # those of killed workers are removed
@@ -279,7 +279,7 @@ def test_calibration_is_off_by_default_and_needs_a_writable_directory(
         runner.stop()
     model, directory = load_model(model_folder, device="cpu"), tmp_path / "no" / "models"
     with pytest.raises(WorkerFault, match="no model directory of the worker is writable") as fault:
-        calibrating.calibrate_copy(model, calibration(60), "job", [directory], lambda _: None)
+        calibrating.make_folder(model, calibration(60), "job", [directory], lambda _: None)
     assert str(tmp_path) not in str(fault.value)
     assert str(directory) in caplog.text
 
@@ -290,7 +290,7 @@ def test_a_full_disk_is_noticed_before_a_calibration_computes(
     model, stages = load_model(model_folder, device="cpu"), list[str]()
 
     def calibrate() -> None:
-        calibrating.calibrate_copy(model, calibration(60), "job", [tmp_path], lambda step: stages.append(step.stage))
+        calibrating.make_folder(model, calibration(60), "job", [tmp_path], lambda step: stages.append(step.stage))
 
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
@@ -319,6 +319,6 @@ def test_clients_make_a_limited_number_of_models(model_folder: Path, tmp_path: P
     (tmp_path / "the operator's").mkdir()
     model = load_model(model_folder, device="cpu")
     with pytest.raises(InputError, match="clients have made 2 models, the most that the service holds; ask"):
-        calibrating.calibrate_copy(model, calibration(60), "job", [tmp_path], lambda _: None, max_models=2)
+        calibrating.make_folder(model, calibration(60), "job", [tmp_path], lambda _: None, max_models=2)
     with pytest.raises(InputError, match="images"):  # too few of them, which is found later
-        calibrating.calibrate_copy(model, calibration(2), "job", [tmp_path], lambda _: None, max_models=3)
+        calibrating.make_folder(model, calibration(2), "job", [tmp_path], lambda _: None, max_models=3)
