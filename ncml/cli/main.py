@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate": "ncml.cli.calibrate:calibrate",
     "score": "ncml.cli.score:score",
     "watch": "ncml.cli.watch:watch",
+    "review": "ncml.cli.review:review",
     "drift": "ncml.cli.drift:drift",
     "generate": "ncml.cli.generate:generate",
     "complete": "ncml.cli.generate:complete",

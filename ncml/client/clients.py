@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx2
 
@@ -20,6 +20,7 @@ from ncml.client.exchange import (
     RetryPolicy,
     ScanOptions,
     ScoreOptions,
+    UpdateOptions,
 )
 from ncml.errors import InputError
 from ncml.images.sources import Image, Images
@@ -89,6 +90,22 @@ class Client:
     def calibrate(self, images: Images, name: str, **options: Unpack[CalibrateOptions]) -> dict[str, Any]:
         """Make a model that is calibrated on good images or zips of them; return the document of POST /calibrate."""
         return self._run(self._exchanges.calibrate(images, name, options))
+
+    def update(self, name: str, **options: Unpack[UpdateOptions]) -> dict[str, Any]:
+        """Make a new version, of this name, of the detector `model` with the reviews of this key; return its document."""
+        return self._run(self._exchanges.update(name, options))
+
+    def review(self, image: Image, verdict: Literal["good", "defective"], *, model: str) -> dict[str, Any]:
+        """Have a detector judge an image, and keep what it is; return the document of the review."""
+        return self._run(self._exchanges.review(image, verdict, model))
+
+    def reviews(self, model: str) -> list[dict[str, Any]]:
+        """Return the documents of the reviews of a model with this key."""
+        return self._run(self._exchanges.reviews(model))
+
+    def delete_review(self, model: str, review_id: str) -> None:
+        """Delete a review with its image."""
+        self._run(self._exchanges.delete_review(model, review_id))
 
     def models(self) -> list[dict[str, Any]]:
         """Return the documents of the models, as GET /models has them."""
@@ -183,6 +200,22 @@ class AsyncClient:
     async def calibrate(self, images: Images, name: str, **options: Unpack[CalibrateOptions]) -> dict[str, Any]:
         """Make a model that is calibrated on good images or zips of them; return the document of POST /calibrate."""
         return await self._run(self._exchanges.calibrate(images, name, options))
+
+    async def update(self, name: str, **options: Unpack[UpdateOptions]) -> dict[str, Any]:
+        """Make a new version, of this name, of the detector `model` with the reviews of this key; return its document."""
+        return await self._run(self._exchanges.update(name, options))
+
+    async def review(self, image: Image, verdict: Literal["good", "defective"], *, model: str) -> dict[str, Any]:
+        """Have a detector judge an image, and keep what it is; return the document of the review."""
+        return await self._run(self._exchanges.review(image, verdict, model))
+
+    async def reviews(self, model: str) -> list[dict[str, Any]]:
+        """Return the documents of the reviews of a model with this key."""
+        return await self._run(self._exchanges.reviews(model))
+
+    async def delete_review(self, model: str, review_id: str) -> None:
+        """Delete a review with its image."""
+        await self._run(self._exchanges.delete_review(model, review_id))
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the documents of the models, as GET /models has them."""

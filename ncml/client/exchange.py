@@ -92,6 +92,10 @@ class CalibrateOptions(JobOptions, total=False):
     false_positive_rate: float
 
 
+class UpdateOptions(JobOptions, total=False):
+    """Options of `update`; those of `POST /update`."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One request."""
@@ -180,6 +184,32 @@ class Exchanges:
         run = self._run("/calibrate", options, CalibrateOptions, dict, images=sources, files=files, name=name)
         return (yield from run)
 
+    def update(self, name: str, options: UpdateOptions) -> Exchange[dict[str, Any]]:
+        """Make a new version of a detector."""
+        return (yield from self._run("/update", options, UpdateOptions, dict, name=name))
+
+    def review(self, image: Image, verdict: str, model: str) -> Exchange[dict[str, Any]]:
+        """Have a detector judge an image, and keep what it is."""
+        file = read_upload(image)
+        job_id = yield from self._run(
+            "/score", {"model": model}, ScoreOptions, lambda document: str(document["id"]), images=[image], files=[file]
+        )
+        call = Call("POST", _reviews_path(model), {"job": job_id, "verdict": verdict}, [file])
+        try:
+            response = yield from self._send(call)
+        except ServiceError as error:
+            raise _name_image(error, [image], 0) from error
+        return self._read(response, dict)
+
+    def reviews(self, model: str) -> Exchange[list[dict[str, Any]]]:
+        """Get the reviews of a model."""
+        response = yield from self._send(Call("GET", _reviews_path(model)))
+        return self._read(response, lambda document: document["reviews"])
+
+    def delete_review(self, model: str, review_id: str) -> Exchange[None]:
+        """Delete a review."""
+        yield from self._send(Call("DELETE", f"{_reviews_path(model)}/{quote(review_id, safe='')}"))
+
     def models(self) -> Exchange[list[dict[str, Any]]]:
         """Get the documents of all models."""
         response = yield from self._send(Call("GET", "/models"))
@@ -187,9 +217,7 @@ class Exchanges:
 
     def model(self, name: str) -> Exchange[dict[str, Any]]:
         """Get the document of a model."""
-        if not name or "/" in name:
-            raise InputError("model", f"model must be the name of a model that the service has, not {name!r}.")
-        return self._read((yield from self._send(Call("GET", f"/models/{quote(name, safe='@')}"))), dict)
+        return self._read((yield from self._send(Call("GET", _model_path(name)))), dict)
 
     def version(self) -> Exchange[str]:
         """Get the release of the service."""
@@ -309,6 +337,16 @@ class Exchanges:
     def _not_a_service(self, response: httpx2.Response) -> ServiceError:
         detail = f"{self.url} answered {response.status_code}, but not as an ncml service does: check the address."
         return ServiceError(detail, status=response.status_code)
+
+
+def _model_path(name: str) -> str:
+    if not name or "/" in name:
+        raise InputError("model", f"model must be the name of a model that the service has, not {name!r}.")
+    return f"/models/{quote(name, safe='@')}"
+
+
+def _reviews_path(model: str) -> str:
+    return f"{_model_path(model)}/reviews"
 
 
 def _check_names(options: JobOptions, allowed: type[JobOptions]) -> None:

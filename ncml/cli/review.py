@@ -1,0 +1,61 @@
+"""`ncml review`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from ncml.cli.terminal import JsonOption, print_json
+from ncml.errors import InputError
+from ncml.paths import check_exists, list_files, printable
+
+
+def review(
+    files: Annotated[Positional[list[Path]], arg(metavar="FILE")],
+    /,
+    *,
+    model: Annotated[str, arg(metavar="NAME")],
+    good: bool = False,
+    defective: bool = False,
+    server: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
+    api_key: Annotated[str, arg(metavar="KEY", help_behavior_hint="(default: NCML_API_KEY)")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Send images to a service with what you know better than its detector: that they are good, or defective.
+
+    Each image is judged first. An update of the detector learns from good images that it flags; defective ones only
+    test it. Without a service, collect the images in folders for ncml adapt --update.
+
+    Args:
+        files: Images, or folders of images.
+        model: Detector of the service.
+        good: The images are good, although the detector flags them.
+        defective: The images are defective.
+        server: Address of the service.
+        api_key: API key for that service, to which the reviews will belong.
+        as_json: Print JSON.
+    """
+    if not files:
+        raise InputError("files", "no image is given: ncml review FILE...")
+    if good == defective:
+        raise InputError("good", "say what the images are: add either --good or --defective.")
+    if not server:
+        raise InputError(
+            "server",
+            "a service keeps reviews: add --server, or collect the images in a folder for ncml adapt --update.",
+        )
+    for path in files:
+        check_exists(path)
+    from ncml.client import Client
+
+    reviews: list[dict[str, Any]] = []
+    with Client(server, api_key=api_key or os.environ.get("NCML_API_KEY")) as client:
+        for path in list_files(files):
+            kept = client.review(path, "good" if good else "defective", model=model)
+            reviews.append({"path": str(path)} | kept)
+            if not as_json:
+                verdict = f"p {kept['p_value']:.4f}{' OOD' if kept['is_ood'] else ''}"
+                print(f"{verdict}  {printable(path)} is kept as {kept['verdict']} ({kept['id']})", flush=True)
+    if as_json:
+        print_json({"reviews": reviews})
