@@ -92,7 +92,7 @@ class Client:
         return self._run(self._exchanges.calibrate(images, name, options))
 
     def update(self, name: str, **options: Unpack[UpdateOptions]) -> dict[str, Any]:
-        """Make a new version, of this name, of the detector `model` with the reviews of this key; return its document."""
+        """Make a new version of the detector `model` with the reviews of this key; return its document."""
         return self._run(self._exchanges.update(name, options))
 
     def review(self, image: Image, verdict: Literal["good", "defective"], *, model: str) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class AsyncClient:
         return await self._run(self._exchanges.calibrate(images, name, options))
 
     async def update(self, name: str, **options: Unpack[UpdateOptions]) -> dict[str, Any]:
-        """Make a new version, of this name, of the detector `model` with the reviews of this key; return its document."""
+        """Make a new version of the detector `model` with the reviews of this key; return its document."""
         return await self._run(self._exchanges.update(name, options))
 
     async def review(self, image: Image, verdict: Literal["good", "defective"], *, model: str) -> dict[str, Any]:
