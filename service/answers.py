@@ -130,7 +130,7 @@ class ProgressAnswer(BaseModel):
 
     stage: str = Field(
         description='"score", "judge" (by a detector), "tiles", "noisy_sampling" or "refine"; of a calibration also '
-        '"fit", "rank" or "power".'
+        '"fit", "rank" or "power"; of an update others as well, such as "read".'
     )
     step: int
     total: int

@@ -6,6 +6,7 @@ import { greyLevels, h, plural } from "./dom.js";
 import { explain } from "./fields.js";
 import { markdown } from "./markdown.js";
 import { detectorPower, powerTable } from "./power.js";
+import { reviewSection } from "./reviews.js";
 import { sampleGrid } from "./samples.js";
 import { pText } from "./verdict.js";
 
@@ -22,6 +23,7 @@ export function modelDetails(model) {
     { class: "stack" },
     h("div", { class: "columns" }, verdictFacts(model), h("dl", {}, facts)),
     isGenerator(model) && sampleGrid(model).element,
+    model.detector && reviewSection(model),
     card &&
       h(
         "details",

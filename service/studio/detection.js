@@ -90,7 +90,7 @@ export function detectionSteps(reading) {
   const rate = calibration?.false_positive_rate;
   const steps = [
     rate && `One in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate; to flag fewer, lower it.`,
-    "If this image is good, add it to the good images and make the detector again.",
+    "If this image is good, say so here: the next version of the detector learns from it.",
   ];
   return h(
     "ul",

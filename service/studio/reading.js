@@ -9,6 +9,7 @@ import { greyLevels, h, plural } from "./dom.js";
 import { explain } from "./fields.js";
 import { flipTest } from "./flip.js";
 import { mapDetails, modelView } from "./map.js";
+import { reviewButtons } from "./reviews.js";
 import { framedImage, tileMapDetails, VIEWS } from "./tiles.js";
 import { calibrationOf, headline, pText, verdict } from "./verdict.js";
 
@@ -73,7 +74,7 @@ function verdictFacts(reading) {
     h("p", {}, text),
     scan && h("p", { class: "hint" }, tilesText(scan, score)),
     caution && h("p", { class: "caution" }, caution),
-    score.detection ? detectionSteps(reading) : !scan && h("p", {}, nextStep(kind)),
+    score.detection ? [detectionSteps(reading), reviewButtons(reading)] : !scan && h("p", {}, nextStep(kind)),
   );
 }
 

@@ -1,16 +1,20 @@
 """A detector on the page: its verdict on an image, and what it finds and misses."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from ncml.calibration.power_pictures import PowerPictures
 from ncml.checkpoint import describe
+from ncml.data import kept_images
+from ncml.data.good_images import open_folder
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_calibration import DetectorCalibration
@@ -79,7 +83,7 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator(".label")).to_have_text("Flagged")
     expect(reading.locator("h3")).to_have_text("None of 28 good images is as unusual")
     expect(reading.locator(".verdict")).to_contain_text("One in 20 good images is flagged at this rate")
-    expect(reading.locator(".verdict")).to_contain_text("add it to the good images")
+    expect(reading.locator(".verdict")).to_contain_text("the next version of the detector learns from it")
     expect(reading.locator("figcaption").first).to_contain_text(
         "Most unusual: brightness, contrast or colour of a part"
     )
@@ -185,3 +189,147 @@ def test_choosing_a_detector_where_images_are_generated_leads_to_its_scores(stud
     page.select_option("#model", "tiny")
     page.get_by_role("link", name="Generate", exact=True).click()
     expect(page.locator("#view-generate")).to_be_visible()
+
+
+# -- reviews
+
+
+@pytest.fixture
+def reviewed_detector(site, models: Path, detector_folder: Path) -> Iterator[str]:
+    """Serve a detector that keeps its images, `valve`, without reviews; and remove its next versions."""
+    hidden = models / ".valve"
+    shutil.copytree(detector_folder, hidden)
+    images = detector_folder.parents[1] / "images"
+    kept_images.keep(hidden, open_folder(images, sorted(images.iterdir())), None, "auto")
+    hidden.rename(models / "valve")
+    eventually(lambda: site.http.get("/models/valve").status_code == 200)
+    yield "valve"
+    for review in site.http.get("/models/valve/reviews").json()["reviews"]:
+        site.http.delete(f"/models/valve/reviews/{review['id']}")
+    for folder in models.glob("valve*"):
+        shutil.rmtree(folder)
+    eventually(lambda: site.http.get("/models/valve").status_code == 404)
+
+
+def test_reviews_are_sent_undone_listed_and_deleted(
+    studio, site, images: list[Path], reviewed_detector: str, tmp_path: Path
+) -> None:
+    page = studio(model=reviewed_detector)
+    view = page.locator("#view-score")
+    view.locator("input[type=file]").first.set_input_files(images[:2])
+    view.get_by_role("button", name="Score 2 images").click()
+    expect(page.locator(".strip .tile")).to_have_count(2)
+    page.locator(".strip .tile", has_text="good").click()
+    review = page.locator(".reading .review")
+    expect(review.get_by_role("button", name="This image is good")).to_have_count(0)  # it was not flagged
+    review.get_by_role("button", name="This image is defective").click()
+    expect(review).to_contain_text("Kept as defective until")
+    page.locator(".strip .tile", has_text="missing").click()
+    good = review.get_by_role("button", name="This image is good")
+    good.focus()
+    page.keyboard.press("Enter")
+    expect(review).to_contain_text("Kept as good until")
+    undo = review.get_by_role("button", name="Undo")
+    expect(undo).to_be_focused()
+    undo.click()
+    expect(good).to_be_focused()
+    good.click()
+    expect(review).to_contain_text("Kept as good until")
+    page.locator(".strip .tile", has_text="good").click()
+    expect(review).to_contain_text("Kept as defective until")  # it is remembered
+    page.evaluate("location.hash = 'models'")
+    page.locator("table.models").get_by_role("button", name=reviewed_detector).click()
+    section = page.locator("section.reviews")
+    rows = section.locator(".reviewed li")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text("defective")
+    expect(rows.nth(1)).to_contain_text("missing.png")
+    section.get_by_role("button", name="Delete the review of good.png").click()
+    expect(rows).to_have_count(1)
+    assert [entry["verdict"] for entry in site.http.get("/models/valve/reviews").json()["reviews"]] == ["good"]
+    axe = Axe().run(page).response
+    assert [finding["id"] for finding in axe["violations"] if finding["impact"] in ("serious", "critical")] == []
+    section.get_by_role("button", name="Delete the review of missing.png").click()
+    expect(section).to_contain_text("None yet.")
+    expect(section.get_by_role("button", name="Update detector")).to_have_attribute("aria-disabled", "true")
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    page.evaluate("location.hash = 'score'")
+    page.locator(".strip .tile", has_text="missing").click()
+    expect(review).to_contain_text("score it again")  # the page has lost the file
+
+
+UPDATED = {
+    "id": "an-update", "status": "succeeded", "model": {"name": "valve-2", "version": "ab" * 32}, "skipped": [],
+    "calibration": {
+        "n_fit": 13, "n_rank": 28, "smallest_p": 0.034, "weakness": "28 scenes rank",
+        "summary": "71% of all altered images are flagged.",
+        "reviews": {"good": 1, "still_flagged": 1, "defective": 2, "found": 2, "found_before": 1},
+    },
+    "timing": {"queue_s": 0.1, "compute_s": 60.0, "batch_size": 1},
+}  # fmt: skip
+
+
+def test_an_update_learns_from_the_reviews(
+    studio, tab, site, models: Path, images: list[Path], reviewed_detector: str
+) -> None:
+    tab.expected_messages = ["status of 422"]  # of the name that is taken
+    flagged = images[1].read_bytes()
+    scored = site.http.post("/score", params={"model": reviewed_detector}, files={"image": ("missing.png", flagged)})
+    data = {"job": scored.json()["id"], "verdict": "good"}
+    sent = site.http.post("/models/valve/reviews", data=data, files={"image": ("missing.png", flagged)})
+    assert sent.status_code == 201, sent.text
+    page = studio("models", model=reviewed_detector)
+    page.locator("table.models").get_by_role("button", name=reviewed_detector).click()
+    section = page.locator("section.reviews")
+    name = section.get_by_label("Name of the new version")
+    expect(name).to_have_value("valve-2")
+    update = section.get_by_role("button", name="Update detector")
+    expect(update).not_to_have_attribute("aria-disabled", "true")
+    name.fill("tiny")
+    update.click()
+    expect(section.locator(".field .refusal")).to_contain_text("a model 'tiny' already exists")
+    requests: list[object] = []
+
+    def accept(route: Route) -> None:
+        requests.append(route.request.post_data_json)
+        route.fulfill(status=202, json={"id": "an-update", "status": "queued", "position": 0})
+
+    events = [
+        ("running", {"status": "running", "error": None}),
+        ("progress", {"stage": "rank", "step": 14, "total": 28, "done": 0, "n": 1, "preview": None}),
+        ("succeeded", {"status": "succeeded", "error": None}),
+    ]
+    stream = "".join(
+        f"event: {kind}\nid: {i}-0\ndata: {json.dumps(data)}\n\n" for i, (kind, data) in enumerate(events, 1)
+    )
+    page.route("**/update", accept)
+    page.route("**/jobs/an-update/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
+    page.route("**/jobs/an-update/result", lambda route: route.fulfill(json=UPDATED))
+    name.fill("valve-2")
+    update.focus()
+    page.keyboard.press("Enter")
+    run = section.locator("article.run")
+    expect(run).to_contain_text("Updated")
+    assert requests == [{"model": "valve", "name": "valve-2"}]
+    expect(run).to_contain_text("13 images for estimation, 1 of them reviewed; 28 for ranking.")
+    expect(run).to_contain_text("1 of 1 reviewed image would be flagged again")
+    expect(run).to_contain_text("2 of 2 defective images are found, formerly 1.")
+    use = run.get_by_role("button", name="Score images with it")
+    expect(use).to_be_disabled()
+    shutil.copytree(models / "valve", models / ".next")
+    (models / ".next").rename(models / "valve-2")
+    expect(use).to_be_enabled()
+    use.click()
+    expect(page.locator("#view-score")).to_be_visible()
+    expect(page.locator("#model")).to_have_value(re.compile("valve-2"))
+
+
+def test_a_detector_without_its_images_says_why_it_cannot_be_updated(studio) -> None:
+    page = studio("models", model="washer")
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    section = page.locator("section.reviews")
+    expect(section).to_contain_text(
+        "keeps no good images, so it cannot be updated: make it again with ncml adapt --keep"
+    )
+    expect(section.get_by_role("button", name="Update detector")).to_have_count(0)

@@ -1,0 +1,137 @@
+// Reviews: what the user knows better than the verdict of a detector.
+
+import { request, requestJson } from "./api.js";
+import { announce, button, disable, h, keepFocus } from "./dom.js";
+import { failure } from "./feedback.js";
+import { updateForm } from "./update.js";
+import { pText } from "./verdict.js";
+
+const changes = new EventTarget(); // dispatches "change" when this page has sent or deleted a review
+
+const path = (model) => `models/${encodeURIComponent(model)}/reviews`;
+
+async function remove({ model, id }) {
+  await request(`${path(model)}/${id}`, { method: "DELETE" });
+  changes.dispatchEvent(new Event("change"));
+}
+
+/** Buttons that say what a judged image is; the reading keeps its `review`. */
+export function reviewButtons(reading) {
+  const notice = h("div");
+  const row = h("div", { class: "row start" });
+  const element = h("div", { class: "review" }, row, notice);
+  show();
+  return element;
+
+  function show() {
+    const isFocused = row.contains(document.activeElement);
+    row.replaceChildren(...(reading.review ? sent(reading.review) : choices()));
+    if (isFocused) row.querySelector("button").focus();
+  }
+
+  function choices() {
+    if (!reading.file) return [h("p", { class: "hint" }, "To say what this image is, score it again.")];
+    const { is_ood: isOod } = reading.score.detection;
+    const good = isOod && button("This image is good", (event) => send(event, "good"), "small");
+    return [good, button("This image is defective", (event) => send(event, "defective"), "small")].filter(Boolean);
+  }
+
+  function sent(review) {
+    const text = `Kept as ${review.verdict} until ${day(review.expires_at)}.`;
+    return [h("p", { class: "hint" }, text), button("Undo", (event) => act(event, undo), "small")];
+  }
+
+  function send(event, verdict) {
+    return act(event, async () => {
+      const { file, job, model } = reading;
+      const body = new FormData();
+      body.append("image", file, file.name || "image.png");
+      body.set("job", job);
+      body.set("verdict", verdict);
+      reading.review = await requestJson(path(model.name), { method: "POST", body, isQuick: false });
+      changes.dispatchEvent(new Event("change"));
+      announce(`${reading.name} is kept as ${verdict}.`);
+    });
+  }
+
+  async function undo() {
+    await remove(reading.review);
+    reading.review = null;
+    announce("The review is deleted.");
+  }
+
+  /** Perform an action of a button, and show its outcome. */
+  async function act({ currentTarget }, action) {
+    notice.replaceChildren();
+    disable(currentTarget, true);
+    try {
+      await action();
+      show();
+    } catch (error) {
+      disable(currentTarget, false);
+      notice.replaceChildren(failure(error));
+    }
+  }
+}
+
+const day = (date) => new Date(date).toLocaleDateString("en", { day: "numeric", month: "long" });
+
+/** The reviews of a detector with this key, and its update. */
+export function reviewSection(model) {
+  const list = h("div", { class: "stack" });
+  const update = updateForm(model);
+  const heading = h("h3", {}, "Your reviews");
+  const element = h("section", { class: "reviews stack" }, heading, list, update.element);
+  const listener = new AbortController();
+  changes.addEventListener("change", () => (element.isConnected ? load() : listener.abort()), listener);
+  load();
+  return element;
+
+  async function load() {
+    try {
+      const { reviews } = await requestJson(path(model.name));
+      keepFocus(list, heading, () => list.replaceChildren(reviews.length ? reviewList(reviews) : noReviews()));
+      update.useReviews(reviews);
+    } catch (error) {
+      list.replaceChildren(failure(error, load));
+    }
+  }
+
+  function reviewList(reviews) {
+    return h("ul", { class: "reviewed", "aria-label": "Reviewed images" }, reviews.map(reviewItem));
+  }
+
+  function reviewItem(review) {
+    const { file, verdict, is_ood: isOod, p_value: pValue, expires_at: expiry } = review;
+    const name = file || review.id;
+    const notice = h("div");
+    const deleteButton = button("Delete", deleteReview, "small");
+    deleteButton.setAttribute("aria-label", `Delete the review of ${name}`);
+    async function deleteReview() {
+      disable(deleteButton, true);
+      try {
+        await remove(review);
+        announce(`The review of ${name} is deleted.`);
+      } catch (error) {
+        disable(deleteButton, false);
+        notice.replaceChildren(failure(error));
+      }
+    }
+    const facts = `p = ${pText(pValue)}, ${isOod ? "flagged" : "not flagged"}; kept until ${day(expiry)}`;
+    return h(
+      "li",
+      {},
+      h(
+        "div",
+        { class: "row" },
+        h("span", { class: verdict === "good" ? "badge" : "badge weak" }, verdict),
+        h("span", { class: "grow" }, name, h("span", { class: "hint" }, ` ${facts}`)),
+        deleteButton,
+      ),
+      notice,
+    );
+  }
+}
+
+const noReviews = () =>
+  h("p", { class: "hint" }, "None yet. After scoring an image, say that it is good or defective.");

@@ -1,0 +1,139 @@
+// The update of a detector: a new version that learns from the reviews of its verdicts.
+
+import { submit } from "./api.js";
+import { catalogue } from "./catalogue.js";
+import { announce, button, h, keepFocus, plural, uid, viewTitle } from "./dom.js";
+import { failure } from "./feedback.js";
+import { jobMonitor } from "./job.js";
+import { jobForm } from "./runs.js";
+import { jobs } from "./session.js";
+
+const STAGES = {
+  read: "Reading images",
+  align: "Aligning images",
+  rank: "Ranking good images",
+  power: "Measuring what it finds",
+};
+
+/** The form that updates a detector, and the updates that it started. */
+export function updateForm(model) {
+  const { name: base, detector } = model;
+  if (!detector.keeps_images || !catalogue.calibrationAllowed) {
+    const text = detector.keeps_images
+      ? "Updates in the browser are disabled: the operator of this service can allow them with NCML_ALLOW_CALIBRATION=1."
+      : "This detector keeps no good images, so it cannot be updated: make it again with ncml adapt --keep-images.";
+    return { element: h("p", { class: "hint" }, text), useReviews: () => {} };
+  }
+  const updates = h("div", { class: "runs" });
+  let goodCount = 0;
+  const { update, form } = jobForm("Update detector", send, () => goodCount > 0);
+  const id = uid();
+  const hintId = uid();
+  const name = h("input", {
+    ...{ id, "aria-describedby": hintId, required: true, maxlength: 64, value: nextName(base) },
+    pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*",
+  });
+  const hint =
+    "The new version learns from good images, and is tested with defective ones; the former one remains. " +
+    "It keeps copies of the good images, also when their reviews are deleted.";
+  const field = h(
+    "div",
+    { class: "field", "data-field": "name" },
+    h("label", { for: id }, "Name of the new version"),
+    name,
+    h("p", { id: hintId, class: "hint" }, hint),
+  );
+  const element = h("div", { class: "stack" }, form(field), updates);
+  for (const record of jobs.of("update")) if (record.base === base) watch(record, updates);
+  return { element, useReviews };
+
+  function useReviews(reviews) {
+    goodCount = reviews.filter(({ verdict }) => verdict === "good").length;
+    update();
+  }
+
+  async function send(signal) {
+    const { value } = name;
+    const submitted = await submit("update", { model: base, name: value }, signal);
+    const record = { id: submitted.id, view: "update", name: value, base };
+    jobs.add(record);
+    watch(record, updates);
+  }
+}
+
+/** Show an update and follow its job. */
+async function watch(record, updates) {
+  const notice = h("div");
+  const body = h("div");
+  const monitor = jobMonitor(record.id, { notice, describe: describeProgress });
+  const heading = h("h4", {}, record.name, h("span", { class: "hint" }, ` from ${record.base}`));
+  const actions = h("div", { class: "row" }, monitor.cancelButton);
+  const progress = h("div", { class: "row progress" }, monitor.status, monitor.bar);
+  const attributes = { class: "run", "data-job": record.id };
+  const run = h("article", attributes, h("header", { class: "row" }, heading, actions), progress, body, notice);
+  updates.prepend(run);
+  try {
+    const result = await monitor.result();
+    monitor.status.textContent = result ? "Updated" : "Canceled. No model was created.";
+    announce(`${record.name}: ${monitor.status.textContent}`);
+    if (result) body.replaceChildren(updateReport(result));
+  } catch (error) {
+    monitor.status.remove();
+    notice.replaceChildren(failure(error));
+  }
+  monitor.bar.remove();
+  const remove = () => {
+    jobs.remove(record.id);
+    keepFocus(run, viewTitle(run), () => run.remove());
+  };
+  keepFocus(actions, heading, () => actions.replaceChildren(button("Remove", remove, "small")));
+}
+
+function describeProgress({ stage, step, total }) {
+  const text = STAGES[stage] ?? "Estimating what good images look like";
+  return { text: `${text}: ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`, fraction: step / total };
+}
+
+/** What has become of the reviewed images, and what the new version finds. */
+function updateReport({ model, calibration }) {
+  const { n_fit: estimated, n_rank: ranked, weakness, summary, reviews } = calibration;
+  const { good, still_flagged: still, defective, found, found_before: before } = reviews;
+  const lines = [
+    `${plural(estimated, "image")} for estimation, ${good.toLocaleString("en")} of them reviewed; ` +
+      `${ranked.toLocaleString("en")} for ranking.`,
+    `${still} of ${plural(good, "reviewed image")} would be flagged again if only images of other scenes had been added.`,
+    defective && `${found} of ${plural(defective, "defective image")} are found, formerly ${before}.`,
+  ].filter(Boolean);
+  const offered = () => catalogue.models.find(({ name }) => name === model.name);
+  const use = () => {
+    catalogue.select(offered());
+    location.hash = "score";
+  };
+  const useButton = button("Score images with it", use, "primary");
+  const listener = new AbortController();
+  const show = () => {
+    useButton.disabled = !offered();
+    if (offered()) listener.abort();
+  };
+  catalogue.addEventListener("list", show, listener);
+  show();
+  return h(
+    "div",
+    { class: "stack report" },
+    h(
+      "ul",
+      { class: "steps" },
+      lines.map((line) => h("li", {}, line)),
+    ),
+    weakness && h("p", { class: "caution" }, h("strong", {}, "This detector is weak"), `: ${weakness}.`),
+    h("details", {}, h("summary", {}, "What it finds and misses"), h("p", { class: "hint" }, summary)),
+    h("div", { class: "row start" }, useButton),
+  );
+}
+
+/** A name for the next version: bottles-2 after bottles, bottles-3 after bottles-2. */
+function nextName(name) {
+  const [, stem, number = "1"] = /^(.*?)(?:-(\d+))?$/.exec(name);
+  const taken = new Set(catalogue.models.map((model) => model.name));
+  for (let next = Number(number) + 1; ; next++) if (!taken.has(`${stem}-${next}`)) return `${stem}-${next}`;
+}
