@@ -7,7 +7,8 @@ NcmlError
 │   └── NotAnImage    not an image in a supported format
 ├── ModelError        a model folder cannot be used
 ├── TrainingError     a training run cannot continue
-└── ServiceError      a service cannot be reached, or refuses a request
+├── ServiceError      a service cannot be reached, or refuses a request
+└── StorageError      object storage cannot be reached, or refuses all requests
 """
 
 import difflib
@@ -71,3 +72,7 @@ class ServiceError(NcmlError):
         """The invalid parameter, if there is one."""
         self.request_id = request_id
         """The id of the request in the service's log."""
+
+
+class StorageError(NcmlError):
+    """Object storage cannot be reached, or refuses all requests."""

@@ -4,13 +4,21 @@ Does not import torch.
 """
 
 import errno
+import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import NoReturn, TypeAlias
 
 from ncml.errors import InputError, ModelError, suggestion
+from ncml.object_storage import StoragePath, is_address
+
+Location: TypeAlias = Path | StoragePath
+"""A file or a folder of this machine, or in object storage."""
+
+MAX_FILES = 2_000_000
+"""Files whose names may be in memory at the same time."""
 
 BUNDLED_MODEL = "cifar10"
 """The name of the model that comes with this package, and that is the default."""
@@ -89,30 +97,88 @@ def check_space(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({size:,} bytes are needed, {free:,} free)", folder)
 
 
-def check_exists(path: Path) -> None:
+def parse_location(text: str, field: str = "path") -> Location:
+    """Return the path that a text names: a URL is one in object storage. Raises `InputError` for an unsupported URL."""
+    if not is_address(text):
+        return Path(text)
+    path = StoragePath.parse(text)
+    path.check(field)
+    return path
+
+
+def check_exists(path: Location) -> None:
     """Raise `InputError` for a path that does not exist."""
-    if not path.exists():
+    if isinstance(path, StoragePath):
+        path.is_dir()  # raises
+    elif not path.exists():
         remedy = "; name standard input /dev/stdin" if str(path) == "-" else ""
         raise InputError(str(path), f"{path} cannot be read: there is no such file or folder{remedy}.")
 
 
-def list_files(paths: Iterable[Path]) -> Iterator[Path]:
+def list_files(paths: Iterable[Location]) -> Iterator[Location]:
     """Yield every file, those of a folder sorted by name, without hidden ones; holds one folder at a time in memory.
 
     Links to folders elsewhere are followed, each once. Raises `InputError` for a path that does not exist, and for a
     folder that cannot be read.
     """
     for path in paths:
-        if path.is_dir():
-            roots = [path.resolve()]
-            for parent, folders, files in os.walk(path, onerror=_refuse, followlinks=True):
-                names = sorted(name for name in folders if not name.startswith("."))
-                folders[:] = [name for name in names if _is_new(Path(parent, name), roots)]
-                yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
-        elif path.exists():
-            yield path
+        if isinstance(path, StoragePath):
+            yield from path.list_files() if path.is_dir() else [path]
         else:
-            check_exists(path)
+            yield from list_local_files(path)
+
+
+def list_local_files(path: Path) -> Iterator[Path]:
+    """Yield the files of a path of this machine as `list_files` does."""
+    if not path.is_dir():
+        check_exists(path)
+        yield path
+        return
+    roots = [path.resolve()]
+    for parent, folders, files in os.walk(path, onerror=_refuse, followlinks=True):
+        names = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in names if _is_new(Path(parent, name), roots)]
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+
+
+def sorted_files(folder: Location) -> Sequence[Location]:
+    """Return the files of a folder, sorted by the parts of their paths; a copy of a folder has the same order.
+
+    Raises `InputError` as `list_files`, and for a folder in object storage as `collect`.
+    """
+    if isinstance(folder, Path):
+        return sorted(path for path in list_local_files(folder) if path.is_file())
+    return sorted(path for path in collect(list_files([folder])) if isinstance(path, StoragePath))
+
+
+def collect(files: Iterable[Location]) -> list[Location]:
+    """Return files as a list; raises `InputError` for more than `MAX_FILES`."""
+    collected = list(itertools.islice(files, MAX_FILES + 1))
+    if len(collected) > MAX_FILES:
+        raise InputError("files", f"there are more than {MAX_FILES:,} files, as {collected[0]}: name fewer folders.")
+    return collected
+
+
+def relative_to(path: Location, folder: Location) -> PurePath:
+    """Return the part of a file's path below a folder that contains it; both are of one kind."""
+    if isinstance(path, StoragePath):
+        assert isinstance(folder, StoragePath)
+        return path.relative_to(folder)
+    assert isinstance(folder, Path)
+    return path.relative_to(folder)
+
+
+def size_of(path: Location) -> int:
+    """Return the size of a file in bytes; 0 if storage does not report it."""
+    return int(path.state()[0] or 0) if isinstance(path, StoragePath) else path.stat().st_size
+
+
+def copy_file(source: Location, target: Path) -> None:
+    """Copy the contents of a file to this machine."""
+    if isinstance(source, StoragePath):
+        source.download(target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -130,6 +196,6 @@ def _is_new(folder: Path, roots: list[Path]) -> bool:
     return True
 
 
-def printable(path: str | os.PathLike[str]) -> str:
+def printable(path: str | os.PathLike[str] | StoragePath) -> str:
     """Return a path as text that any output can hold: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")

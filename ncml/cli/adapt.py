@@ -13,6 +13,7 @@ from ncml.cli.rows import MAX_MESSAGES
 from ncml.cli.terminal import (
     DeviceOption,
     JsonOption,
+    LocationArgument,
     ModelOption,
     describe,
     load,
@@ -26,7 +27,7 @@ from ncml.data.sources import open_source, readable_rows
 from ncml.errors import InputError
 from ncml.images.region import parse_region
 from ncml.ood.conformal import check_rate
-from ncml.paths import list_files
+from ncml.paths import Location, sorted_files
 
 if TYPE_CHECKING:
     from ncml.calibration.detector import MadeDetector
@@ -38,7 +39,7 @@ SUSPECTS = "suspects.png"
 
 
 def adapt(
-    data: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    data: Annotated[Positional[LocationArgument], arg(metavar="FOLDER")],
     /,
     *,
     out: Annotated[Path, arg(metavar="FOLDER")],
@@ -48,8 +49,8 @@ def adapt(
     confidence: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: on average)")] = None,
     group: Annotated[str, arg(metavar="auto|image|folder|PATTERN")] = AUTO,
     leave_out: Annotated[Literal["suspects"] | None, arg(help_behavior_hint="(default: none)")] = None,
-    reviewed: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
-    defective: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    reviewed: Annotated[LocationArgument | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    defective: Annotated[LocationArgument | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
     keep_images: bool = False,
     update: Annotated[str, arg(metavar="NAME|PATH", help_behavior_hint="(default: a new detector)")] = "",
     region: Annotated[
@@ -65,8 +66,8 @@ def adapt(
     ranks: so the share of good images that are flagged is guaranteed. The power is measured on altered images.
 
     Args:
-        data: Folder of at least 30 good images; with --update, of images that the detector flagged although they are
-            good.
+        data: Folder of at least 30 good images, here or at s3://, gs://, hf:// or https://; with --update, of images
+            that the detector flagged although they are good.
         out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
             detector is replaced, and its other calibrations are kept.
         model: Name or folder of the model to start from, which computes bits/dim.
@@ -113,7 +114,9 @@ def adapt(
     comparison: list[str] = []
     with progress_bar() as on_progress:
         opened = {
-            folder: open_folder(folder, _files(folder), on_progress) for folder in (data, reviewed, defective) if folder
+            folder: open_folder(folder, sorted_files(folder), on_progress)
+            for folder in (data, reviewed, defective)
+            if folder
         }
         for reason in [reason for images in opened.values() for reason in images.unreadable][:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
@@ -165,12 +168,8 @@ def adapt(
         print(f"try: ncml score IMAGE --model {shlex.quote(str(out))}", file=sys.stderr)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in list_files([folder]) if path.is_file())
-
-
 def _fine_tune(
-    model: "Model", data: Path, out: Path, rate: float, max_seconds: float, device: str, on_progress: Any
+    model: "Model", data: Location, out: Path, rate: float, max_seconds: float, device: str, on_progress: Any
 ) -> "Model":
     """Write a fine-tuned copy of the model with its own calibration, and return it."""
     import ncml

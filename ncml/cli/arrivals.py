@@ -4,23 +4,26 @@ The folder is listed again and again, so that no event is needed: network folder
 overflow. Events only wake the loop up earlier (`ncml.cli.watch`).
 """
 
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ncml.cli.earlier_rows import stamp
-from ncml.errors import InputError
 from ncml.images import SUFFIXES
-from ncml.paths import list_files
+from ncml.object_storage import StoragePath
+from ncml.paths import Location, list_files
 
 QUIET_S = 0.2
 """A file is complete once its size and its modification time have not changed for this long."""
 
 PATIENCE_S = 10.0
 """A file that cannot be read is invalid if it has not changed for this long: until then, its writer may have paused."""
+
+MAX_WAITING = 100_000
+"""Files of a bucket that wait at the same time; the following ones are found when these are judged."""
 
 Stamp = tuple[str, ...]
 """Size and modification time of a file, as in the columns `bytes` and `modified` of a table."""
@@ -30,7 +33,7 @@ Stamp = tuple[str, ...]
 class Arrival:
     """A file that has not been judged in its present state."""
 
-    path: Path
+    path: Location
     stamp: Stamp
     since: float
     """Monotonic time at which it was first found in this state."""
@@ -41,11 +44,14 @@ class Arrival:
 class Arrivals:
     """The files of a folder that are to be judged."""
 
-    def __init__(self, folder: Path, is_judged: Callable[[Path, Stamp], bool]) -> None:
+    def __init__(self, folder: Location, is_judged: Callable[[Location, Stamp], bool]) -> None:
         """is_judged: returns whether a file has been judged in this state."""
         self.folder = folder
         self._is_judged = is_judged
-        self._pending: dict[Path, Arrival] = {}
+        is_stored = isinstance(folder, StoragePath)
+        self._quiet_s = 0.0 if is_stored else QUIET_S  # an object appears when it is complete
+        self._max_waiting = MAX_WAITING if is_stored else None
+        self._pending: dict[Location, Arrival] = {}
 
     def __len__(self) -> int:
         """Return how many files wait, complete or not."""
@@ -54,16 +60,18 @@ class Arrivals:
     def complete(self) -> list[Arrival]:
         """List the folder and return the files that are complete and not judged, oldest first.
 
-        Raises `OSError` if the folder cannot be read.
+        Raises `OSError`, `InputError` or `StorageError` if the folder cannot be read.
         """
         now = time.monotonic()
-        present = {path: state for path, state in self._files() if not self._is_judged(path, state)}
+        present = dict(
+            itertools.islice((file for file in self._files() if not self._is_judged(*file)), self._max_waiting)
+        )
         for path in self._pending.keys() - present.keys():
             del self._pending[path]
         for path, state in present.items():
             arrival = self._pending.get(path)
             if arrival is None or arrival.stamp != state:
-                self._pending[path] = Arrival(path, state, now, now + QUIET_S)
+                self._pending[path] = Arrival(path, state, now, now + self._quiet_s)
         ready = [arrival for arrival in self._pending.values() if arrival.not_before <= now]
         return sorted(ready, key=lambda arrival: (arrival.stamp[1], arrival.path))
 
@@ -78,7 +86,8 @@ class Arrivals:
 
     def has_changed(self, arrival: Arrival) -> bool:
         """Return whether a file has another state than when it was listed, or is gone."""
-        return state_of(arrival.path) != arrival.stamp
+        path = arrival.path
+        return state_of(path.renewed() if isinstance(path, StoragePath) else path) != arrival.stamp
 
     def may_be_incomplete(self, arrival: Arrival) -> bool:
         """Return whether a file that cannot be read may still be written; if so, it is complete later."""
@@ -86,17 +95,18 @@ class Arrivals:
         arrival.not_before = min(end, time.monotonic() + 1)
         return time.monotonic() < end
 
-    def _files(self) -> Iterator[tuple[Path, Stamp]]:
-        try:
+    def _files(self) -> Iterator[tuple[Location, Stamp]]:
+        if isinstance(self.folder, StoragePath):
+            paths: Iterable[Location] = self.folder.list_files()
+        else:
             os.scandir(self.folder).close()  # a network folder that has vanished, or an unmounted one
-            for path in list_files([self.folder]):
-                state = state_of(path) if path.suffix.lower() in SUFFIXES else ()
-                if any(state):  # it has not been deleted or moved since it was listed
-                    yield path, state
-        except InputError as error:
-            raise OSError(str(error)) from error
+            paths = list_files([self.folder])
+        for path in paths:
+            state = state_of(path) if path.suffix.lower() in SUFFIXES else ()
+            if any(state):  # it has not been deleted or moved since it was listed
+                yield path, state
 
 
-def state_of(path: Path) -> Stamp:
+def state_of(path: Location) -> Stamp:
     """Return the state of a file; empty texts if it cannot be read."""
     return tuple(stamp(path).values())

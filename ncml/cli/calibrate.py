@@ -15,10 +15,11 @@ from ncml.data.sources import DEFAULT_SPLIT, check_source, names_at, open_source
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.images.tiling import OVERLAP, Tiling
+from ncml.object_storage import read_ahead
 from ncml.ood import storage
 from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME
-from ncml.paths import check_output_folder, list_files, printable
+from ncml.paths import Location, check_output_folder, collect, list_files, parse_location, printable
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def calibrate(
     flags.
 
     Args:
-        data: Folder of images, folder of parquet files, or Hub name. Without --unseen or --tile, it is taken as the
-            model's training data.
+        data: Folder of images (here or at s3://, gs://, hf:// or https://), folder of parquet files, or Hub name.
+            Without --unseen or --tile, it is taken as the model's training data.
         model: Name or folder of the model.
         out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
         name: Name of the calibration, by which requests select it; default is used if they name none.
@@ -102,12 +103,14 @@ def calibrate(
     if not tile:
         check_source(data, split)
         storage.read_replaceable(folder / checkpoint.CALIBRATION)  # refused now rather than after the computation
-    elif not Path(data).is_dir():
+    elif not parse_location(data, "data").is_dir():
         raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
     tiling = Tiling.for_model(description.height, description.width, tile_size, tile_overlap)
     loaded = load(description, device)
     if tile:
-        result, lines = _calibrate_tiles(loaded, Path(data), folder, tiling, false_positive_rate, limit)
+        result, lines = _calibrate_tiles(
+            loaded, parse_location(data, "data"), folder, tiling, false_positive_rate, limit
+        )
     else:
         result, lines = _calibrate_images(
             loaded, data, folder, split, unseen, tolerances, false_positive_rate, limit, name
@@ -202,19 +205,19 @@ def _calibrate_images(
 
 
 def _calibrate_tiles(
-    model: "Model", source: Path, folder: Path, tiling: Tiling, rate: float, limit: int | None
+    model: "Model", source: Location, folder: Path, tiling: Tiling, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     from ncml.calibration import descriptions, tile_estimation
 
-    readers: list[tuple[Path, Callable[[], NDArray[np.uint8]]]] = []
+    readers: list[tuple[Location, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
     with progress_bar() as on_progress:
-        files = list(list_files([source]))
-        for index, path in enumerate(files):
+        files = collect(list_files([source]))
+        for index, (path, file) in enumerate(zip(files, read_ahead(files, images.MAX_BYTES), strict=True)):
             on_progress(Progress("read", index, len(files)))
             read = partial(images.open_image, path, field=str(path))
             try:
-                image = read()
+                image = images.open_image(file, field=str(path))
             except InputError:
                 skipped += 1
                 continue

@@ -12,10 +12,12 @@ from tyro.conf import Positional, arg
 from ncml.cli import table
 from ncml.cli.local_model import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
+from ncml.cli.stored_table import local_copy
 from ncml.cli.terminal import (
     CalibrationOption,
     DeviceOption,
     JsonOption,
+    LocationArgument,
     ModelOption,
     check_output_file,
     describe,
@@ -24,7 +26,7 @@ from ncml.cli.terminal import (
     progress_bar,
 )
 from ncml.errors import InputError, ModelError
-from ncml.paths import check_exists, list_files
+from ncml.paths import Location, check_exists, collect, list_files
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ Measurement = tuple[float, float, float]
 
 
 def drift(
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="TABLE|FILE|FOLDER...", help_behavior_hint="")],
+    files: Annotated[
+        Positional[tuple[LocationArgument, ...]], arg(metavar="TABLE|FILE|FOLDER...", help_behavior_hint="")
+    ],
     /,
     *,
     model: ModelOption = "",
@@ -119,10 +123,10 @@ def _check_plot(path: Path) -> None:
         raise InputError("plot", f"{path} must end in .png, or in the suffix of another format of Matplotlib.")
 
 
-def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Path]) -> Iterator[Measurement]:
+def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Location]) -> Iterator[Measurement]:
     expected = (m.version[:12], calibration.version[:12], calibration.statistic)
     for path in tables:
-        for row in table.read(path, COLUMNS, optional=CONDITIONS):
+        for row in _read_rows(path):
             if not row["p_value"]:
                 continue  # a file that could not be read
             if (row["model"], row["calibration"], row["statistic"]) != expected:
@@ -139,7 +143,12 @@ def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Path]) 
             yield _parse(path, row["bpd"]), _parse(path, row["score"]), _parse(path, row["p_value"])
 
 
-def _parse(path: Path, cell: str) -> float:
+def _read_rows(path: Location) -> Iterator[table.Row]:
+    with local_copy(path) as copy:
+        yield from table.read(copy, COLUMNS, optional=CONDITIONS, name=str(path))
+
+
+def _parse(path: Location, cell: str) -> float:
     try:
         number = float(cell)
     except ValueError:
@@ -150,9 +159,9 @@ def _parse(path: Path, cell: str) -> float:
 
 
 def _score_files(
-    m: LocalModel, calibration: "Calibration", files: list[Path], skipped: SkippedFiles
+    m: LocalModel, calibration: "Calibration", files: list[Location], skipped: SkippedFiles
 ) -> Iterator[Measurement]:
-    paths = list(list_files(files))
+    paths = collect(list_files(files))
     scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped)
     done = 0
     with progress_bar() as on_progress:

@@ -7,11 +7,11 @@ not import torch.
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import takewhile
-from pathlib import Path
 
 from ncml.cli.table import Row, Table, column_names, read
 from ncml.errors import InputError
-from ncml.paths import printable
+from ncml.object_storage import StoragePath
+from ncml.paths import Location, printable
 
 STAMP_COLUMNS = ("bytes", "modified")
 
@@ -19,8 +19,13 @@ DISCOVERY = "discovery"
 """The column that a finished table may have in addition; it depends on all rows, so it is always computed."""
 
 
-def stamp(path: Path) -> Row:
+def stamp(path: Location) -> Row:
     """Return the cells that identify the state of a file; empty cells if it cannot be read."""
+    if isinstance(path, StoragePath):
+        try:
+            return dict(zip(STAMP_COLUMNS, path.state(), strict=True))
+        except InputError:
+            return dict.fromkeys(STAMP_COLUMNS, "")
     try:
         status = path.stat()
     except OSError:
@@ -30,13 +35,13 @@ def stamp(path: Path) -> Row:
     return {"bytes": str(status.st_size), "modified": modified}
 
 
-def is_current(row: Row, path: Path) -> bool:
+def is_current(row: Row, path: Location) -> bool:
     """Return whether a row is that of a file in its present state."""
     current = stamp(path)
     return row["file"] == printable(path) and all(_equal(name, row[name], current[name]) for name in STAMP_COLUMNS)
 
 
-def count_current(table: Table, paths: Iterable[Path]) -> int:
+def count_current(table: Table, paths: Iterable[Location]) -> int:
     """Return how many rows at the start of an unfinished table belong to these files in their present state."""
     return sum(1 for _ in takewhile(lambda pair: is_current(*pair), zip(table.rows(), paths, strict=False)))
 
@@ -60,7 +65,7 @@ class EarlierRows:
         except (InputError, OSError):  # it is replaced, as a table of something else is
             self._names.clear()
 
-    def find(self, path: Path) -> Row | None:
+    def find(self, path: Location) -> Row | None:
         """Return the complete row of a file that has not changed; call it for the files in their order."""
         name = printable(path)
         if hash(name) not in self._names:

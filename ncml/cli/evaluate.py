@@ -50,7 +50,8 @@ def evaluate(
         kind: likelihood (Tables 1, 3), sanity (Figure 2, compressed size), robustness (Figure 4), ood (Tables 2, 4),
             fid (sample quality and variety), classes (class knowledge, fidelity and variety), samples (Figures 1, 3, 5
             to 10), or all.
-        data: In-distribution images: the test split of a data set, or all images of a folder.
+        data: In-distribution images: the test split of a data set, or all images of a folder (here or at s3://, gs://,
+            hf:// or https://).
         model: Name or folder of a model; can be repeated to compare several.
         ood: Out-of-distribution data set; can be repeated. Constant and uniform images are always measured.
         limit: Maximum number of images of each set: for all kinds, which only lowers the defaults, or for one kind as

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ncml.arguments import check_conditions
@@ -14,7 +13,7 @@ from ncml.images.tiling import Tiling
 from ncml.ood import calibrations, detector_calibration, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names
 from ncml.options import leaves_verdict_to_detector
-from ncml.paths import printable
+from ncml.paths import Location, printable
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -82,7 +81,7 @@ class LocalModel:
         """Score images as `Model.score` does."""
         return self._model.score(images, **arguments)
 
-    def scan(self, path: Path, *, tile_size: int | None, **arguments: Any) -> "Scan":
+    def scan(self, path: Location, *, tile_size: int | None, **arguments: Any) -> "Scan":
         """Judge a large image as `Model.scan` does."""
         image = open_image(path, field=printable(path))
         tile = Tiling.resolve(self.height, self.width, tile_size, self.tiles and self.tiles.tile)

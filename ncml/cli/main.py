@@ -7,6 +7,7 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import inspect
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ import pkgutil
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import tyro
 
 from ncml import runtime
 from ncml.errors import InputError, NcmlError, suggestion
+from ncml.object_storage import StoragePath
 
 COMMANDS = {
     "train": "ncml.cli.train:train",
@@ -54,6 +56,7 @@ EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {
     "httpx2": "client",
     "watchfiles": "client",
     "huggingface_hub": "hub",
+    **dict.fromkeys(("aiohttp", "fsspec", "gcsfs", "s3fs"), "storage"),
 }
 """The extra of this package that installs a module."""
 
@@ -118,9 +121,21 @@ def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[An
 
     @functools.wraps(command)
     def bound(*args: Any, **kwargs: Any) -> functools.partial[Any]:
+        _check_paths(inspect.signature(command).bind(*args, **kwargs).arguments)
         return functools.partial(command, *args, **kwargs)
 
     return bound
+
+
+def _check_paths(arguments: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an unsupported URL, and for any URL where only a path of this machine can be used."""
+    for name, value in arguments.items():
+        for path in value if isinstance(value, tuple) else [value]:
+            if isinstance(path, StoragePath):
+                path.check(name)
+            elif isinstance(path, Path) and re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # Path has made :/ of ://
+                field = name.rstrip("_").replace("_", "-")
+                raise InputError(field, f"{field} must be on this machine, not in object storage: name another path.")
 
 
 def to_one_line(box: str) -> str:

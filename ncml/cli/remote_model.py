@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ncml.errors import InputError, NcmlError, ServiceError
@@ -12,7 +11,7 @@ from ncml.images.sources import Image
 from ncml.ood.calibrations import Calibrations
 from ncml.ood.detector_calibration import NAME, STATISTIC
 from ncml.options import leaves_verdict_to_detector
-from ncml.paths import printable
+from ncml.paths import Location, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class RemoteModel:
             images, model=self._reference, class_=classes, statistics=statistic_names, priority="low", **options
         )
 
-    def scan(self, path: Path, *, tile_size: int | None, callback: OnProgress = ignore_progress) -> "Scan":
+    def scan(self, path: Location, *, tile_size: int | None, callback: OnProgress = ignore_progress) -> "Scan":
         """Judge an image by its tiles; its file is sent as it is, after it has been checked to be an image."""
         open_image(path, field=printable(path))
 

@@ -22,7 +22,8 @@ from ncml.data.good_images import check_side
 from ncml.errors import InputError, ServiceError
 from ncml.images import heat
 from ncml.limits import MAX_JUDGED_IMAGES
-from ncml.paths import printable
+from ncml.object_storage import read_ahead
+from ncml.paths import Location, printable
 from ncml.progress import ignore_progress
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ Row = dict[str, Any]
 class Scorer:
     """Scores files."""
 
-    score: Callable[[list[Path]], list[Row]]
+    score: Callable[[list[Location]], list[Row]]
     """Returns a row for each file, in their order."""
     batch_size: int
     """Files of a call: they are done, and written to a table, together."""
@@ -65,7 +66,7 @@ class SkippedFiles:
     count: int = 0
     messages: list[str] = field(default_factory=list)
 
-    def add(self, path: Path, message: str) -> Row:
+    def add(self, path: Location, message: str) -> Row:
         """Count a file and return its row."""
         self.count += 1
         if self.count <= MAX_MESSAGES:
@@ -81,7 +82,7 @@ class SkippedFiles:
 
 
 def score_batches(
-    paths: Iterable[Path], scorer: Scorer, begin: Callable[[Path], Row] = lambda path: {}
+    paths: Iterable[Location], scorer: Scorer, begin: Callable[[Location], Row] = lambda path: {}
 ) -> Iterator[list[Row]]:
     """Yield the rows of the files, batch by batch in their order.
 
@@ -89,7 +90,7 @@ def score_batches(
     """
     batches = _batches(paths, scorer.batch_size, begin)
 
-    def complete(batch: list[tuple[Path, Row]]) -> list[Row]:
+    def complete(batch: list[tuple[Location, Row]]) -> list[Row]:
         unscored = [path for path, row in batch if "file" not in row]
         scored = iter(scorer.score(unscored) if unscored else [])
         return [row if "file" in row else next(scored) | row for _, row in batch]
@@ -107,9 +108,11 @@ def score_batches(
         pool.shutdown(wait=False, cancel_futures=True)  # requests that wait for the queue could take an hour
 
 
-def _batches(paths: Iterable[Path], size: int, begin: Callable[[Path], Row]) -> Iterator[list[tuple[Path, Row]]]:
+def _batches(
+    paths: Iterable[Location], size: int, begin: Callable[[Location], Row]
+) -> Iterator[list[tuple[Location, Row]]]:
     """Yield the files with their rows, in batches of `size` that are not scored yet, or of many that are."""
-    batch: list[tuple[Path, Row]] = []
+    batch: list[tuple[Location, Row]] = []
     unscored = 0
     for path in paths:
         batch.append((path, begin(path)))
@@ -136,19 +139,20 @@ def image_scorer(
     own_size: whether a detector judges the images, at their own sizes.
     """
 
-    def score_files(paths: list[Path]) -> list[Row]:
+    def score_files(paths: list[Location]) -> list[Row]:
         rows: list[Row] = []
-        readable: list[tuple[Row, Path, NDArray[np.uint8]]] = []
-        for path in paths:
+        readable: list[tuple[Row, Location, NDArray[np.uint8]]] = []
+        for path, file in zip(paths, read_ahead(paths, images.MAX_BYTES), strict=True):
             try:
-                image = images.open_image(path, field=printable(path))
+                image = images.open_image(file, field=printable(path))
                 if own_size:
                     check_side(image, printable(path))
             except InputError as error:
                 rows.append(skipped.add(path, str(error)))
             else:
                 rows.append({"file": printable(path)})
-                readable.append((rows[-1], path, image if own_size else images.resize_to(image, m.height, m.width)))
+                resized = (path, images.resize_to(image, m.height, m.width))  # without the contents of the file
+                readable.append((rows[-1], *((file, image) if own_size else resized)))
         for row, score, image in score_readable(readable):
             row |= score.to_dict()
             if score.detection is not None:
@@ -162,7 +166,7 @@ def image_scorer(
         return rows
 
     def score_readable(
-        readable: list[tuple[Row, Path, NDArray[np.uint8]]],
+        readable: list[tuple[Row, Location, NDArray[np.uint8]]],
     ) -> Iterator[tuple[Row, "Score", NDArray[np.uint8]]]:
         """Yield the score of each image, without those that are refused, whose rows get the error."""
         while readable:
@@ -199,12 +203,12 @@ def tile_scorer(
     maps: folder for heat maps; None writes none. Only a concurrency of 1 shows progress bars.
     """
 
-    def score_files(paths: list[Path]) -> list[Row]:
+    def score_files(paths: list[Location]) -> list[Row]:
         rows: list[Row] = []
-        for path in paths:
+        for path, file in zip(paths, read_ahead(paths, images.MAX_BYTES), strict=True):
             try:
                 with progress_bar() if concurrency == 1 else nullcontext(ignore_progress) as on_progress:
-                    scan = m.scan(path, tile_size=tile_size, callback=on_progress)
+                    scan = m.scan(file, tile_size=tile_size, callback=on_progress)
             except (InputError, ServiceError) as error:
                 if not _concerns_image(error, path):
                     raise
@@ -213,15 +217,15 @@ def tile_scorer(
                 continue
             rows.append({"file": printable(path)} | scan.to_dict())
             if maps is not None:
-                image = images.open_image(path, field=printable(path))
+                image = images.open_image(file, field=printable(path))
                 overlay = heat.overlay(image, scan.map, *heat.score_range(scan.map, scan.threshold))
-                heat.save(maps / _relative(path), heat.frame(overlay, scan.box), scan.map)
+                heat.save(maps / _relative(Path(printable(path))), heat.frame(overlay, scan.box), scan.map)
         return rows
 
     return Scorer(score_files, 1, concurrency)
 
 
-def _concerns_image(error: InputError | ServiceError, path: Path) -> bool:
+def _concerns_image(error: InputError | ServiceError, path: Location) -> bool:
     """Return whether an error of a scan is due to this image, so that others can still be scored."""
     if isinstance(error, ServiceError):
         if error.status == 422:

@@ -18,6 +18,7 @@ from ncml.cli.terminal import (
     ClassOption,
     DeviceOption,
     JsonOption,
+    LocationArgument,
     ModelOption,
     describe,
     identity,
@@ -33,11 +34,13 @@ TILE_COLUMNS = ("file", "view", "score", "p_value", "is_ood", "left", "top", "wi
 
 
 def score(
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE|FOLDER...", help_behavior_hint="")],
+    files: Annotated[Positional[tuple[LocationArgument, ...]], arg(metavar="FILE|FOLDER...", help_behavior_hint="")],
     /,
     *,
     model: ModelOption = "",
-    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE", help_behavior_hint="(default: none)")] = None,
+    output: Annotated[
+        LocationArgument | None, arg(aliases=("-o",), metavar="FILE", help_behavior_hint="(default: none)")
+    ] = None,
     class_: ClassOption = None,
     noise: Annotated[float, arg(metavar="LEVELS")] = 0.0,
     calibration: CalibrationOption = None,
@@ -58,9 +61,10 @@ def score(
     Folders are searched recursively. Files that are not readable images are skipped and counted.
 
     Args:
-        files: Images, or folders of images: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        files: Images, or folders of images: PNG, JPEG, WebP, BMP, TIFF or GIF; here or at s3://, gs://, hf://, https://.
         model: Name or folder of the model.
-        output: Table to write, .csv or .parquet. Re-running the same command resumes where it stopped.
+        output: Table to write, .csv or .parquet, here or at s3:// or gs://. Re-running the same command resumes where
+            it stopped.
         class_: Class to condition on (bits/dim only; verdicts use the conditions of the calibration).
         noise: Noise level in grey levels (bits/dim only).
         calibration: Name of the calibration that decides the verdict.
@@ -96,7 +100,7 @@ def score(
         raise InputError("map", f"--map {map_} is not a folder: name one for the heat maps.")
     for path in files:
         check_exists(path)
-        if map_ is not None and path.resolve().is_relative_to(map_.resolve()):
+        if map_ is not None and isinstance(path, Path) and path.resolve().is_relative_to(map_.resolve()):
             raise InputError("map", f"--map {map_} contains {path}: name another folder for the heat maps.")
     inputs = Inputs(files, output, map_)
     local = None if server else LocalModel(describe(model, device), device)

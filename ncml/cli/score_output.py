@@ -10,12 +10,14 @@ import numpy as np
 
 from ncml.cli.earlier_rows import DISCOVERY, STAMP_COLUMNS, EarlierRows, count_current, stamp
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
+from ncml.cli.stored_table import check_output, open_table
 from ncml.cli.table import Table, part_of
 from ncml.cli.terminal import progress_bar
 from ncml.data.inventory import counted
 from ncml.errors import InputError, NcmlError
+from ncml.object_storage import StoragePath
 from ncml.ood import conformal
-from ncml.paths import list_files, printable
+from ncml.paths import Location, collect, list_files, printable
 from ncml.progress import Progress
 
 TEXT_COLUMNS = ("file", "view", "rarity", "modified", "model", "calibration", "statistic", "class", "error")
@@ -25,14 +27,21 @@ TEXT_COLUMNS = ("file", "view", "rarity", "modified", "model", "calibration", "s
 class Inputs:
     """The files of a command, except those that it writes itself: the table, and everything in the folder of maps."""
 
-    paths: tuple[Path, ...]
-    output: Path | None = None
+    paths: tuple[Location, ...]
+    output: Location | None = None
     maps: Path | None = None
 
-    def __iter__(self) -> Iterator[Path]:
-        tables = [] if self.output is None else [realpath(self.output), realpath(part_of(self.output))]
+    def __iter__(self) -> Iterator[Location]:
+        tables = (
+            [realpath(path) for path in (self.output, part_of(self.output))] if isinstance(self.output, Path) else []
+        )
+        objects = (self.output, part_of(self.output)) if isinstance(self.output, StoragePath) else ()
         maps = None if self.maps is None else realpath(self.maps)
         for path in list_files(self.paths):
+            if isinstance(path, StoragePath):
+                if path not in objects:
+                    yield path
+                continue
             real = realpath(path)  # unlike `Path.resolve`, also of a symbolic link to itself
             if real not in tables and not (maps and Path(real).is_relative_to(maps)):
                 yield path
@@ -45,7 +54,7 @@ def score_in_memory(
     show: Callable[[Row], None] | None,
 ) -> Row:
     """Score files and show each row; returns the rows and their summary."""
-    paths = list(files)
+    paths = collect(files)
     rows: list[Row] = []
     done = 0
     with progress_bar() as on_progress:
@@ -73,7 +82,7 @@ def score_in_memory(
 
 
 def score_to_table(
-    output: Path,
+    output: Location,
     files: Inputs,
     scorer: Scorer,
     fdr: float | None,
@@ -85,19 +94,28 @@ def score_to_table(
 
     Rows of a finished table are kept for files that have not changed, unless heat maps are to be written as well.
     """
+    check_output(output)
     total = sum(1 for _ in files)
     if not total:
         raise InputError("files", _no_image_in(files))
-    table = Table(output, (*columns, *STAMP_COLUMNS, *constants, "error"), texts=TEXT_COLUMNS, constants=constants)
+    names = (*columns, *STAMP_COLUMNS, *constants, "error")
+    with open_table(output, names, texts=TEXT_COLUMNS, constants=constants) as table:
+        return _fill(table, files, scorer, fdr, skipped, total) | {"output": str(output)}
+
+
+def _fill(table: Table, files: Inputs, scorer: Scorer, fdr: float | None, skipped: SkippedFiles, total: int) -> Row:
+    """Write the rows that a table lacks, and finish it; returns its summary."""
     last_done = list(itertools.islice(files, table.done - 1, table.done)) if table.done else []
     if [printable(path) for path in last_done] != [table.last] * bool(table.done):
-        raise InputError("output", f"{table.part} was started on other files: remove it, or choose another --output.")
+        raise InputError(
+            "output", f"{table.part_name} was started on other files: remove it, or choose another --output."
+        )
     table.keep(count_current(table, files))
     paths = itertools.islice(files, table.done, None)
     earlier = None if files.maps else EarlierRows(table)
     kept = 0
 
-    def begin(path: Path) -> Row:
+    def begin(path: Location) -> Row:
         row = earlier.find(path) if earlier else None
         nonlocal kept
         kept += row is not None
@@ -113,11 +131,11 @@ def score_to_table(
         if not table.done:
             table.part.unlink()
         raise
-    count = len(table.numbers("score" if "tiles" in columns else "bpd"))
+    count = len(table.numbers("score" if "tiles" in table.columns else "bpd"))
     if not count:
         table.part.unlink()
         raise InputError("files", skipped.messages[0] if skipped.messages else "no image could be read.")
-    summary: Row = {"output": str(output), "images": count, "kept": kept, "skipped": table.done - count}
+    summary: Row = {"images": count, "kept": kept, "skipped": table.done - count}
     summary["flagged"] = int(sum(table.numbers("is_ood")))
     if fdr is None:
         table.finish()

@@ -11,20 +11,29 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ncml.errors import InputError
+from ncml.object_storage import StoragePath
+from ncml.paths import Location
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 10_000
 """Rows of one write to Parquet."""
 
 Row = dict[str, str]
+AnyLocation = TypeVar("AnyLocation", Path, StoragePath)
 
 
-def part_of(path: Path) -> Path:
+def part_of(path: AnyLocation) -> AnyLocation:
     """Return the file that holds an unfinished table."""
     return path.with_name(path.name + ".part")
+
+
+def check_suffix(path: Location) -> None:
+    """Raise `InputError` for a path that has another suffix than a table."""
+    if path.suffix not in SUFFIXES:
+        raise InputError("output", f"{path} must end in .csv or .parquet.")
 
 
 class Table:
@@ -38,17 +47,19 @@ class Table:
         texts: Iterable[str],
         constants: Mapping[str, str],
         is_endless: bool = False,
+        name: str = "",
     ) -> None:
         """Create the table, or open an unfinished one.
 
         is_endless: rows go to the table itself, which is never finished.
+        name: what messages call it; by default its path.
         constants: columns with one value in every row, such as the model; a table with other values is refused.
         Raises `InputError` for another suffix, a path that cannot be written, or an unfinished table of something else.
         """
-        if path.suffix not in SUFFIXES:
-            raise InputError("output", f"{path} must end in .csv or .parquet.")
+        check_suffix(path)
         self.path, self.columns, self.texts, self.constants = path, list(columns), set(texts), dict(constants)
         self.part = path if is_endless else part_of(path)
+        self.part_name = str(self.part) if not name else f"{name}.part"
         self.done, self.last = 0, ""
         """Number of rows on disk, and the first cell of the last of them."""
         try:
@@ -58,7 +69,7 @@ class Table:
                 with self.part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerow(self.columns)
         except OSError as error:
-            raise InputError("output", f"{path} cannot be written: {error.strerror}.") from error
+            raise InputError("output", f"{name or path} cannot be written: {error.strerror}.") from error
 
     def _resume(self) -> None:
         with self.part.open("rb+") as file:  # a run that was killed may have left half a row
@@ -72,7 +83,8 @@ class Table:
             is_this_table = False
         if not is_this_table:
             raise InputError(
-                "output", f"{self.part} was started by another command or model: remove it, or choose another --output."
+                "output",
+                f"{self.part_name} was started by another command or model: remove it, or choose another --output.",
             )
 
     def _count_rows(self) -> bool:
@@ -171,10 +183,10 @@ def column_names(path: Path) -> list[str]:
         raise InputError("table", f"{path} is not a table.") from error
 
 
-def read(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[Row]:
+def read(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), name: str = "") -> Iterator[Row]:
     """Yield columns of a finished table, row by row, as text; raises `InputError` if it is not a table with them.
 
-    optional: columns that a table may lack; their cells are then empty.
+    optional: columns that a table may lack; their cells are then empty. name: what messages call it; default: its path.
     """
     try:
         if path.suffix == ".parquet":
@@ -192,5 +204,5 @@ def read(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) ->
                     yield {name: row[name] for name in columns} | {name: row.get(name, "") for name in optional}
     except (KeyError, ValueError, csv.Error) as error:
         raise InputError(
-            "table", f"{path} is not a table of ncml score --output: it lacks {' or '.join(columns)}."
+            "table", f"{name or path} is not a table of ncml score --output: it lacks {' or '.join(columns)}."
         ) from error

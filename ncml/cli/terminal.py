@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from ncml import checkpoint, runtime
 from ncml.checkpoint import Description
 from ncml.errors import InputError
 from ncml.hub import find_model
+from ncml.object_storage import StoragePath, is_address
+from ncml.paths import Location
 from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -35,6 +38,17 @@ ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_beha
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
 CalibrationOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: default)")]
 DeviceOption = Annotated[str, arg(metavar="DEVICE")]
+LocationArgument = Annotated[
+    Location,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: StoragePath.parse(texts[0]) if is_address(texts[0]) else Path(texts[0]),
+        is_instance=lambda value: isinstance(value, Path | StoragePath),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""A path of this machine, or the URL of one in object storage, which `ncml.cli.main` checks."""
 JsonOption = Annotated[bool, arg(name="json")]
 ThreadsOption = Annotated[
     int, arg(metavar="COUNT", help="CPU threads. Changing the number can change rounding, and therefore the images.")

@@ -85,7 +85,8 @@ def train(
     Args:
         recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, detector, detector_base, paper_cifar10,
             paper_imagenet64 or paper_celeba64.
-        data: Folder of images (with a subfolder for each class, or without), folder of parquet files, or Hub name.
+        data: Folder of images (with a subfolder for each class, or without; here or at s3://, gs://, hf:// or https://),
+            folder of parquet files, or Hub name.
         out: Model folder to write; its name becomes the model's name.
         size: Height and width that images are resized to.
         process: SDE that adds the noise.

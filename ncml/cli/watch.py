@@ -26,13 +26,26 @@ from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
 from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
 from ncml.cli.score_output import TEXT_COLUMNS, print_row, to_cells
 from ncml.cli.table import Table
-from ncml.cli.terminal import QUIET_S, CalibrationOption, DeviceOption, JsonOption, ModelOption, describe
-from ncml.errors import InputError
+from ncml.cli.terminal import (
+    QUIET_S,
+    CalibrationOption,
+    DeviceOption,
+    JsonOption,
+    LocationArgument,
+    ModelOption,
+    describe,
+)
+from ncml.errors import InputError, StorageError
+from ncml.images import SUFFIXES
+from ncml.object_storage import StoragePath
 from ncml.ood.alarm import FlaggedRateAlarm
-from ncml.paths import check_exists, check_output_folder, printable
+from ncml.paths import Location, check_exists, check_output_folder, printable, relative_to
 
 RETRY_S = 5.0
 """Pause before a folder that cannot be read, or a table that cannot be written, is tried again."""
+
+POLL_S, BUCKET_POLL_S = 1.0, 30.0
+"""Interval at which a folder is listed by default; in object storage, where each listing is paid for, it is longer."""
 
 BUSY_SHARE, MIN_PAUSE_S = 0.2, 0.05
 """Share of the time that may be spent on listing the folder, and the shortest pause between two listings."""
@@ -42,14 +55,16 @@ CLEAR = "\r\033[K"
 
 
 def watch(
-    folder: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    folder: Annotated[Positional[LocationArgument], arg(metavar="FOLDER")],
     /,
     *,
     model: ModelOption = "",
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")] = Path("verdicts.csv"),
     calibration: CalibrationOption = None,
     move_flagged: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
-    poll: Annotated[float, arg(metavar="SECONDS")] = 1.0,
+    poll: Annotated[
+        float | None, arg(metavar="SECONDS", help_behavior_hint="(default: 1, in object storage 30)")
+    ] = None,
     webhook: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
     webhook_secret_file: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: NCML_WEBHOOK_SECRET_FILE)")
@@ -65,7 +80,7 @@ def watch(
     flagged than the calibration expects. Subfolders are watched, too; hidden files and other formats are ignored.
 
     Args:
-        folder: Folder in which images arrive: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        folder: Folder in which images arrive: PNG, JPEG, WebP, BMP, TIFF or GIF; here or at s3://, gs:// or hf://.
         model: Name or folder of the model; it must be a detector or calibrated.
         output: Table to append to, .csv: the record of what has been judged. The same command continues it.
         calibration: Name of the calibration that decides the verdict.
@@ -78,7 +93,8 @@ def watch(
         api_key: API key for that service.
         as_json: Print a JSON object for each judged image, one per line.
     """
-    _check(folder, output, move_flagged, poll)
+    poll_s = poll if poll is not None else BUCKET_POLL_S if isinstance(folder, StoragePath) else POLL_S
+    _check(folder, output, move_flagged, poll_s)
     signer = make_signer(webhook, webhook_secret_file) if webhook else None
     check_options(server, api_key, device)
     local = None if server else LocalModel(describe(model, device), device)
@@ -107,20 +123,29 @@ def watch(
             notices = None
             if signer:
                 notices = Notices(webhook, signer, output.with_name(f"{output.name}.webhook"))
-            Watch(folder, table, scorer, alarm, move_flagged, show, notices).run(poll)
+            Watch(folder, table, scorer, alarm, move_flagged, show, notices).run(poll_s)
     if selected.weakness:
         print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
 
 
-def _check(folder: Path, output: Path, move_flagged: Path | None, poll: float) -> None:
-    check_exists(folder)
-    if not folder.is_dir():
+def _check(folder: Location, output: Path, move_flagged: Path | None, poll: float) -> None:
+    if isinstance(folder, StoragePath):
+        if move_flagged is not None:
+            remedy = "omit it, or watch a folder of this machine."
+            raise InputError("move_flagged", f"--move-flagged does not move objects in storage: {remedy}")
+        is_folder = folder.suffix.lower() not in SUFFIXES
+        if is_folder:
+            next(folder.list_files(), None)  # raises if it cannot be listed; without objects, it does not exist yet
+    else:
+        check_exists(folder)
+        is_folder = folder.is_dir()
+    if not is_folder:
         raise InputError("folder", f"{folder} is not a folder: name the one in which images arrive.")
     if output.suffix != ".csv":
         raise InputError("output", f"{output} must end in .csv: rows are appended as images arrive.")
     if not 0.05 <= poll <= 3600:
         raise InputError("poll", f"--poll must be 0.05 to 3600 seconds, not {poll:g}.")
-    if move_flagged is not None:
+    if move_flagged is not None and isinstance(folder, Path):
         target, source = move_flagged.resolve(), folder.resolve()
         if target.is_relative_to(source) or source.is_relative_to(target):
             raise InputError(
@@ -164,7 +189,7 @@ class Watch:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Location,
         table: Table,
         scorer: Scorer,
         alarm: FlaggedRateAlarm,
@@ -177,6 +202,7 @@ class Watch:
         self._move_flagged, self._show, self._notices = move_flagged, show, notices
         self._states: dict[str, Stamp] = {}
         self._to_move: list[Path] = []
+        """Files of this machine."""
         self._judged = self._flagged = self._skipped = self._judged_before = 0
         self._is_alarmed = False
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
@@ -188,6 +214,7 @@ class Watch:
             if move_flagged is None:
                 continue
             path = Path(row["file"])
+            assert isinstance(folder, Path)
             if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
                 self._to_move.append(path)  # this process was killed before it could move the image
         self._judged_before = self._judged
@@ -201,11 +228,17 @@ class Watch:
                 try:
                     complete = self._arrivals.complete()
                 except OSError as error:
-                    self._report_problem(f"{self._folder} cannot be read: {error.strerror or error}")
-                    self._stopping.wait(RETRY_S)
+                    self._pause_after(f"{self._folder} cannot be read: {error.strerror or error}")
+                    continue
+                except (InputError, StorageError) as error:
+                    self._pause_after(str(error).rstrip("."))
                     continue
                 pause_s = max(MIN_PAUSE_S, (time.monotonic() - listed_at) / BUSY_SHARE)
-                self._judge(complete)
+                try:
+                    self._judge(complete)
+                except StorageError as error:
+                    self._pause_after(str(error).rstrip("."))
+                    continue
                 self._move()
                 self._report_progress()
                 self._stopping.wait(max(0, listed_at + pause_s - time.monotonic()))
@@ -234,12 +267,16 @@ class Watch:
     @contextlib.contextmanager
     def _woken_by_changes(self) -> Generator[None]:
         """Notice files earlier than by listing the folder regularly, where the system reports changes."""
+        if isinstance(self._folder, StoragePath):
+            yield
+            return
+        folder = self._folder
 
         def listen() -> None:
             while not self._stopping.is_set():
                 try:
                     for changes in watchfiles.watch(
-                        self._folder, watch_filter=None, debounce=50, step=20, rust_timeout=500,
+                        folder, watch_filter=None, debounce=50, step=20, rust_timeout=500,
                         stop_event=self._stopping, yield_on_timeout=True, raise_interrupt=False,
                     ):  # fmt: skip
                         if changes:
@@ -262,7 +299,7 @@ class Watch:
         """Judge files in order, until a signal."""
         arrivals = {arrival.path: arrival for arrival in complete}
 
-        def begin(path: Path) -> Row:
+        def begin(path: Location) -> Row:
             return dict(zip(STAMP_COLUMNS, arrivals[path].stamp, strict=True))
 
         in_order = iter(complete)
@@ -288,7 +325,7 @@ class Watch:
                 self._print(f"skipped: {row['error']}")
                 continue
             self._show(row)
-            if row["is_ood"] and self._move_flagged is not None:
+            if row["is_ood"] and self._move_flagged is not None and isinstance(arrival.path, Path):
                 self._to_move.append(arrival.path)
 
     def _write(self, rows: list[Row]) -> bool:
@@ -327,7 +364,7 @@ class Watch:
         if self._move_flagged is None:
             return
         for path in self._to_move.copy():
-            target = _unused(self._move_flagged / path.relative_to(self._folder))
+            target = _unused(self._move_flagged / relative_to(path, self._folder))
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists():
@@ -336,6 +373,10 @@ class Watch:
                 self._report_problem(f"{path} cannot be moved to {target}: {error.strerror}")
                 return
             self._to_move.remove(path)
+
+    def _pause_after(self, problem: str) -> None:
+        self._report_problem(problem)
+        self._stopping.wait(RETRY_S)
 
     def _report_problem(self, problem: str) -> None:
         """Print a problem once; work continues when it has passed."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ncml.errors import InputError
 from ncml.images.sources import Image, name_of, read_pil
+from ncml.object_storage import StoragePath
 
 Upload = tuple[str, bytes]
 """The name and the bytes of a file."""
@@ -34,6 +35,8 @@ def read_upload(image: Image) -> Upload:
     """Return an image as a file; raise `InputError` if it cannot be read or is of another kind."""
     if isinstance(image, bytes):
         return "", image
+    if isinstance(image, StoragePath):
+        return image.name, image.read(MAX_BYTES)[1]
     if isinstance(image, str | os.PathLike):
         try:
             return Path(image).name, Path(image).read_bytes()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ from ncml.data import scenes as finding
 from ncml.data.overlaps import Points, find_points
 from ncml.data.scenes import Integers, Pixels
 from ncml.errors import InputError
+from ncml.object_storage import read_ahead
+from ncml.paths import Location, relative_to
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 Reader = Callable[[], Pixels]
@@ -32,7 +33,7 @@ class GoodImages:
 
     names: tuple[str, ...]
     """Paths relative to their folder, with forward slashes."""
-    paths: tuple[Path, ...]
+    paths: tuple[Location, ...]
     shapes: tuple[tuple[int, int], ...]
     """Height and width of each."""
     digests: tuple[str, ...]
@@ -90,22 +91,22 @@ class GoodImages:
         )
 
 
-def open_folder(folder: Path, paths: Sequence[Path], on_progress: OnProgress = ignore_progress) -> GoodImages:
+def open_folder(folder: Location, paths: Sequence[Location], on_progress: OnProgress = ignore_progress) -> GoodImages:
     """Open the images of a folder once, to count and compare them.
 
     Raises `InputError` if none can be judged.
     """
     names: list[str] = []
-    kept: list[Path] = []
+    kept: list[Location] = []
     shapes: list[tuple[int, int]] = []
     digests: list[str] = []
     thumbnails: list[np.ndarray] = []
     points: list[Points] = []
     unreadable: list[str] = []
-    for done, path in enumerate(paths):
-        name = path.relative_to(folder).as_posix()
+    for done, (path, file) in enumerate(zip(paths, read_ahead(paths, images.MAX_BYTES), strict=True)):
+        name = relative_to(path, folder).as_posix()
         try:
-            image_HWC = images.open_image(path, field=name)
+            image_HWC = images.open_image(file, field=name)
             check_side(image_HWC, name)
         except InputError as error:
             unreadable.append(str(error))

@@ -21,6 +21,7 @@ from ncml.data.cropping import Cropping
 from ncml.data.inventory import ImageOrder, Inventory
 from ncml.data.sources import Row, Source, no_images
 from ncml.errors import InputError
+from ncml.object_storage import AHEAD, StoragePath
 from ncml.progress import OnProgress, Progress
 
 CHUNK = 256
@@ -100,7 +101,7 @@ def decode(
 def _decode_rows(
     rows: Iterable[Row], height: int, width: int, cropping: Cropping | None
 ) -> Iterator[tuple[Row, DecodedRow | None]]:
-    """Yield each row in order with its image, or None; uses PyTorch's number of threads."""
+    """Yield each row in order with its image, or None; uses PyTorch's number of threads, more for a bucket."""
 
     def decode_row(row: Row, occurrence: int) -> DecodedRow | None:
         try:
@@ -114,13 +115,16 @@ def _decode_rows(
         return DecodedRow(np.stack(pixels), f"{W}x{H}", height > H or width > W, digest)
 
     remaining, counts = iter(rows), Counter[str]()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        while chunk := list(itertools.islice(remaining, CHUNK)):
+    chunk = list(itertools.islice(remaining, CHUNK))
+    waiting = AHEAD if any(isinstance(row.data, StoragePath) for row in chunk) else 1
+    with ThreadPoolExecutor(max(torch.get_num_threads(), waiting)) as pool:
+        while chunk:
             occurrences = list[int]()
             for row in chunk:
                 occurrences.append(counts[row.name])
                 counts[row.name] += 1
             yield from zip(chunk, pool.map(decode_row, chunk, occurrences), strict=True)
+            chunk = list(itertools.islice(remaining, CHUNK))
 
 
 class ImageCache:

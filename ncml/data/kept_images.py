@@ -15,7 +15,7 @@ from pathlib import Path
 from ncml import checkpoint
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
-from ncml.paths import list_files
+from ncml.paths import copy_file, list_local_files, size_of
 from ncml.progress import OnProgress, ignore_progress
 
 FOLDER, MADE = "images", "made.json"
@@ -41,7 +41,7 @@ def are_kept(folder: Path) -> bool:
 
 def kept_bytes(good: GoodImages, reviewed: GoodImages | None) -> int:
     """Return the size of the copies that `keep` writes."""
-    return sum(path.stat().st_size for images in (good, reviewed) if images for path in images.paths)
+    return sum(size_of(path) for images in (good, reviewed) if images for path in images.paths)
 
 
 def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str) -> None:
@@ -53,11 +53,11 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
     try:
         for path, name in zip(good.paths, good.names, strict=True):
             (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, new / GOOD / name)
+            copy_file(path, new / GOOD / name)
         if reviewed:
             (new / REVIEWED).mkdir()
             for path, digest in zip(reviewed.paths, reviewed.digests, strict=True):
-                shutil.copyfile(path, new / REVIEWED / f"{digest}{path.suffix.lower()}")
+                copy_file(path, new / REVIEWED / f"{digest}{path.suffix.lower()}")
         checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group})
         if (folder / FOLDER).exists():
             (folder / FOLDER).rename(old)
@@ -92,5 +92,5 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
 
 
 def _open(folder: Path, on_progress: OnProgress) -> GoodImages | None:
-    files = sorted(list_files([folder])) if folder.is_dir() else []
+    files = sorted(list_local_files(folder)) if folder.is_dir() else []
     return open_folder(folder, files, on_progress) if files else None

@@ -1,4 +1,4 @@
-"""Sources of images: a folder of images, a folder of parquet files, or a dataset of the Hugging Face Hub."""
+"""Sources of images: a folder of images, here or in object storage, one of parquet files, or a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, cast
 from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.images import SUFFIXES
-from ncml.paths import list_files, printable
+from ncml.object_storage import StoragePath, is_address
+from ncml.paths import Location, list_files, parse_location, printable, relative_to, sorted_files
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Row:
     """One image before it is decoded."""
 
     name: str
-    data: bytes | Path
+    data: bytes | Location
     label: int
 
 
@@ -51,7 +52,7 @@ def check_source(name: str, split: str = DEFAULT_SPLIT) -> None:
     """
     files = _list_source(name)
     if files is not None:
-        _divide(Path(name), files)
+        _divide(parse_location(name), files)
         if split != DEFAULT_SPLIT:
             raise InputError("split", f"{name} is a folder of images, which has no split {split!r}: omit the split.")
 
@@ -59,7 +60,7 @@ def check_source(name: str, split: str = DEFAULT_SPLIT) -> None:
 def open_source(name: str, split: str) -> Source:
     """Open a source; raise InputError if it has no such split, or no images."""
     files = _list_source(name)
-    source = _open_dataset(name, split) if files is None else _open_image_folder(Path(name), files)
+    source = _open_dataset(name, split) if files is None else _open_image_folder(parse_location(name), files)
     if not source.count:
         raise no_images(name, len(source.unreadable))
     return source
@@ -80,10 +81,18 @@ def names_at(source: Source, unreadable_rows: Collection[int], positions: Collec
 
 def is_image_folder(name: str) -> bool:
     """Return whether a source is a folder of images: it has no splits, and its images are ordered by class."""
-    return Path(name).is_dir() and _has_no_parquet(list_files([Path(name)]))
+    folder = parse_location(name, "data")
+    if isinstance(folder, StoragePath):
+        return True
+    return folder.is_dir() and _has_no_parquet(list_files([folder]))
 
 
-def _has_no_parquet(files: Iterable[Path]) -> bool:
+def is_hub_dataset(name: str) -> bool:
+    """Return whether a source is a dataset of the Hugging Face Hub, rather than a folder."""
+    return not is_address(name) and not Path(name).is_dir()
+
+
+def _has_no_parquet(files: Iterable[Location]) -> bool:
     return not any(path.suffix == ".parquet" for path in files)
 
 
@@ -98,36 +107,42 @@ def count_unreadable(count: int) -> str:
     return f"{counted(count, 'file')} could not be read"
 
 
-def _list_source(name: str) -> list[Path] | None:
+def _list_source(name: str) -> Sequence[Location] | None:
     """Return the files of a folder of images, and None for a dataset; raise InputError for anything else."""
-    folder = Path(name)
+    folder = parse_location(name, "data")
     if folder.is_file():
         raise InputError("data", f"{name} is a file; name its folder instead.")
     if not folder.is_dir():
         _check_hub_dataset(name)
         return None
-    files = list(list_files([folder]))
+    files = sorted_files(folder)
     if not files:
         raise no_images(name, 0)
-    return sorted(path for path in files if path.is_file()) if _has_no_parquet(files) else None
+    if _has_no_parquet(files):
+        return files
+    if isinstance(folder, StoragePath):
+        raise InputError(
+            "data", f"{name} contains parquet files, which are read from a folder of this machine: copy it."
+        )
+    return None
 
 
-def _divide(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path], list[str]]:
+def _divide(folder: Location, files: Sequence[Location]) -> tuple[list[Location], list[Location], list[str]]:
     """Return the files that may be images, the other files, and the names of the class folders."""
-    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
+    classes = sorted({relative.parts[0] for path in files if len((relative := relative_to(path, folder)).parts) > 1})
     outside = [path for path in files if path.parent == folder] if classes else []
     if any(path.suffix.lower() in SUFFIXES for path in outside):
         raise InputError("data", f"{folder} has images both in class folders and outside them; use one of the two.")
     return [path for path in files if path.parent != folder or not classes], outside, classes
 
 
-def _open_image_folder(folder: Path, files: Sequence[Path]) -> Source:
+def _open_image_folder(folder: Location, files: Sequence[Location]) -> Source:
     inside, outside, classes = _divide(folder, files)
     index = {name: i for i, name in enumerate(classes)}
 
     def rows() -> Iterable[Row]:
         for path in inside:
-            relative = path.relative_to(folder)
+            relative = relative_to(path, folder)
             yield Row(printable(relative), path, index[relative.parts[0]] if classes else 0)
 
     class_names = tuple(printable(name) for name in classes)
@@ -141,10 +156,13 @@ def _open_image_folder(folder: Path, files: Sequence[Path]) -> Source:
     )
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _digest(files: Sequence[Location]) -> str:
     """Return a digest of files by name, size and time of change."""
     sha = hashlib.sha256()
     for path in files:
+        if isinstance(path, StoragePath):
+            sha.update("\0".join((str(path), *path.state(), "\n")).encode())
+            continue
         stat = path.stat()
         sha.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return sha.hexdigest()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ncml.data.sources import count_unreadable, is_image_folder
 from ncml.errors import InputError
+from ncml.object_storage import is_address
 from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
 
@@ -51,9 +52,10 @@ class ImageSet:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """Separate a source from the split that it names; the split is empty if it names none."""
+    """Separate a source from the split that it names; the split is empty if it names none, as a URL does."""
     location, colon, split = source.rpartition(":")
-    return (location, split) if colon and not Path(source).exists() else (source, "")
+    names_split = colon and not is_address(source) and not Path(source).exists()
+    return (location, split) if names_split else (source, "")
 
 
 def has_test_split(source: str) -> bool:

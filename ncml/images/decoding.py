@@ -15,6 +15,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps
 
 from ncml.errors import InputError, NotAnImage, TooLarge
 from ncml.images import structure, tiff
+from ncml.object_storage import StoragePath
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -34,8 +36,12 @@ _MAX_TIFF_BLOCKS = 2**17
 _STRIP_ROWS = 256
 
 
+File: TypeAlias = bytes | str | os.PathLike[str] | StoragePath
+"""The bytes of a file, or its path."""
+
+
 def open_image(
-    data: bytes | str | os.PathLike[str],
+    data: File,
     *,
     field: str = "image",
     max_bytes: int = MAX_BYTES,
@@ -65,7 +71,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def decode(data: bytes | str | os.PathLike[str], field: str, max_bytes: int, max_pixels: int) -> Image.Image:
+def decode(data: File, field: str, max_bytes: int, max_pixels: int) -> Image.Image:
     """Decode the first frame, rotated by its EXIF orientation, to mode RGB or RGBA; raises as `open_image` does."""
     raw = _read(data, field, max_bytes)
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, one for the whole process, bounds the cost of opening
@@ -125,10 +131,12 @@ def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _read(data: bytes | str | os.PathLike[str], field: str, max_bytes: int) -> bytes:
-    """Return the file's bytes; read at most `max_bytes` + 1."""
+def _read(data: File, field: str, max_bytes: int) -> bytes:
+    """Return the file's bytes; read at most `max_bytes` + 1. Raises `StorageError` as `StoragePath.read` does."""
     if isinstance(data, bytes):
         size, raw = len(data), data
+    elif isinstance(data, StoragePath):
+        size, raw = data.read(max_bytes)
     else:
         try:
             with Path(data).open("rb") as file:

@@ -18,9 +18,10 @@ from PIL import ImageOps
 
 from ncml.errors import InputError, NotAnImage
 from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, SUFFIXES, decode, to_rgb, to_rgb_or_rgba
-from ncml.paths import list_files, printable
+from ncml.object_storage import StoragePath
+from ncml.paths import list_local_files, printable
 
-Image: TypeAlias = "str | os.PathLike[str] | bytes | PILImage.Image | NDArray[np.uint8]"
+Image: TypeAlias = "str | os.PathLike[str] | StoragePath | bytes | PILImage.Image | NDArray[np.uint8]"
 """The path or the bytes of a file, a Pillow image, or an array uint8 [H, W, 3], [H, W, 4] or [H, W]."""
 Images: TypeAlias = "Image | Sequence[Image]"
 """An image, several of them, an array of them uint8 [B, H, W, 3], or a folder."""
@@ -42,12 +43,12 @@ def _iterate(images: Any, field: str) -> Iterator[Image]:
         raise InputError(field, "the path of an image is empty: name a file or a folder.")
     if isinstance(images, str | os.PathLike) and os.path.isdir(images):  # noqa: PTH112 Path.is_dir raises for long names
         folder = Path(images)
-        files = [path for path in list_files([folder]) if path.suffix.lower() in SUFFIXES]
+        files = [path for path in list_local_files(folder) if path.suffix.lower() in SUFFIXES]
         if not files:
             formats = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
             raise InputError(field, f"there is no image in {printable(folder)}: name a folder of {formats} files.")
         yield from files
-    elif isinstance(images, str | os.PathLike | bytes | PILImage.Image):
+    elif isinstance(images, str | os.PathLike | StoragePath | bytes | PILImage.Image):
         yield images
     elif hasattr(images, "__array__") and (array := np.asarray(images)).dtype.kind not in "OU":
         yield from array if array.ndim == 4 else [array]
@@ -65,7 +66,7 @@ def _not_an_image(value: object, field: str) -> InputError:
 
 def name_of(image: Image) -> str | None:
     """Return the path of an image that was passed as one."""
-    return printable(image) if isinstance(image, str | os.PathLike) else None
+    return printable(image) if isinstance(image, str | os.PathLike | StoragePath) else None
 
 
 def read_image(image: Image, field: str = "images") -> NDArray[np.uint8]:
@@ -75,7 +76,7 @@ def read_image(image: Image, field: str = "images") -> NDArray[np.uint8]:
 
 def read_pil(image: Image, field: str = "images") -> PILImage.Image:
     """Return one image, rotated by its EXIF orientation, in mode RGB or RGBA; raises `InputError` if it is none."""
-    if isinstance(image, str | os.PathLike | bytes):
+    if isinstance(image, str | os.PathLike | StoragePath | bytes):
         return decode(image, name_of(image) or field, MAX_BYTES, MAX_PIXELS)
     if isinstance(image, PILImage.Image):
         if not image.width * image.height:

@@ -16,7 +16,7 @@ from ncml.data import dataset
 from ncml.data.cropping import image_readers
 from ncml.data.dataset import Dataset
 from ncml.data.inventory import ImageOrder
-from ncml.data.sources import is_image_folder, open_source, readable_rows
+from ncml.data.sources import is_hub_dataset, is_image_folder, open_source, readable_rows
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Tiling
 from ncml.model import Model
@@ -78,7 +78,7 @@ class TrainedRun:
                 "test_bpd" if part == "test" else "held_out_bpd": round(bits, 4),
                 "images_seen": self.trainer.images_seen,
             }
-            metadata = checkpoint.card_metadata(datasets=[] if Path(self.source).is_dir() else [self.source])
+            metadata = checkpoint.card_metadata(datasets=[self.source] if is_hub_dataset(self.source) else [])
             card = model_card(self.trainer, self.command, self.data, bits, part, count)
             version = checkpoint.save(self.out, self.trainer.ema, metrics=metrics, card=metadata + card)
             calibrated = False

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from ncml.calibration import held_out_power
 from ncml.calibration.estimation import calibrate
 from ncml.ood.calibration import Calibration
 from tests.ncml import nets
+
+if TYPE_CHECKING:
+    from tests.s3 import S3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,3 +65,12 @@ def calibrated(model: ncml.Model, calibration: Calibration, tmp_path: Path) -> n
     shutil.copytree(model.folder, folder)
     calibration.save(folder)
     return ncml.load(folder)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> "Iterator[S3]":
+    """An S3 server, which this process uses; its module takes long to import."""
+    from tests.s3 import serving
+
+    with serving(monkeypatch) as server:
+        yield server

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -17,6 +17,7 @@ from ncml.data.dataset import Dataset
 from ncml.data.inventory import Inventory
 from ncml.data.sources import is_image_folder
 from ncml.errors import InputError
+from ncml.paths import Location
 from tests.ncml import nets
 
 
@@ -352,12 +353,12 @@ def test_a_folder_is_listed_once_and_its_rows_are_read_again(tmp_path: Path, mon
     (tmp_path / "notes.txt").write_text("not an image")
     listed: list[Path] = []
 
-    def list_files(paths: list[Path]) -> Iterator[Path]:
-        listed.extend(paths)
-        return paths_of(paths)
+    def sorted_files(folder: Path) -> Sequence[Location]:
+        listed.append(folder)
+        return files_of(folder)
 
-    paths_of = sources.list_files
-    monkeypatch.setattr(sources, "list_files", list_files)
+    files_of = sources.sorted_files
+    monkeypatch.setattr(sources, "sorted_files", sorted_files)
     source = sources.open_source(str(tmp_path), "train")
     loaded = dataset.load(source, 8, 8)
     names = [row.name for row in sources.readable_rows(source, loaded.inventory.unreadable_rows)]

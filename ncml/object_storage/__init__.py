@@ -1,0 +1,8 @@
+"""Files in object storage (`s3://`, `gs://`, `hf://` and `https://`), through fsspec.
+
+`paths.py` has what commands use, `filesystems.py` the requests. Imports fsspec and its packages at the first request.
+"""
+
+from ncml.object_storage.paths import AHEAD, StoragePath, is_address, read_ahead
+
+__all__ = ["AHEAD", "StoragePath", "is_address", "read_ahead"]

@@ -1,0 +1,178 @@
+"""Commands on a bucket: `ncml watch` in its own process, and models that are made from its images."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ncml
+from ncml import checkpoint
+from ncml.cli import main as cli
+from ncml.images import to_png
+from tests.conftest import eventually
+from tests.detectors import save_good_images, use_small_scale
+from tests.ncml import nets
+from tests.s3 import S3
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def image(seed: int) -> bytes:
+    return to_png(nets.images(1, seed=seed).numpy()[0])
+
+
+@pytest.fixture
+def start(tmp_path: Path, s3: S3, calibrated: ncml.Model) -> Iterator[Start]:
+    """Start `ncml watch` of the bucket; it prints to `out` and `log`."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "ncml.cli", "watch", "s3://line/in", "--model", str(calibrated.folder)]
+        with (tmp_path / "out").open("a") as out, (tmp_path / "log").open("a") as log:
+            process = subprocess.Popen(
+                [*command, "--poll", "0.1", *options],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "AWS_MAX_ATTEMPTS": "1"},
+                cwd=tmp_path,
+                stdout=out,
+                stderr=log,
+                text=True,
+            )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    path = tmp_path / "verdicts.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as table:
+        return [row for row in csv.DictReader(table) if None not in row.values()]
+
+
+def log(tmp_path: Path) -> str:
+    return (tmp_path / "log").read_text()
+
+
+def test_each_object_is_judged_once_through_a_stop_and_a_kill(s3: S3, start: Start, tmp_path: Path) -> None:
+    def arrive() -> None:
+        for i in range(120):
+            s3.put(f"in/{i % 3}/{i:03}.png", image(i))
+
+    process = start("--json")  # before there is an object
+    arriving = threading.Thread(target=arrive)
+    arriving.start()
+    eventually(lambda: len(rows(tmp_path)) > 20)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 0
+    printed = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [row["file"] for row in printed] == [row["file"] for row in rows(tmp_path)]
+    assert {"p_value", "is_ood", "bytes", "modified"} <= printed[0].keys()
+    process = start()
+    eventually(lambda: len(rows(tmp_path)) > 60)
+    process.kill()
+    process.wait()
+    arriving.join()
+    start()
+    eventually(lambda: len(rows(tmp_path)) == 120)
+    s3.put("in/0/000.png", image(500) + b"longer")  # another image under the name of one that was judged
+    eventually(lambda: len(rows(tmp_path)) == 121)
+    counts = Counter(row["file"] for row in rows(tmp_path))
+    assert counts.pop("s3://line/in/0/000.png") == 2
+    assert counts == {f"s3://line/in/{i % 3}/{i:03}.png": 1 for i in range(1, 120)}
+    assert "Traceback" not in log(tmp_path)
+
+
+def test_watching_continues_after_an_outage_of_the_storage(s3: S3, start: Start, tmp_path: Path) -> None:
+    s3.put("in/0.png", image(0))
+    start()
+    eventually(lambda: len(rows(tmp_path)) == 1)
+    s3.refuse = lambda method, path: ("403 Forbidden", "ExpiredToken") if path.endswith(".png") else None
+    s3.put("in/1.png", image(1))
+    eventually(lambda: "s3://line/in/1.png cannot be read: ExpiredToken" in log(tmp_path))
+    s3.refuse = lambda method, path: ("403 Forbidden", "ExpiredToken")
+    eventually(lambda: "s3://line/in cannot be read: ExpiredToken" in log(tmp_path))
+    s3.refuse = lambda method, path: None
+    eventually(lambda: len(rows(tmp_path)) == 2)
+    assert [row["error"] for row in rows(tmp_path)] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("s3://missing/in", "s3://missing/in cannot be read: there is no such bucket, folder or file."),
+        (
+            "s3://line/in --move-flagged rejects",
+            "--move-flagged does not move objects in storage: omit it, or watch a folder of this machine.",
+        ),
+        ("s3://line/in -o s3://line/verdicts.csv", "output must be on this machine, not in object storage"),
+        ("s3://line/in/a.png", "s3://line/in/a.png is not a folder: name the one in which images arrive."),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    options: str, message: str, s3: S3, calibrated: ncml.Model, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["watch", *options.split(), "--model", str(calibrated.folder)]) == 2
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
+    assert not (tmp_path / "verdicts.csv").exists()
+
+
+def test_a_run_trained_on_a_bucket_is_the_one_trained_on_a_copy(s3: S3, tmp_path: Path) -> None:
+    nets.save_images(tmp_path / "photos", nets.images(30).numpy())
+    s3.put_folder(tmp_path / "photos", "photos")
+    for source, out in ((str(tmp_path / "photos"), "here"), ("s3://line/photos", "there")):
+        command = ["train", "smoke", "--data", source, "--out", str(tmp_path / out), "--max-images", "32"]
+        assert cli.main(command) == 0
+    here, there = (checkpoint.describe(tmp_path / out) for out in ("here", "there"))
+    assert here.version == there.version
+    assert "datasets:" not in (tmp_path / "there" / "card.md").read_text()  # as of a dataset of the Hub
+
+
+def test_a_detector_made_from_a_bucket_is_the_one_made_from_a_copy(
+    model: ncml.Model, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_small_scale(monkeypatch)
+    save_good_images(tmp_path / "good")
+    s3.put_folder(tmp_path / "good", "good")
+    results: list[dict[str, object]] = []
+    for source, out in ((str(tmp_path / "good"), "here"), ("s3://line/good", "there")):
+        command = ["adapt", source, "--model", str(model.folder), "--group", "image", "--no-power", "--json"]
+        command.append("--keep-images")
+        assert cli.main([*command, "--out", str(tmp_path / out)]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert [result["calibration"] for result in results] == [results[0]["calibration"]] * 2
+    assert results[1]["suspicious"] == ["007.png"]
+    kept = sorted(path.name for path in (tmp_path / "there" / "images" / "good").iterdir())
+    assert kept == [f"{i:03}.png" for i in range(60)]
+
+
+def test_an_evaluation_of_a_bucket_is_that_of_a_copy(
+    model: ncml.Model, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nets.save_images(tmp_path / "photos", nets.images(12).numpy())
+    s3.put_folder(tmp_path / "photos", "photos")
+    measured: list[object] = []
+    for source, out in (("photos", "here"), ("s3://line/photos", "there")):
+        command = ["evaluate", "likelihood", "--data", source, "--model", str(model.folder), "--out", out, "--json"]
+        assert cli.main(command) == 0
+        measured.append(json.loads(capsys.readouterr().out)["bpd"])
+    assert measured[0] == measured[1]
+    assert cli.main(["evaluate", "likelihood", "--data", "s3://line/none", "--model", str(model.folder)]) == 2
+    assert capsys.readouterr().err == "ncml: s3://line/none cannot be read: there is no such bucket, folder or file.\n"
