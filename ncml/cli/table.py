@@ -120,9 +120,12 @@ class Table:
         self.done = count
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows; they are on disk when this returns, and none of them if it raises. Missing cells are empty."""
+        """Append rows; they are on disk when this returns, and none of them if it raises. Missing cells are empty.
+
+        Constants replace cells of the same name: a detector's statistic is one for all rows, unlike the deciding view.
+        """
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self.columns, restval="").writerows(self.constants | dict(row) for row in rows)
+        csv.DictWriter(text, self.columns, restval="").writerows(dict(row) | self.constants for row in rows)
         with self.part.open("ab", buffering=0) as file:
             end, unwritten = file.seek(0, os.SEEK_END), text.getvalue().encode()
             try:

@@ -71,3 +71,20 @@ def test_library_command_client_and_service_give_the_same_verdicts(
     assert local == remote
     assert [row["view"] for row in local] == [score.detection.view for score in library if score.detection]
     assert [float(row["p_value"]) for row in local] == [score.ood.p_value for score in library if score.ood]
+
+
+def test_a_table_of_a_detector_is_continued(
+    detector_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "images", tmp_path / "verdicts.csv"
+    folder.mkdir()
+    Image.fromarray(good_image(1000)).save(folder / "0.png")
+    command = ["score", str(folder), "--model", str(detector_folder), "--output", str(table)]
+    assert cli.main(command) == 0
+    Image.fromarray(good_image(1001)).save(folder / "1.png")
+    assert cli.main(command) == 0
+    assert "1 of them unchanged since the table was written" in capsys.readouterr().out
+    table.rename(f"{table}.part")  # as of a run that was interrupted after the last row
+    assert cli.main(command) == 0
+    (statistic,) = {row["statistic"] for row in csv.DictReader(table.read_text().splitlines())}
+    assert statistic == "largest view"

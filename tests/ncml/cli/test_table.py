@@ -32,6 +32,11 @@ def test_rows_are_written_immediately_and_resumed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_a_row_has_the_constants_of_its_table_whatever_its_own_cells_say(tmp_path: Path) -> None:
+    table(tmp_path / "t.csv").add([{"file": "a", "x": 1, "model": "of the row"}])
+    assert table(tmp_path / "t.csv").done == 1
+
+
 def test_an_incomplete_row_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     table(path).add([{"file": "a", "x": 1}, {"file": "b", "x": 2}])
