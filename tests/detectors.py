@@ -10,7 +10,7 @@ from tests.ncml import nets
 
 
 def good_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
-    """Return a good image: a bright bar on a dark ground, a disc beside it, and noise."""
+    """Return a good image: a bright bar on a dark ground, a disc beside it, and noise; it lies a pixel to any side."""
     rng = np.random.default_rng(seed)
     image = rng.normal(70 + rng.normal(0, 3), 4, (height, width, 3))
     y, x = np.mgrid[:height, :width]
@@ -18,6 +18,21 @@ def good_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
     image[top : top + 12, left : left + 40] += 90
     image[np.hypot(y - 50, x - 70) < 8] += 120
     return image.clip(0, 255).astype(np.uint8)
+
+
+def fixed_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
+    """Return a good image whose bar always lies at the same place."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(70 + rng.normal(0, 3), 4, (height, width, 3))
+    image[height // 4 : height // 2, width // 4 : width // 2] += 90
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def texture(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
+    """Return an image of a texture, in which nothing has a place."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(128 + rng.normal(0, 3), 40, (height, width, 3))
+    return ((image + np.roll(image, 1, 0) + np.roll(image, 1, 1)) / 3).clip(0, 255).astype(np.uint8)
 
 
 def without_disc(seed: int) -> np.ndarray:

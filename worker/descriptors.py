@@ -78,7 +78,7 @@ class PowerPicture(FrozenModel):
 
     kind: str = Field(description="the kind of alteration, as in `shares`")
     size: str = Field(description="its size in words, as in `shares`")
-    found: bool = Field(description="whether this image is flagged")
+    is_found: bool = Field(description="whether this image is flagged")
     left: int = Field(description="position on the sheet, in pixels")
     top: int
     width: int

@@ -360,7 +360,7 @@ def _detector_calibration(model: Model) -> DetectorCalibration | None:
 
 def _power(power: detector_power.DetectorPower) -> DetectorPower:
     examples = tuple(
-        PowerPicture(kind=kind, size=size, found=is_found, **box._asdict())
+        PowerPicture(kind=kind, size=size, is_found=is_found, **box._asdict())
         for kind, size, is_found, box in power.pictures
     )
     return DetectorPower(

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def make_detector(
     keep_images: bool = False,
     power_images: int = POWER_IMAGES,
     region: Box | None = None,
+    align: bool = True,
     device: str = "cpu",
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
@@ -126,6 +128,7 @@ def make_detector(
     keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels; all images must then have one size.
+    align: whether parts may be brought to one position before they are compared, if good images agree better so.
 
     Raises `InputError` for too few images or scenes, and for images or a region that cannot be judged; `OSError` for
     a disk without space for the detector, before anything is computed.
@@ -144,7 +147,7 @@ def make_detector(
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
     started = time.monotonic()
     views, scales, scores_N, deciding = _estimate_and_rank(
-        good, judged, scenes_N, estimating, ranking, len(good) - len(known), device, on_message, on_progress
+        good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
     )
     suspects = _suspects(known, scores_N[: len(known)], deciding)
     before = None
@@ -159,7 +162,7 @@ def make_detector(
         known, known_scenes_N = known.take(kept), renumber(known_scenes_N[kept])
         good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
         views, scales, scores_N, deciding = _estimate_and_rank(
-            good, judged, scenes_N, estimating, ranking, len(good) - len(known), device, on_message, on_progress
+            good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
         )
     ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
     checkpoint.copy(model.folder, folder)
@@ -210,6 +213,7 @@ def _estimate_and_rank(
     estimating: Integers,
     ranking: Integers,
     reviewed: int,
+    align: bool,
     device: str,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
@@ -230,7 +234,8 @@ def _estimate_and_rank(
                 "missing parts will hardly be found"
             )
             continue
-        estimated = view_type.estimate(readers, scenes, device=device, on_progress=on_progress)
+        estimate = partial(FeaturesView.estimate, align=align) if view_type is FeaturesView else view_type.estimate
+        estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
             if not np.isfinite(own_N).all():

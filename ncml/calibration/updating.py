@@ -76,6 +76,7 @@ def update_detector(
         keep_images=True,
         power_images=power_images,
         region=before.region and before.region.box,
+        align=before.aligns,
         device=device,
         on_message=on_message,
         on_progress=on_progress,

@@ -56,6 +56,7 @@ def adapt(
     region: Annotated[
         str | None, arg(metavar="X,Y,WIDTH,HEIGHT", help_behavior_hint="(default: the whole image)")
     ] = None,
+    align: bool = True,
     power: bool = True,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -86,6 +87,8 @@ def adapt(
         update: Detector of which to make a new version, with its own options and the images that it keeps; the images
             in FOLDER join those that estimate.
         region: Judge only this part of the images, in pixels from the left and the top; all must have one size.
+        align: Bring parts to one position before they are compared, if good images agree better so. A detector that
+            does cannot be exported.
         power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
@@ -99,7 +102,7 @@ def adapt(
         of_the_detector = {
             "model": model, "max-time": max_time, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
             "confidence": confidence, "group": group != AUTO, "leave-out": leave_out, "reviewed": reviewed,
-            "region": region, "keep-images": keep_images,
+            "region": region, "keep-images": keep_images, "no-align": not align,
         }  # fmt: skip
         for name in (name for name, value in of_the_detector.items() if value):
             raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
@@ -149,6 +152,7 @@ def adapt(
                 reviewed=opened[reviewed] if reviewed else None,
                 keep_images=keep_images,
                 region=box,
+                align=align,
                 **common,
             )
     from ncml.calibration import descriptions

@@ -40,6 +40,7 @@ COMMANDS = {
     "evaluate": "ncml.cli.evaluate:evaluate",
     "compress": "ncml.cli.compress:compress",
     "decompress": "ncml.cli.decompress:decompress",
+    "export": "ncml.cli.export:export",
     "models": "ncml.cli.models:models",
     "push": "ncml.cli.share:push",
     "pull": "ncml.cli.share:pull",

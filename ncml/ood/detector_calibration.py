@@ -160,6 +160,11 @@ class DetectorCalibration:
         """SHA-256 of the content, 64 hexadecimal digits."""
         return storage.digest(self._content())
 
+    @property
+    def aligns(self) -> bool:
+        """Whether parts are brought to one position before they are compared."""
+        return bool(self.views.get("features", {}).get("aligned"))
+
     def standardise(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Return the standardised score of each view."""
         return {name: self.scales[name].standardise(score) for name, score in scores.items()}
@@ -206,7 +211,11 @@ class DetectorCalibration:
     def read(cls, folder: Path, model_version: str) -> DetectorCalibration:
         """Read `detector.json`; raise `ModelError` if it is damaged, of a newer format or of another model."""
         path = folder / FILE
-        stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
+        return cls.from_json(checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), path, model_version)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any], path: Path, model_version: str) -> DetectorCalibration:
+        """Rebuild what `save` wrote into a file, which errors name; raise `ModelError` as `read` does."""
         number = stored.get("format")
         if type(number) is int and number > FORMAT:
             raise storage.NewerFormat(f"{path} has format {number}, newer than {FORMAT}: upgrade ncml.")

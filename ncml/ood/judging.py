@@ -15,20 +15,17 @@ from safetensors.numpy import load_file, save_file
 from ncml import checkpoint
 from ncml.data.good_images import check_side
 from ncml.errors import ModelError
-from ncml.images.tiling import Box
 from ncml.ood import storage
+from ncml.ood.detection import detect, scores_of
 from ncml.ood.detector_calibration import FILE, REMEDY, TENSORS, DetectorCalibration, file_digest
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.view import Measurement, Pixels, Stored, View
-from ncml.results import Detection, ViewDetection
+from ncml.results import Detection
 
 VIEWS: dict[str, type[View]] = {view.kind: view for view in (FeaturesView, AppearanceView, LikelihoodView)}
 """The views by kind, in the order in which they are computed."""
-
-BOX_SHARE = 0.5
-"""Share of the way from the median of a map to its maximum from which cells belong to the box."""
 
 
 class Detector:
@@ -63,7 +60,7 @@ class Detector:
 
     def score(self, image_HWC: Pixels) -> float:
         """Return the largest standardised score of an image."""
-        return max(self.calibration.standardise(_scores(self._measure(image_HWC))).values())
+        return max(self.calibration.standardise(scores_of(self._measure(image_HWC))).values())
 
     def _measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         region = self.calibration.region
@@ -71,43 +68,7 @@ class Detector:
 
     def judge(self, image_HWC: Pixels) -> Detection:
         """Judge an image, uint8 [H, W, 3] at its own size; raise `InputError` for one that is too small."""
-        H, W = image_HWC.shape[:2]
-        calibration = self.calibration
-        measurements = self._measure(image_HWC)
-        standardised = calibration.standardise(_scores(measurements))
-        view = max(standardised, key=lambda name: standardised[name])
-        score = standardised[view]
-        measurement = measurements[view]
-        covered = self._covered(measurement, H, W)
-        return Detection(
-            view=view,
-            score=score,
-            p_value=calibration.p_value(score),
-            threshold=calibration.threshold,
-            is_ood=score > calibration.threshold,
-            is_weak=calibration.is_weak,
-            box=_box(measurement, covered),
-            height=H,
-            width=W,
-            views={
-                name: ViewDetection(
-                    score=own.score, standardised=standardised[name], box=_box(own, self._covered(own, H, W))
-                )
-                for name, own in measurements.items()
-            },
-            at_least_as_unusual=calibration.ranks.count_at_or_above(score),
-            ranking_images=calibration.n_rank,
-            calibration_version=calibration.version,
-            covered=covered,
-            grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
-        )
-
-    def _covered(self, measurement: Measurement, H: int, W: int) -> Box:
-        """Return the part of the image that a map covers, in pixels of the whole image."""
-        region = self.calibration.region
-        if region is None:
-            return measurement.region or Box(0, 0, W, H)
-        return region.box if measurement.region is None else region.shift(measurement.region)
+        return detect(self.calibration, self._measure(image_HWC), image_HWC.shape[0], image_HWC.shape[1])
 
 
 def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measurement]:
@@ -127,31 +88,3 @@ def save_views(folder: Path, views: Mapping[str, View]) -> tuple[dict[str, Mappi
     path = folder / TENSORS
     checkpoint.replace_file(path, lambda new: save_file(tensors, new))
     return values, file_digest(path)
-
-
-def box_of(map_hw: NDArray[np.float32], covered: Box) -> Box:
-    """Return the box around the maximum of a map: its neighbours that are more than half as far above the median."""
-    h, w = map_hw.shape
-    peak = np.unravel_index(int(map_hw.argmax()), map_hw.shape)
-    median = float(np.median(map_hw))
-    is_high_hw = map_hw > median + BOX_SHARE * (float(map_hw.max()) - median)
-    region, pending = {peak}, [peak]
-    while pending:
-        row, column = pending.pop()
-        for neighbour in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            is_inside = 0 <= neighbour[0] < h and 0 <= neighbour[1] < w
-            if is_inside and neighbour not in region and is_high_hw[neighbour]:
-                region.add(neighbour)
-                pending.append(neighbour)
-    rows, columns = [int(row) for row, _ in region], [int(column) for _, column in region]
-    top, bottom = min(rows) * covered.height // h, -(-(max(rows) + 1) * covered.height // h)
-    left, right = min(columns) * covered.width // w, -(-(max(columns) + 1) * covered.width // w)
-    return Box(covered.left + left, covered.top + top, right - left, bottom - top)
-
-
-def _box(measurement: Measurement, covered: Box) -> Box:
-    return covered if measurement.map_hw is None else box_of(measurement.map_hw, covered)
-
-
-def _scores(measurements: Mapping[str, Measurement]) -> dict[str, float]:
-    return {name: measurement.score for name, measurement in measurements.items()}

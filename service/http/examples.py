@@ -349,7 +349,7 @@ DETECTOR: dict[str, Any] = MODEL | {
                     {
                         "kind": "scratch",
                         "size": "1 pixel wide, 16 long",
-                        "found": False,
+                        "is_found": False,
                         "left": 8,
                         "top": 32,
                         "width": 144,

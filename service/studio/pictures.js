@@ -33,14 +33,14 @@ export function powerPictures(model) {
   load();
   const row = (kind) => {
     const examples = shown.examples.filter((example) => example.kind === kind);
-    const missedFirst = examples.toSorted((a, b) => a.found - b.found);
+    const missedFirst = examples.toSorted((a, b) => a.is_found - b.is_found);
     const figures = missedFirst.map((example) => pictureFigure(example, canvases.get(example)[0]));
     return figures.length > 0 && h("tr", {}, h("td", { colspan: 2 }, h("div", { class: "pictures" }, figures)));
   };
   return { notice, row };
 }
 
-function pictureFigure({ kind, size, found }, canvas) {
+function pictureFigure({ kind, size, is_found: found }, canvas) {
   const outcome = found ? "found" : "missed";
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `${kind}, ${size}: ${outcome}`);

@@ -104,6 +104,8 @@ def check(words: list[str]) -> None:
             assert {word for word in rest if word.startswith("-")} <= options(command)
         case ["curl", *_]:
             check_curl(words)
+        case ["python", "-m", module, *_]:
+            assert 'if __name__ == "__main__":' in (ROOT / f"{module.replace('.', '/')}.py").read_text()
         case ["python", script, *rest]:
             text = (ROOT / script).read_text()
             assert [word for word in rest if word.startswith("-") and f'"{word}"' not in text] == []

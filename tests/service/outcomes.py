@@ -99,7 +99,9 @@ DETECTOR = DetectorCalibration(
         pictures=PowerPictures(
             sha256="c0" * 32,
             examples=(
-                PowerPicture(kind="scratch", size="1 pixel wide", found=False, left=8, top=32, width=144, height=144),
+                PowerPicture(
+                    kind="scratch", size="1 pixel wide", is_found=False, left=8, top=32, width=144, height=144
+                ),
             ),
         ),
     ),

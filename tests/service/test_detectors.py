@@ -51,7 +51,15 @@ def test_pictures_are_served_as_long_as_a_worker_publishes_them(
 ) -> None:
     listed = client.get("/models/tiny").json()["detector"]["power"]["pictures"]
     assert listed["examples"] == [
-        {"kind": "scratch", "size": "1 pixel wide", "found": False, "left": 8, "top": 32, "width": 144, "height": 144}
+        {
+            "kind": "scratch",
+            "size": "1 pixel wide",
+            "is_found": False,
+            "left": 8,
+            "top": 32,
+            "width": 144,
+            "height": 144,
+        }
     ]
     assert client.get("/models/tiny/pictures").status_code == 404
     queue.redis.set(pictures_key(listed["sha256"]), b"a sheet")

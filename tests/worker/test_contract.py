@@ -196,7 +196,7 @@ EXAMPLES: dict[str, BaseModel] = {
                 pictures=PowerPictures(
                     sha256="c0" * 32,
                     examples=(PowerPicture(
-                        kind="scratch", size="1 pixel wide", found=False, left=8, top=32, width=144, height=108,
+                        kind="scratch", size="1 pixel wide", is_found=False, left=8, top=32, width=144, height=108,
                     ),),
                 ),
             ),

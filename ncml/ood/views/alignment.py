@@ -270,8 +270,15 @@ class Agreement(NamedTuple):
         return self.value >= LEAST_AGREEMENT
 
 
-def estimate(grey: Sequence[Tensor], on_progress: OnProgress) -> Agreement:
-    """Compare good images of one aspect ratio, from `shrink`, as they are and aligned, and return the better."""
+def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True) -> Agreement:
+    """Compare good images of one aspect ratio, from `shrink`, as they are and aligned, and return the better.
+
+    align: whether they may be aligned.
+    """
+    as_they_are = [Pose(torch.zeros(4), 0.0)] * len(grey)
+    agreement_as_is = _agreement(grey, as_they_are)
+    if not align:
+        return Agreement(None, [None] * len(grey), agreement_as_is)
     details = [_detail(grey_HW, DETAIL) for grey_HW in grey]
     count = min(TEMPLATE_IMAGES, len(grey))
     selected = [details[i * len(grey) // count] for i in range(count)]
@@ -291,8 +298,7 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress) -> Agreement:
         all_poses.append(template.find(detail_HW))
         done += 1
         on_progress(Progress("align", done, total))
-    as_they_are = [Pose(torch.zeros(4), 0.0)] * len(grey)
-    agreement, agreement_as_is = _agreement(grey, all_poses), _agreement(grey, as_they_are)
+    agreement = _agreement(grey, all_poses)
     if agreement < LEAST_AGREEMENT or 1 - agreement > MOST_DISAGREEMENT * (1 - agreement_as_is):
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))

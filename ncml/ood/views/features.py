@@ -81,9 +81,18 @@ class FeaturesView:
 
     @classmethod
     def estimate(
-        cls, readers: Sequence[Reader], scenes_N: NDArray[np.int64], *, device: str, on_progress: OnProgress
+        cls,
+        readers: Sequence[Reader],
+        scenes_N: NDArray[np.int64],
+        *,
+        device: str,
+        on_progress: OnProgress,
+        align: bool = True,
     ) -> Estimated:
-        """Keep patches of good images. Raises `ModelError` if the package of the network is not installed."""
+        """Keep patches of good images. align: whether they may be brought to one position first.
+
+        Raises `ModelError` if the package of the network is not installed.
+        """
         network = efficientnet.load(device)
         shapes: list[tuple[int, int]] = []
         grey: list[Tensor] = []
@@ -92,7 +101,7 @@ class FeaturesView:
             shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
             grey.append(alignment.shrink(image_HWC, alignment.template_size(*shapes[0])))
         size = common_size(shapes)
-        agreement = None if size is None else alignment.estimate(grey, on_progress)
+        agreement = None if size is None else alignment.estimate(grey, on_progress, align=align)
         template = agreement and agreement.template
         poses = [None] * len(readers) if agreement is None else agreement.poses
         features: list[Tensor] = []

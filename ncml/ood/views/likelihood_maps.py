@@ -54,7 +54,7 @@ def bits_map(
 
     The network must not have attention. Sides that are not multiples of its stride are extended with their last pixels.
     """
-    return surprise(network, torch.from_numpy(np.ascontiguousarray(image_HWC)), precision, strip_pixels)
+    return surprise(network, torch.from_numpy(np.array(image_HWC)), precision, strip_pixels)
 
 
 def surprise(

@@ -23,8 +23,9 @@ from ncml.images.tiling import Box
 from ncml.limits import MAX_SHEET_BYTES
 from ncml.network import efficientnet
 from ncml.ood import detector_calibration as detectors
+from ncml.ood.detection import box_of
 from ncml.ood.detector_calibration import Scale
-from ncml.ood.judging import Detector, box_of
+from ncml.ood.judging import Detector
 from ncml.ood.views import bank, patches, places
 from ncml.ood.views.features import FeaturesView
 from ncml.progress import ignore_progress

@@ -1,0 +1,142 @@
+"""Judge images by a detector in one ONNX file, as `ncml export` writes it. Needs `ncml[onnx]`; imports no torch.
+
+>>> from ncml.ood.exported import ExportedDetector
+>>> detector = ExportedDetector("detector.onnx")
+>>> detector.judge("part.png").p_value
+
+`python -m ncml.ood.exported detector.onnx part.png ...` prints a line of JSON for each image.
+
+The file's graph has an input `<view>.image` for each view, uint8 [H, W, 3], and these outputs: for each score its
+candidates, fp64 [S], of which the largest is the score, and their maps `<score>.map0`, `<score>.map1`, ..., fp32
+[h, w]. The metadata `ncml` is JSON: the height and width of images, the steps that bring an image to each input, and
+the calibration, as in `detector.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.errors import InputError, ModelError, NcmlError
+from ncml.images import open_image
+from ncml.images.resizing import Resize
+from ncml.ood import storage
+from ncml.ood.detection import detect
+from ncml.ood.detector_calibration import DetectorCalibration
+from ncml.ood.scene_ranks import SceneRanks
+from ncml.ood.views.view import Measurement
+from ncml.paths import printable
+from ncml.results import Detection
+
+FORMAT = 1
+METADATA = "ncml"
+ROUNDING = 1e-4
+"""By this much, or by this share of it, each ranking score is raised: another runtime rounds differently, and an image
+that equals a ranking image must not score above it. Where a score lies between, the p-value is larger by a rank."""
+
+
+class ExportedDetector:
+    """A detector for images of one size, computed by onnxruntime on the CPU."""
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
+        """Read a file. threads: of the computation; 0: one for each core.
+
+        Raises `ModelError` for a file that is no exported detector, or without onnxruntime.
+        """
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ModelError("onnxruntime is not installed: pip install 'ncml[onnx]'.") from error
+        file = Path(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            # From bytes, so that a file cannot name other files as its data.
+            self._session = onnxruntime.InferenceSession(file.read_bytes(), options, ["CPUExecutionProvider"])
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read ({error.strerror}).") from error
+        except Exception as error:  # onnxruntime raises many kinds
+            raise ModelError(
+                f"{file} is not an ONNX file that onnxruntime can run: export the detector again."
+            ) from error
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if text is None:
+            raise ModelError(f"{file} was not written by ncml export.")
+        with storage.refusing_damage(file):
+            stored = json.loads(text)
+            if stored["format"] != FORMAT:
+                raise ModelError(f"{file} has format {stored['format']}, not {FORMAT}: export it with this ncml.")
+            calibration = stored["detector"]
+            self.height, self.width = storage.count(stored["height"]), storage.count(stored["width"])
+            """The size of images that are judged."""
+            self.calibration = DetectorCalibration.from_json(calibration, file, calibration["model_version"])
+            scores_N, scenes_N = self.calibration.ranks.scores_N, self.calibration.ranks.scenes_N
+            raised = SceneRanks(scores_N + ROUNDING * np.maximum(1, np.abs(scores_N)), scenes_N)
+            self._ranking = dataclasses.replace(self.calibration, ranks=raised)
+            self._resizes = {
+                name: [Resize.from_json(step) for step in stored["inputs"][name]]
+                for name in (own.name for own in self._session.get_inputs())
+            }
+
+    def judge(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> Detection:
+        """Judge an image, a file or uint8 [H, W, 3]; raise `InputError` for one of another size."""
+        image_HWC = image if isinstance(image, np.ndarray) else open_image(image)
+        height, width = image_HWC.shape[:2]
+        if (height, width) != (self.height, self.width):
+            raise InputError(
+                "image",
+                f"an image of {width}x{height} pixels cannot be judged by a detector that was exported for "
+                f"{self.width}x{self.height}: export it for that size too.",
+            )
+        region = self.calibration.region
+        measurements = self._measure(image_HWC if region is None else region.crop(image_HWC))
+        detection = detect(self._ranking, measurements, height, width)
+        return dataclasses.replace(detection, calibration_version=self.calibration.version)
+
+    def _measure(self, image_HWC: NDArray[np.uint8]) -> dict[str, Measurement]:
+        inputs: dict[str, NDArray[np.uint8]] = {}
+        for name, steps in self._resizes.items():
+            inputs[name] = np.ascontiguousarray(image_HWC)
+            for step in steps:
+                inputs[name] = step(inputs[name])
+        names = [output.name for output in self._session.get_outputs()]
+        outputs: dict[str, Any] = dict(zip(names, self._session.run(names, inputs), strict=True))
+        measurements: dict[str, Measurement] = {}
+        for name in self.calibration.scales:
+            index = int(outputs[name].argmax())
+            measurements[name] = Measurement(float(outputs[name][index]), outputs.get(f"{name}.map{index}"))
+        return measurements
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Judge the images that follow the name of the detector; return the exit status."""
+    if len(arguments) < 2:
+        print("usage: python -m ncml.ood.exported DETECTOR.onnx IMAGE...", file=sys.stderr)
+        return 2
+    try:
+        detector = ExportedDetector(arguments[0])
+        for name in arguments[1:]:
+            found = detector.judge(name)
+            line = {
+                "file": printable(Path(name)),
+                "p_value": found.p_value,
+                "is_ood": found.is_ood,
+                "is_weak": found.is_weak,
+            }
+            print(json.dumps(line | {"view": found.view, "box": list(found.box), "rarity": found.rarity}), flush=True)
+    except NcmlError as error:
+        print(f"ncml: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""A detector in one ONNX file: made by `ncml export`, run without PyTorch, with the same verdicts."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import ncml
+from ncml.calibration.detector import make_detector
+from ncml.cli import main as cli
+from ncml.data.good_images import open_folder
+from ncml.errors import InputError, ModelError
+from ncml.ood import onnx_file
+from ncml.ood.exported import METADATA, ExportedDetector
+from ncml.ood.judging import Detector
+from ncml.progress import ignore_progress
+from tests.detectors import fixed_image, use_small_scale
+
+JUDGE = "import sys; sys.modules['torch'] = None; from ncml.ood.exported import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def folder(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of images of 96x72, and 60 of these."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "images").mkdir()
+    for seed in range(60):
+        Image.fromarray(fixed_image(seed)).save(folder / "images" / f"{seed:03}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_scale(patch)
+        good = open_folder(folder / "images", sorted((folder / "images").iterdir()))
+        make_detector(ncml.load(model_folder), good, folder / "part", power_images=0, align=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    path = folder / "part.onnx"
+    assert cli.main(["export", str(folder / "part"), str(path), "--check", str(folder / "images")]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(folder: Path) -> Detector:
+    model = ncml.load(folder / "part")
+    assert model.detector is not None
+    return Detector.load(folder / "part", model.detector)
+
+
+def marked(seed: int) -> np.ndarray:
+    """Return an image with a mark, from a faint small one to a strong large one."""
+    image = fixed_image(seed)
+    side = 2 + seed % 14
+    image[50 : 50 + side, 60 : 60 + side] += np.uint8(1 + seed % 90)
+    return image
+
+
+def test_verdicts_on_200_images_are_those_of_the_detector(exported: Path, detector: Detector) -> None:
+    by_file = ExportedDetector(exported, threads=1)
+    images = [fixed_image(seed) for seed in range(1000, 1100)] + [marked(seed) for seed in range(1100, 1200)]
+    differences: list[float] = []
+    flagged = equal = 0
+    for image in images:
+        expected, found = detector.judge(image), by_file.judge(image)
+        assert expected.p_value <= found.p_value <= expected.p_value + 1.01 / 43  # 42 scenes rank
+        equal += found.p_value == expected.p_value
+        assert (found.view, found.box, found.is_ood, found.is_weak) == (
+            expected.view, expected.box, expected.is_ood, expected.is_weak,
+        )  # fmt: skip
+        assert found.calibration_version == expected.calibration_version
+        np.testing.assert_allclose(found.map, expected.map, rtol=1e-3, atol=1e-3)
+        flagged += found.is_ood
+        differences += [
+            abs(found.views[name].standardised - own.standardised) / max(1, abs(own.standardised))
+            for name, own in expected.views.items()
+        ]
+    print(f"{equal} of {len(images)} p-values are equal, scores differ by at most {max(differences):.1g}")
+    assert equal >= 198
+    assert max(differences) < 3e-4
+    assert 30 < flagged < 170
+
+
+def test_an_image_that_ranked_is_no_more_unusual_than_itself(exported: Path, detector: Detector, folder: Path) -> None:
+    by_file = ExportedDetector(exported, threads=1)
+    for path in sorted((folder / "images").iterdir()):
+        image = np.asarray(Image.open(path))
+        assert by_file.judge(path).p_value >= detector.judge(image).p_value
+
+
+def test_the_file_is_run_without_pytorch(exported: Path, detector: Detector, tmp_path: Path) -> None:
+    Image.fromarray(marked(1113)).save(tmp_path / "marked.png")
+    done = subprocess.run(
+        [sys.executable, "-c", JUDGE, str(exported), str(tmp_path / "marked.png")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = detector.judge(marked(1113))
+    line = json.loads(done.stdout)
+    assert line["p_value"] == expected.p_value
+    assert line["is_ood"] is expected.is_ood
+    assert line["box"] == list(expected.box)
+
+
+def test_a_file_that_judges_differently_is_refused(exported: Path, detector: Detector) -> None:
+    scales = {
+        name: dataclasses.replace(scale, deviation=1.01 * scale.deviation)
+        for name, scale in detector.calibration.scales.items()
+    }
+    other = Detector(dataclasses.replace(detector.calibration, scales=scales), detector.views)
+    with pytest.raises(ModelError, match=r"differs by .* more than 0.001: the file is not kept"):
+        onnx_file.compare(other, ExportedDetector(exported, 1), [lambda: marked(1113)], on_progress=ignore_progress)
+
+
+def test_images_of_another_size_are_refused(exported: Path) -> None:
+    with pytest.raises(InputError, match=r"an image of 96x80 pixels cannot be judged .* exported for 96x72"):
+        ExportedDetector(exported).judge(fixed_image(0, 80, 96))
+
+
+def test_other_files_are_refused(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ModelError, match=r"text.onnx is not an ONNX file that onnxruntime can run"):
+        ExportedDetector(tmp_path / "text.onnx")
+    with pytest.raises(ModelError, match="cannot be read"):
+        ExportedDetector(tmp_path / "missing.onnx")
+    proto = onnx.load(exported)
+    (entry,) = [entry for entry in proto.metadata_props if entry.key == METADATA]
+    stored = json.loads(entry.value)
+    for change, reason in (
+        ({"format": 2}, "has format 2, not 1"),
+        ({"detector": stored["detector"] | {"false_positive_rate": 0.5}}, "was changed after it was written"),
+        ({"inputs": {}}, "is damaged"),
+    ):
+        entry.value = json.dumps(stored | change)
+        onnx.save(proto, tmp_path / "changed.onnx")
+        with pytest.raises(ModelError, match=reason):
+            ExportedDetector(tmp_path / "changed.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "plain.onnx")
+    with pytest.raises(ModelError, match="was not written by ncml export"):
+        ExportedDetector(tmp_path / "plain.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["{folder}/part", "x.bin"], "must end in .onnx"),
+        (["{folder}/part", "no/x.onnx"], "cannot be written"),
+        (["cifar10", "x.onnx"], "cifar10 is no detector"),
+        (["{folder}/part", "x.onnx", "--size", "96"], "is not a width and a height in pixels"),
+        (["{folder}/part", "x.onnx", "--size", "80x60", "--check", "{folder}/images"], "no image of 80x60 pixels"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_sentence(
+    arguments: list[str], reason: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", *(argument.format(folder=folder) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
