@@ -310,7 +310,7 @@ FAULTS = (
     ),
     Fault(
         "detector: estimation images rank, too",
-        "ncml/calibration/detector.py",
+        "ncml/calibration/division.py",
         "np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)",
         "np.flatnonzero(is_estimating_N), np.arange(len(is_estimating_N))",
         DETECTOR_TESTS,
