@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 REQUEST = ".request"
 """The file of a new model folder that identifies what was requested, and holds the result for a repeated attempt."""
 
+UPDATE_POWER_IMAGES = 10
+"""Number of ranking images on which an update measures power; the 20 of `ncml adapt` would take most of the time."""
+
 STALE_S = 3600.0
 """Age of an unfinished folder that no worker writes any more: writing one takes seconds."""
 
@@ -133,7 +136,13 @@ def _update(model: Model, job: UpdateJob, folder: Path, incoming: Path, on_progr
     reviewed = _open(job.reviewed, incoming / "reviewed", on_progress)
     defective = _open(job.defective, incoming / "defective", on_progress) if job.defective else None
     updated = update_detector(
-        model, reviewed, folder, defective=defective, device=str(model.device), on_progress=on_progress
+        model,
+        reviewed,
+        folder,
+        defective=defective,
+        power_images=UPDATE_POWER_IMAGES,
+        device=str(model.device),
+        on_progress=on_progress,
     )
     descriptions.write_detector_card(updated.made)
     calibration, reviews = updated.made.calibration, updated.made.reviews

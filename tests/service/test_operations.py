@@ -252,9 +252,10 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     document = client.get("/openapi.json").json()
     operations = {op["operationId"]: op for path in document["paths"].values() for op in path.values()}
     assert operations.keys() == {
-        "score", "generate", "complete", "calibrate",
+        "score", "generate", "complete", "calibrate", "update",
         "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview", "follow_job",
-        "list_models", "get_model", "get_pictures", "health", "readiness", "metrics", "version",
+        "list_models", "get_model", "get_pictures", "review", "list_reviews", "delete_review",
+        "health", "readiness", "metrics", "version",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {
         "model", "class", "priority", "webhook", "format", "n", "seed", "noise", "steps", "solver", "guidance",

@@ -11,7 +11,7 @@ from PIL import Image
 import ncml
 from ncml.calibration import descriptions, division
 from ncml.calibration.detector import MadeDetector, make_detector
-from ncml.calibration.division import find_common_scenes
+from ncml.calibration.division import divide, find_common_scenes
 from ncml.calibration.updating import update_detector
 from ncml.data import kept_images
 from ncml.data.good_images import GoodImages, open_folder
@@ -154,6 +154,16 @@ def test_names_state_the_scenes_of_reviewed_images_too(good: GoodImages, tmp_pat
     alone = find_common_scenes(good, alike, "image").tolist()
     assert alone[:32] == list(range(32))
     assert alone[32:] == [good.names.index("b/003.png"), 32]
+
+
+def test_a_reviewed_image_whose_name_states_a_ranking_scene_is_refused(
+    model: ncml.Model, good: GoodImages, tmp_path: Path
+) -> None:
+    _, ranking = divide(division.find_scenes(good, "([0-9]+)"), 0.05)
+    name = Path(good.names[ranking[0]]).stem
+    reviewed = write(tmp_path / "flagged", **{name: brighter(300)})
+    with pytest.raises(InputError, match=rf"1 reviewed image \({name}.png\) show scenes of good images that rank"):
+        make_detector(model, good, tmp_path / "part", reviewed=reviewed, **OPTIONS)
 
 
 def test_scenes_are_searched_once_if_suspects_are_left_out(
