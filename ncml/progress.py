@@ -21,6 +21,7 @@ class Progress:
     stage: str
     done: int
     total: int
+    """0 if it is unknown."""
     note: str = ""
     preview: Callable[[], NDArray[np.uint8]] = no_images
     """Return the current images, uint8 [B, H, W, 3]; empty except while images are sampled."""

@@ -95,7 +95,7 @@ def score_to_table(
     Rows of a finished table are kept for files that have not changed, unless heat maps are to be written as well.
     """
     check_output(output)
-    total = sum(1 for _ in files)
+    total = _count(files)
     if not total:
         raise InputError("files", _no_image_in(files))
     names = (*columns, *STAMP_COLUMNS, *constants, "error")
@@ -144,6 +144,16 @@ def _fill(table: Table, files: Inputs, scorer: Scorer, fdr: float | None, skippe
     largest = conformal.largest_discovery(p, fdr)
     table.finish({DISCOVERY: lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
     return summary | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
+
+
+def _count(files: Inputs) -> int:
+    """Return the number of files, and show progress, because listing a large bucket takes minutes."""
+    count = 0
+    with progress_bar() as on_progress:
+        for count, _ in enumerate(files, 1):
+            if count % 1000 == 0:
+                on_progress(Progress("list", count, 0))
+    return count
 
 
 def _no_image_in(files: Inputs) -> str:

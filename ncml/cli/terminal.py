@@ -156,8 +156,8 @@ def progress_bar() -> Generator[OnProgress]:
             if bar is None and not sys.stderr.isatty():
                 if now - last >= QUIET_S:
                     last = now
-                    line = f"{stage} {progress.done}/{progress.total}"
-                    if progress.done > done_before:
+                    line = f"{stage} {progress.done}" + (f"/{progress.total}" if progress.total else "")
+                    if progress.total and progress.done > done_before:
                         left = (now - since) * (progress.total - progress.done) / (progress.done - done_before)
                         line += f", about {left:.0f} s left"
                     line += f" {progress.note}"
@@ -176,7 +176,7 @@ def progress_bar() -> Generator[OnProgress]:
                 )
                 bar = stack.enter_context(rich.Progress(*columns, console=Console(stderr=True), transient=True))
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=progress.total, note=progress.note)
-            bar.update(tasks[stage], completed=progress.done, total=progress.total, note=progress.note)
+                tasks[stage] = bar.add_task(stage, total=progress.total or None, note=progress.note)
+            bar.update(tasks[stage], completed=progress.done, total=progress.total or None, note=progress.note)
 
         yield show
