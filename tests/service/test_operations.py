@@ -357,6 +357,7 @@ def test_the_api_page_lists_the_default_limits() -> None:
         f"{default['decode_request_s']:g} s",
         f"{default['max_waiting']}; {mib('max_waiting_bytes')}",
         f"{MAX_UNDELIVERED:,}",
+        f"{default['max_review_bytes'] // 2**22} MiB; {mib('max_review_bytes')}",
         str(default["max_streams"]),
         f"{default['max_receiving_bytes'] // 2**21} MiB; {mib('max_receiving_bytes')}",
         str(default["max_connections"]),
@@ -460,6 +461,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or na
         "records",
         "redis_keys",
         "results",
+        "reviews",
         "traces",
     )
     assert run.stdout.strip() == str([f"worker.{name}" for name in modules])
