@@ -4,9 +4,10 @@
                                [--power] [--json FILE] [--images FOLDER] [--only-write]
 
 For each kind of part: render the images, make a detector from the good ones with the library, as `ncml adapt` does, and
-judge further good images, defective ones of each kind of defect, and foreign ones. Ten kinds: five to choose scales and
-neighbourhoods on, five only to report (`part_images.kinds`). Images are a function of the seed; rendering one takes .1
-to 2 s of CPU time. Seconds are CPU time of one thread, so other programs on the machine do not change them much.
+judge further good images, defective ones of each kind of defect, and foreign ones. Twelve kinds: seven to choose
+scales, neighbourhoods and views on, five only to report (`part_images.kinds`). Images are a function of the seed;
+rendering one takes .1 to 2 s of CPU time. Seconds are CPU time of one thread, so other programs on the machine do not
+change them much.
 
 `--images` keeps the images, in the layout of MVTec AD, and reuses those that are there. `--power` also measures the
 power on altered images, which takes minutes.

@@ -34,9 +34,9 @@ def test_a_missing_feature_changes_only_its_surroundings(kind: str) -> None:
     assert rendered.contrast > part_images.VISIBLE / 3
 
 
-def test_half_of_the_kinds_are_for_choosing_and_each_half_has_parts_and_surfaces() -> None:
+def test_kinds_for_choosing_and_kinds_to_report_have_parts_and_surfaces() -> None:
     halves = [[kind for kind in part_images.KINDS.values() if kind.for_choice is choice] for choice in (True, False)]
-    assert len(halves[0]) == len(halves[1])
+    assert min(map(len, halves)) >= 5
     for kinds in halves:
         assert {bool(kind.features) for kind in kinds} == {True, False}
 

@@ -246,6 +246,36 @@ def fabric(canvas: Canvas, rng: Rng, edit: Edit) -> None:
     canvas.part[:] = 1
 
 
+def ratchet(canvas: Canvas, rng: Rng, edit: Edit) -> None:
+    """A ratchet wheel with 18 saw teeth and four slots, in any direction on a steel table: the features are both."""
+    _steel_table(canvas, rng)
+    u, v = canvas.u, canvas.v
+    radius = np.hypot(u, v)
+    colour = _metal(canvas, rng, 0.28) * (1 + 0.04 * np.sin(radius * 380 + rng.uniform(0, 6))[..., None])
+    canvas.paint(radius - 0.42, colour, height=0.06, bevel=0.012, gloss=0.4)
+    for tooth in range(18):
+        if tooth == edit.missing:
+            continue
+        shift_u, shift_v = edit.offset(tooth)
+        angle = tooth * np.pi / 9
+        place = canvas.near(0.45 * np.cos(angle), 0.45 * np.sin(angle), 0.18)
+        along, across = turned(place.u - shift_u, place.v - shift_v, angle)
+        slope = np.maximum(across - 0.055, -across - 0.075 + 0.95 * np.clip(along - 0.40, 0, 0.2))
+        distance = np.maximum(slope, np.abs(along - 0.44) - 0.075).astype(np.float32)
+        tone = WRONG if tooth == edit.recoloured else TOOTH
+        place.paint(distance, tone, height=0.06, bevel=0.008, gloss=0.4)
+    canvas.paint(np.abs(radius - 0.20) - 0.05, colour * 0.85, height=0.05, bevel=0.01, gloss=0.3)
+    for slot in range(4):
+        if slot + 18 == edit.missing:
+            continue
+        shift_u, shift_v = edit.offset(slot + 18)
+        along, across = turned(u - shift_u, v - shift_v, (slot + 0.5) * np.pi / 2)
+        distance = box(along - 0.30, across, 0.035, 0.085, 0.03)
+        canvas.paint(np.abs(distance) - 0.008, WRONG if slot + 18 == edit.recoloured else colour * 1.2, gloss=0.5)
+        canvas.cut(distance)
+    canvas.cut(np.minimum(circle(u, v, 0.085), box(u, v + 0.085, 0.022, 0.03)))
+
+
 def gear(canvas: Canvas, rng: Rng, edit: Edit) -> None:
     """A gear with 24 teeth and five holes, in any direction on a steel table: the features are teeth and holes."""
     _steel_table(canvas, rng)
@@ -361,6 +391,16 @@ def sheet(canvas: Canvas, rng: Rng, edit: Edit) -> None:
     canvas.part[:] = 1
 
 
+def leather(canvas: Canvas, rng: Rng, edit: Edit) -> None:
+    """Grained leather that fills the image: a surface without features."""
+    pebbles = np.abs(clouds(rng, canvas.shape, 0.035, octaves=2))
+    pores = np.clip(clouds(rng, canvas.shape, 0.008, octaves=1) - 2.2, 0, 1)
+    shade = 1 + 0.05 * clouds(rng, canvas.shape, 0.5, octaves=3) + 0.06 * np.clip(pebbles - 0.5, -0.5, 1) - 0.5 * pores
+    colour = shade[..., None] * np.array([0.24, 0.12, 0.06], np.float32)
+    canvas.lay_ground(np.clip(colour, 0.01, 1), 0.004 * np.clip(pebbles, 0, 0.8) - 0.003 * pores, 0.25)
+    canvas.part[:] = 1
+
+
 def tile(canvas: Canvas, rng: Rng, edit: Edit) -> None:
     """A glazed tile with speckles that fills the image: a surface without features."""
     waves = clouds(rng, canvas.shape, 0.25, octaves=3)
@@ -377,7 +417,9 @@ KINDS = {
     "bracket": Kind(bracket, 6, TABLE, ((800, 600), (640, 480), (1152, 864)), for_choice=True),
     "board": Kind(board, len(_COMPONENTS), FIXTURE, ((800, 600),), jpeg=None, for_choice=True),
     "cap": Kind(cap, 7, BELT, ((640, 480),), for_choice=True),
+    "ratchet": Kind(ratchet, 22, BELT, ((640, 480),), for_choice=True),
     "fabric": Kind(fabric, 0, TABLE, ((512, 512),), for_choice=True),
+    "leather": Kind(leather, 0, TABLE, ((512, 512),), for_choice=True),
     "gear": Kind(gear, 29, BELT, ((800, 600),)),
     "connector": Kind(connector, 20, TABLE, ((800, 600),), jpeg=None),
     "blister": Kind(blister, 10, FIXTURE, ((800, 600), (1024, 768))),

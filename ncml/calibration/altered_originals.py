@@ -32,7 +32,6 @@ def measure_power(
     """
     count = min(count, len(readers))
     selected = [readers[i * len(readers) // count] for i in range(count)]
-    threshold = detector.calibration.threshold
     flagged: dict[str, dict[str, list[bool]]] = {}
     pictures = PowerPictures()
     foreign: dict[str, list[bool]] = {"one colour": [], "random values": []}
@@ -42,17 +41,17 @@ def measure_power(
         image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else selected[seed + 1]()
         height, width = image_HWC.shape[:2]
         region = detector.calibration.region
-        box = Box(0, 0, width, height) if region is None else region.box
+        box = Box(0, 0, width, height) if region is None else region.rectangle()
         for alteration in ALTERATIONS:
             if alteration.fits(box.height, box.width):
                 altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
-                is_flagged = detector.score(altered.image_HWC) > threshold
+                is_flagged = detector.flags(altered.image_HWC)
                 pictures.add(alteration, is_flagged, image_HWC, altered, box)
                 flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(is_flagged)
             done += 1
             on_progress(Progress("power", done, total))
         for kind, foreign_HWC in _foreign(image_HWC, seed).items():
-            foreign[kind].append(detector.score(foreign_HWC) > threshold)
+            foreign[kind].append(detector.flags(foreign_HWC))
             done += 1
             on_progress(Progress("power", done, total))
     power = DetectorPower(

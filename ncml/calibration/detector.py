@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
@@ -50,6 +51,8 @@ SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""
 SAME_VIEW = 0.7
 """Grey levels by which small copies of images differ at most if they show nothing but one scene."""
+MAX_NAMES = 10
+"""Names of badly aligned images that are reported at most."""
 MAX_SUSPICIOUS_SHARE = 0.1
 """Share of the images that `--leave-out suspects` leaves out at most."""
 
@@ -112,7 +115,7 @@ def make_detector(
     defective: GoodImages | None = None,
     keep_images: bool = False,
     power_images: int = POWER_IMAGES,
-    region: Box | None = None,
+    region: Box | NDArray[np.bool_] | None = None,
     align: bool = True,
     device: str = "cpu",
     on_message: Callable[[str], None] = lambda line: None,
@@ -127,7 +130,7 @@ def make_detector(
     defective: images that should be flagged; they only test the detector.
     keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
-    region: the only part of the images that is judged, in pixels; all images must then have one size.
+    region: the only part of the images that is judged, in pixels, or a mask [H, W]; all images must then have one size.
     align: whether parts may be brought to one position before they are compared, if good images agree better so.
 
     Raises `InputError` for too few images or scenes, and for images or a region that cannot be judged; `OSError` for
@@ -146,7 +149,7 @@ def make_detector(
         seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
     started = time.monotonic()
-    views, scales, scores_N, deciding = _estimate_and_rank(
+    views, scales, scores_N, deciding, lost = _estimate_and_rank(
         good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
     )
     suspects = _suspects(known, scores_N[: len(known)], deciding)
@@ -161,7 +164,7 @@ def make_detector(
         common_N = None if common_N is None else np.concatenate([common_N[kept], common_N[len(known) :]])
         known, known_scenes_N = known.take(kept), renumber(known_scenes_N[kept])
         good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
-        views, scales, scores_N, deciding = _estimate_and_rank(
+        views, scales, scores_N, deciding, lost = _estimate_and_rank(
             good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
         )
     ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
@@ -184,7 +187,7 @@ def make_detector(
         values,
         digest,
         {kind: view.description for kind, view in views.items()},
-        notes=_notes(good, views, duplicates),
+        notes=_notes(good, views, duplicates, lost),
         sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
         region=judged,
     )
@@ -217,15 +220,17 @@ def _estimate_and_rank(
     device: str,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
-) -> tuple[dict[str, View], dict[str, Scale], np.ndarray, list[str]]:
-    """Return the views, their scales, and the largest standardised score of every image with its view.
+) -> tuple[dict[str, View], dict[str, Scale], np.ndarray, list[str], list[str]]:
+    """Return the views, their scales, the largest score of every image with its view, and the names of lost images.
 
-    The scores of estimation images are computed without those of their own scene. The last `reviewed` ones have no
-    part in the scales: they were chosen for being unusual.
+    Lost are those in which the part was not found. Scores are standardised. The scores of estimation images are
+    computed without those of their own scene. The last `reviewed` ones have no part in the scales: they were chosen for
+    being unusual.
     """
     views: dict[str, View] = {}
     scales: dict[str, Scale] = {}
     standardised: dict[str, np.ndarray] = {}
+    lost: list[str] = []
     readers, scenes = _readers(good, estimating, region), scenes_N[estimating]
     for kind, view_type in VIEWS.items():
         if view_type is FeaturesView and not efficientnet.is_available():
@@ -236,11 +241,12 @@ def _estimate_and_rank(
             continue
         estimate = partial(FeaturesView.estimate, align=align) if view_type is FeaturesView else view_type.estimate
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
+        lost += [good.names[estimating[i]] for i in estimated.lost]
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
             if not np.isfinite(own_N).all():
                 raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
-            scales[name] = Scale.estimate(own_N[: len(own_N) - reviewed], view_type.margin)
+            scales[name] = Scale.estimate(own_N[: len(own_N) - reviewed], estimated.view.margin(name))
             standardised[name] = np.full(len(good), -np.inf)
             standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
     for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):
@@ -251,7 +257,7 @@ def _estimate_and_rank(
         on_progress(Progress("rank", done + 1, len(ranking)))
     names = list(standardised)
     scores_VN = np.stack([standardised[name] for name in names])
-    return views, scales, scores_VN.max(0), [names[i] for i in scores_VN.argmax(0)]
+    return views, scales, scores_VN.max(0), [names[i] for i in scores_VN.argmax(0)], lost
 
 
 def _estimate_time(pass_seconds: float, estimating: int, ranking: int, power_images: int) -> str:
@@ -274,13 +280,24 @@ def _cropped(reader: Reader, region: Region) -> Reader:
     return lambda: region.crop(reader())
 
 
-def _region(good: GoodImages, box: Box) -> Region:
+def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
     """Return a region of good images; raise `InputError` if they have several sizes, or it is outside or too small."""
     if len(set(good.shapes)) > 1:
         raise InputError("region", "a region needs images of one size: bring them to one, or omit --region.")
-    if min(box.width, box.height) < MIN_SIDE:
+    if isinstance(named, Box):
+        region = Region(named, *good.shapes[0])
+    elif named.shape == good.shapes[0]:
+        region = Region.of_mask(named)
+    else:
+        (height, width), (own_height, own_width) = good.shapes[0], named.shape
+        raise InputError(
+            "region",
+            f"the mask of {own_width}x{own_height} pixels does not have the size of the images, {width}x{height}: "
+            "draw it at that size.",
+        )
+    if min(region.box.width, region.box.height) < MIN_SIDE:
         raise InputError("region", f"a region must have at least {MIN_SIDE} pixels on each side: name a larger one.")
-    return Region(box, *good.shapes[0])
+    return region
 
 
 def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> list[Suspect]:
@@ -301,7 +318,9 @@ def _near_duplicates(good: GoodImages, scenes_N: Integers) -> tuple[tuple[str, .
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _notes(good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _notes(
+    good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequence[str]], lost: Sequence[str]
+) -> tuple[str, ...]:
     notes: list[str] = []
     features = views.get(FeaturesView.kind)
     if features is None:
@@ -320,6 +339,9 @@ def _notes(good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequen
                 f"the good images agree by only {features.agreement:.2f} at the same place, so patches are compared "
                 "anywhere: missing parts are found less often"
             )
+    if lost:
+        names = ", ".join(lost[:MAX_NAMES]) + ", ..." * (len(lost) > MAX_NAMES)
+        notes.append(f"the part was not found in {counted(len(lost), 'image')} that estimate ({names}): check them")
     if duplicates:
         images_in = sum(map(len, duplicates))
         notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")

@@ -75,7 +75,7 @@ def update_detector(
         defective=defective,
         keep_images=True,
         power_images=power_images,
-        region=before.region and before.region.box,
+        region=before.region and before.region.named,
         align=before.aligns,
         device=device,
         on_message=on_message,

@@ -25,7 +25,7 @@ from ncml.data.good_images import open_folder
 from ncml.data.scenes import AUTO, check_group
 from ncml.data.sources import open_source, readable_rows
 from ncml.errors import InputError
-from ncml.images.region import parse_region
+from ncml.images.region import read_region
 from ncml.ood.conformal import check_rate
 from ncml.paths import Location, sorted_files
 
@@ -54,7 +54,7 @@ def adapt(
     keep_images: bool = False,
     update: Annotated[str, arg(metavar="NAME|PATH", help_behavior_hint="(default: a new detector)")] = "",
     region: Annotated[
-        str | None, arg(metavar="X,Y,WIDTH,HEIGHT", help_behavior_hint="(default: the whole image)")
+        str | None, arg(metavar="X,Y,WIDTH,HEIGHT|MASK", help_behavior_hint="(default: the whole image)")
     ] = None,
     align: bool = True,
     power: bool = True,
@@ -86,7 +86,8 @@ def adapt(
         keep_images: Keep copies of the good images in the folder of the detector, so that --update can use them.
         update: Detector of which to make a new version, with its own options and the images that it keeps; the images
             in FOLDER join those that estimate.
-        region: Judge only this part of the images, in pixels from the left and the top; all must have one size.
+        region: Judge only this part of the images, in pixels from the left and the top, or where an image of their
+            size, a mask, is light; all must have one size.
         align: Bring parts to one position before they are compared, if good images agree better so. A detector that
             does cannot be exported.
         power: Measure which alterations the detector finds.
@@ -97,7 +98,7 @@ def adapt(
     max_seconds = 0.0 if max_time is None else parse_duration(max_time)
     check_rate(false_positive_rate)
     check_group(group)
-    box = None if region is None else parse_region(region)
+    judged = None if region is None else read_region(region)
     if update:
         of_the_detector = {
             "model": model, "max-time": max_time, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
@@ -151,7 +152,7 @@ def adapt(
                 leave_out=leave_out is not None,
                 reviewed=opened[reviewed] if reviewed else None,
                 keep_images=keep_images,
-                region=box,
+                region=judged,
                 align=align,
                 **common,
             )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError
+from ncml.images.decoding import open_image
 from ncml.images.tiling import Box
+
+OUTSIDE = 128
+"""Grey level of pixels beside a mask: alike in all images, so that they decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,19 @@ class Region:
     """Height of the images in pixels."""
     width: int
     """Width of the images in pixels."""
+    mask: bytes | None = None
+    """Which pixels of the box are judged, packed bits in rows; None: all."""
+
+    @classmethod
+    def of_mask(cls, mask_HW: NDArray[np.bool_]) -> Self:
+        """Return the region of a mask of the images' size; raise `InputError` if nothing is judged."""
+        if not mask_HW.any():
+            raise InputError("region", "the mask has no light pixel: make light what is judged, and the rest dark.")
+        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+        top, left = int(rows[0]), int(columns[0])
+        box = Box(left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
+        own_HW = mask_HW[top : top + box.height, left : left + box.width]
+        return cls(box, mask_HW.shape[0], mask_HW.shape[1], None if own_HW.all() else np.packbits(own_HW).tobytes())
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a box that is empty or not inside the images."""
@@ -33,6 +53,8 @@ class Region:
                 f"the region {left},{top},{width},{height} is not inside the images of {self.width}x{self.height} "
                 "pixels: name x, y, width and height in pixels of the original images.",
             )
+        if self.mask is not None and len(self.mask) != -(-width * height // 8):
+            raise InputError("region", "the mask does not have the size of its box: name it again.")
 
     def crop(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the region of an image, uint8 [H, W, 3]; raise `InputError` for an image of another size."""
@@ -44,24 +66,69 @@ class Region:
                 f"{self.width}x{self.height}: bring it to that size, or make a detector without a region.",
             )
         left, top, box_width, box_height = self.box
-        return image_HWC[top : top + box_height, left : left + box_width]
+        cut_HWC = image_HWC[top : top + box_height, left : left + box_width]
+        if self.mask is None:
+            return cut_HWC
+        return np.where(self.judged_HW[..., None], cut_HWC, np.uint8(OUTSIDE))
+
+    @property
+    def judged_HW(self) -> NDArray[np.bool_]:
+        """Which pixels of the box are judged."""
+        shape = self.box.height, self.box.width
+        if self.mask is None:
+            return np.ones(shape, bool)
+        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=shape[0] * shape[1])
+        return bits.reshape(shape).astype(bool)
+
+    @property
+    def named(self) -> Box | NDArray[np.bool_]:
+        """What a region is made of: a box, or a mask of the images' size."""
+        if self.mask is None:
+            return self.box
+        mask_HW = np.zeros((self.height, self.width), bool)
+        left, top, width, height = self.box
+        mask_HW[top : top + height, left : left + width] = self.judged_HW
+        return mask_HW
+
+    def rectangle(self) -> Box:
+        """Return the largest rectangle in which every pixel is judged, in pixels of the whole image."""
+        if self.mask is None:
+            return self.box
+        best = Box(0, 0, 0, 0)
+        heights_W = np.zeros(self.box.width, int)
+        for bottom, row_W in enumerate(self.judged_HW, 1):
+            heights_W = np.where(row_W, heights_W + 1, 0)
+            open_columns: list[tuple[int, int]] = []  # left edge and height of rectangles that may still grow
+            for right, height in enumerate([*heights_W.tolist(), 0]):
+                left = right
+                while open_columns and open_columns[-1][1] >= height:
+                    left, own = open_columns.pop()
+                    if own * (right - left) > best.width * best.height:
+                        best = Box(left, bottom - own, right - left, own)
+                open_columns.append((left, height))
+        return self.shift(best)
 
     def shift(self, box: Box) -> Box:
         """Return a box of the cropped image in pixels of the whole image."""
         return Box(self.box.left + box.left, self.box.top + box.top, box.width, box.height)
 
-    def to_json(self) -> list[int]:
-        """Return the box, the width and the height as plain data."""
-        return [*self.box, self.width, self.height]
+    def to_json(self) -> list[int | str]:
+        """Return the box, the width and the height, and the mask if there is one, as plain data."""
+        stored: list[int | str] = [*self.box, self.width, self.height]
+        return stored if self.mask is None else [*stored, base64.b64encode(zlib.compress(self.mask)).decode()]
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
         """Rebuild the result of `to_json`; raises TypeError or ValueError if it is damaged."""
-        left, top, box_width, box_height, width, height = stored
-        if not all(type(number) is int for number in stored):
+        left, top, box_width, box_height, width, height, *masks = stored
+        if not all(type(number) is int for number in stored[:6]) or len(masks) > 1:
             raise TypeError("its region is not of whole numbers")
         try:
-            return cls(Box(left, top, box_width, box_height), height, width)
+            mask = zlib.decompress(base64.b64decode(masks[0])) if masks else None
+        except zlib.error as error:
+            raise ValueError("its mask is damaged") from error
+        try:
+            return cls(Box(left, top, box_width, box_height), height, width, mask)
         except InputError as error:
             raise ValueError("its region is not inside the images") from error
 
@@ -70,6 +137,15 @@ def parse_region(text: str) -> Box:
     """Return the box of `x,y,width,height`; raise `InputError` for another form."""
     match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text)
     if match is None:
-        raise InputError("region", f"--region {text!r} is not x,y,width,height in pixels, such as 100,50,640,480.")
+        raise InputError(
+            "region",
+            f"--region {text!r} is not x,y,width,height in pixels, such as 100,50,640,480, and not the file of a mask.",
+        )
     left, top, width, height = map(int, match.groups())
     return Box(left, top, width, height)
+
+
+def read_region(text: str) -> Box | NDArray[np.bool_]:
+    """Return the light pixels of a mask if this is the path of an image, [H, W]; else the box of `parse_region`."""
+    path = Path(text)
+    return open_image(path, field="region").mean(2) > 127.5 if path.is_file() else parse_region(text)

@@ -62,9 +62,22 @@ class Detector:
         """Return the largest standardised score of an image."""
         return max(self.calibration.standardise(scores_of(self._measure(image_HWC))).values())
 
+    def flags(self, image_HWC: Pixels) -> bool:
+        """Return whether an image is flagged; the views after the first that flags it are not computed."""
+        judged_HWC = self._crop(image_HWC)
+        check_side(judged_HWC, "image")
+        for view in self.views.values():
+            standardised = self.calibration.standardise(scores_of(view.measure(judged_HWC)))
+            if max(standardised.values()) > self.calibration.threshold:
+                return True
+        return False
+
     def _measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
+        return measure(self.views, self._crop(image_HWC))
+
+    def _crop(self, image_HWC: Pixels) -> Pixels:
         region = self.calibration.region
-        return measure(self.views, image_HWC if region is None else region.crop(image_HWC))
+        return image_HWC if region is None else region.crop(image_HWC)
 
     def judge(self, image_HWC: Pixels) -> Detection:
         """Judge an image, uint8 [H, W, 3] at its own size; raise `InputError` for one that is too small."""

@@ -27,7 +27,7 @@ from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.likelihood_maps import surprise
-from ncml.ood.views.patches import describe_patches, judged_resize, judged_size
+from ncml.ood.views.patches import CELL, judged_resize, judged_size
 from ncml.ood.views.view import View
 
 
@@ -68,7 +68,7 @@ def make_graph(view: View, height: int, width: int) -> ViewGraph:
 
 
 class FeaturesGraph(ViewGraph):
-    """Patches of an image, and how far they are from those of good images."""
+    """Patches and colours of an image, and how far they are from those of good images."""
 
     def __init__(self, view: FeaturesView, height: int, width: int) -> None:
         if view.template is not None:
@@ -84,12 +84,12 @@ class FeaturesGraph(ViewGraph):
         self.network = view.network
 
     def forward(self, image_HWC: Tensor) -> dict[str, Candidates]:
-        """Compare the patches."""
-        features_hwF = describe_patches(self.network, image_HWC)
+        """Compare the patches and the colours."""
         reference = dataclasses.replace(self.view.reference, **{self.patches: self.stored.float()})
         view = dataclasses.replace(self.view, reference=reference)
-        map_hw = view.map(features_hwF, torch.ones(features_hwF.shape[:2], dtype=torch.bool))
-        return {self.view.reference.name: Candidates(map_hw.max()[None], (map_hw,))}
+        cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
+        scores = view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool))
+        return {name: Candidates(own.scores_K, own.maps_K) for name, own in scores.items()}
 
 
 class AppearanceGraph(ViewGraph):

@@ -9,6 +9,8 @@ import { calibrationOf } from "./verdict.js";
 /** What each view compares, in words. */
 export const DETECTOR_VIEWS = {
   patches: "patches unlike those of good images",
+  patches_area: "an area unlike good images",
+  colour_spots: "a spot of another colour than its surroundings",
   places: "patches unlike those of good images at the same place: something is missing, moved or added",
   appearance: "brightness, contrast or colour of the whole image",
   appearance_grid: "brightness, contrast or colour of a part",

@@ -48,8 +48,8 @@ TEMPLATE_IMAGES = 40
 """Good images of which a template is estimated at most."""
 KEPT = 0.75
 """Share of these that enter the template, those that agree best with the former one."""
-LEAST_AGREEMENT = 0.87
-"""Median agreement from which good images have the same things at the same places."""
+LEAST_AGREEMENT, SURE_AGREEMENT = 0.5, 0.87
+"""Median agreements from which aligned images may have the same things at the same places, and from which all do."""
 MOST_DISAGREEMENT = 0.7
 """Images are aligned if the difference of their agreement from 1 is at most this share of that as they are."""
 LOST = 0.5
@@ -263,11 +263,15 @@ class Agreement(NamedTuple):
     """Of each image; None without a template."""
     value: float
     """Median correlation with the mean of the images, in these poses, every pixel counting alike."""
+    lost: tuple[int, ...] = ()
+    """Positions of the images in which the part was not found, and which are left as they are."""
 
     @property
-    def is_at_one_place(self) -> bool:
-        """Whether the same things lie at the same places."""
-        return self.value >= LEAST_AGREEMENT
+    def is_at_one_place(self) -> bool | None:
+        """Whether the same things lie at the same places; None if the agreement does not tell."""
+        if self.value >= SURE_AGREEMENT:
+            return True
+        return False if self.template is None else None
 
 
 def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True) -> Agreement:
@@ -303,12 +307,9 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))
     template = dataclasses.replace(template, agreement=usual, detail=DETAIL)
-    lost = LOST * usual
-    kept_poses = [
-        pose if pose.agreement >= lost else template.rest(detail_HW)
-        for pose, detail_HW in zip(all_poses, details, strict=True)
-    ]
-    return Agreement(template, kept_poses, agreement)
+    lost = tuple(i for i, pose in enumerate(all_poses) if pose.agreement < LOST * usual)
+    kept_poses = [template.rest(details[i]) if i in lost else pose for i, pose in enumerate(all_poses)]
+    return Agreement(template, kept_poses, agreement, lost)
 
 
 def _agreement(grey: Sequence[Tensor], poses: Sequence[Pose]) -> float:

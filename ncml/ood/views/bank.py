@@ -1,8 +1,10 @@
 """A bank of patches of good images, with which patches of an image are compared wherever they lie.
 
-The distance of a patch from its nearest neighbour is divided by the usual distance of that neighbour from patches of
-other scenes: a mark on even ground is nearer to good patches than two good patches of a varied ground are to each
-other.
+One score looks for small marks, the other for a larger area that is unusual without being so at any one place.
+
+For marks, the distance of a patch from its nearest neighbour is divided by the usual distance of that neighbour from
+patches of other scenes: a mark on even ground is nearer to good patches than two good patches of a varied ground are to
+each other.
 
 Shapes: N images, h and w rows and columns of cells, F features, M patches of the bank.
 """
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.ood.conformal import Floats
+from ncml.ood.views.patches import Candidates
 
 BANK = 10_000
 """Patches in a bank."""
@@ -29,6 +32,8 @@ LEAST_USUAL = 0.1
 """Smallest usual distance, of the median one."""
 SMOOTHED = 3
 """Cells of a side over which scores are averaged, which costs marks little and a texture much."""
+AREA, AREA_SMOOTHED, AREA_SHARE = "patches_area", 5, 0.01
+"""Score of a larger unusual area: the mean of this share of the distances, after averaging over 5x5 cells."""
 ROWS = 512
 """Patches that are compared at once."""
 
@@ -43,25 +48,34 @@ class Bank:
     usual_M: Tensor
 
     @classmethod
-    def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
-        """Keep patches of good images; return the bank and the score of each image without its own scene."""
+    def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, dict[str, Floats]]:
+        """Keep patches of good images; return the bank and the scores of each image without its own scene."""
         patches_MF, scenes_M = _sample(features, scenes_N)
         usual_M = _usual(patches_MF, scenes_M)
         bank = cls(patches_MF, usual_M)
-        scores = [
-            float(bank._without(scenes_M == scene).map(features_hwF.float()).max())
+        rows = [
+            bank._without(scenes_M == scene).candidates(features_hwF.float())
             for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True)
         ]
-        return bank, np.array(scores)
+        scores = {name: np.array([float(row[name].scores_K) for row in rows]) for name in rows[0]}
+        return bank, scores
 
     def _without(self, is_own_M: Tensor) -> Bank:
         return Bank(self.patches_MF[~is_own_M], self.usual_M[~is_own_M])
 
-    def map(self, query_hwF: Tensor) -> Tensor:
-        """Return how unusual each patch is, [h, w]."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        return self.name, AREA
+
+    def candidates(self, query_hwF: Tensor) -> dict[str, Candidates]:
+        """Return the scores of an image, of small marks and of an area, with maps of how unusual each patch is."""
         distance_hw, index_hw = nearest(query_hwF, self.patches_MF)
-        relative_hw = distance_hw / self.usual_M[index_hw]
-        return F.avg_pool2d(relative_hw[None, None], SMOOTHED, 1, SMOOTHED // 2, count_include_pad=False)[0, 0]
+        area_hw = _smooth(distance_hw, AREA_SMOOTHED)
+        count = max(1, int(AREA_SHARE * area_hw.numel()))
+        area = area_hw.flatten().topk(count).values.mean()
+        marks_hw = _smooth(distance_hw / self.usual_M[index_hw], SMOOTHED)
+        return {self.name: Candidates.of(marks_hw), AREA: Candidates(area[None], (area_hw,))}
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
@@ -101,6 +115,10 @@ def _usual(patches_MF: Tensor, scenes_M: Tensor) -> Tensor:
     usual_M = torch.cat(parts)
     usual_M[~usual_M.isfinite()] = usual_M[usual_M.isfinite()].max()
     return usual_M.clamp(min=max(1e-6, LEAST_USUAL * float(usual_M.median())))
+
+
+def _smooth(map_hw: Tensor, side: int) -> Tensor:
+    return F.avg_pool2d(map_hw[None, None], side, 1, side // 2, count_include_pad=False)[0, 0]
 
 
 def _sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,15 @@
 """The view `features`: patches of an image, compared with patches of good images (as in PatchCore, Roth et al., 2022).
 
-`patches.py` describes patches. Each feature is divided by its deviation over the patches of good images. An image has
-one score, the largest of its patches:
+`patches.py` describes patches. Each feature is divided by its deviation over the patches of good images. Patches are
+compared in one of two ways:
 
-- `places` (`places.py`), where good images have the same things at the same places: patches are compared with those of
-  good images at about the same place. If they agree better so, parts are first brought to one position
-  (`alignment.py`).
-- `patches` (`bank.py`), for textures and images of several aspect ratios: patches are compared with those of good
-  images anywhere.
+- `places` (`places.py`), where good images have the same things at the same places: with those of good images at about
+  the same place. If they agree better so, parts are first brought to one position (`alignment.py`).
+- `patches` and `patches_area` (`bank.py`), for textures and images of several aspect ratios: with those of good images
+  anywhere.
+
+Where the agreement does not tell, the way that finds more in altered estimation images is taken (`choice.py`). A
+further score, `colour_spots` (`colour_spots.py`), compares colours of the image as it is judged.
 
 Images are judged with a longer side of 448 to 640 pixels: at one size, or each at its own aspect ratio.
 
@@ -29,19 +31,23 @@ from torch import Tensor
 from ncml.errors import ModelError
 from ncml.network import efficientnet
 from ncml.ood.views import alignment
-from ncml.ood.views.alignment import Pose, Template
+from ncml.ood.views.alignment import Agreement, Pose, Template
 from ncml.ood.views.bank import Bank
+from ncml.ood.views.choice import share_found
+from ncml.ood.views.colour_spots import ColourSpots, Contrasts, measure_contrasts
 from ncml.ood.views.patches import (
     CELL,
     MOST_SIDE,
+    Candidates,
     common_size,
+    describe_patches,
     deviations,
     judged_resize,
     judged_size,
     patch_features,
 )
 from ncml.ood.views.places import Places
-from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
@@ -49,11 +55,24 @@ NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
 
 
 @dataclass(frozen=True)
+class _Described:
+    """Estimation images as they are compared."""
+
+    size: tuple[int, int] | None
+    template: Template | None
+    lost: tuple[int, ...]
+    """Positions of the images in which the part was not found."""
+    deviation_F: Tensor
+    features: list[Tensor]
+    inside: list[Tensor]
+    contrasts: list[Contrasts]
+
+
+@dataclass(frozen=True)
 class FeaturesView:
     """Patches of good images, and how images are brought to the position and the size at which they are compared."""
 
     kind: ClassVar[str] = "features"
-    margin: ClassVar[float] = 0.0
 
     network: efficientnet.EfficientNetLite0
     size: tuple[int, int] | None
@@ -63,13 +82,12 @@ class FeaturesView:
     deviation_F: Tensor
     """Standard deviation of each feature over the patches of good images, by which it is divided."""
     reference: Places | Bank
+    spots: ColourSpots | None
+    """None in a detector that was made without."""
     agreement: float | None
     """Correlation of good images at the same place, as they are compared; None for several aspect ratios."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The name of the score."""
-        return (self.reference.name,)
+    names: tuple[str, ...]
+    """The names of the scores: those that the detector was made with."""
 
     @property
     def description(self) -> str:
@@ -78,6 +96,10 @@ class FeaturesView:
         where = "anywhere" if isinstance(self.reference, Bank) else "at the same place"
         before = "" if self.template is None else "parts are brought to one position, and "
         return f"{before}patches are compared {where} at {size}, where marks under about 3 pixels vanish"
+
+    def margin(self, name: str) -> float:
+        """Return no margin for patches: the marks that they find hardly exceed what good images have."""
+        return MARGIN if name == ColourSpots.name else 0.0
 
     @classmethod
     def estimate(
@@ -102,50 +124,90 @@ class FeaturesView:
             grey.append(alignment.shrink(image_HWC, alignment.template_size(*shapes[0])))
         size = common_size(shapes)
         agreement = None if size is None else alignment.estimate(grey, on_progress, align=align)
-        template = agreement and agreement.template
-        poses = [None] * len(readers) if agreement is None else agreement.poses
-        features: list[Tensor] = []
-        inside: list[Tensor] = []
-        for reader, pose in zip(readers, poses, strict=True):
-            judged_HWC, inside_hw = _bring(reader(), size, pose)
-            features.append(patch_features(network, judged_HWC).half())
-            inside.append(inside_hw.to(device))
-            on_progress(Progress("features", len(features), len(readers)))
-        deviation_F = deviations(features)
-        features = [(features_hwF / deviation_F).half() for features_hwF in features]
+        value, is_at_one_place = (None, False) if agreement is None else (agreement.value, agreement.is_at_one_place)
+        described = _describe(network, readers, size, agreement, on_progress)
         on_progress(Progress("compare features", 0, 1))
-        if agreement is None or not agreement.is_at_one_place:
-            reference, scores_N = Bank.estimate(features, scenes_N)
+        if is_at_one_place is not None:
+            estimated = cls._of(network, described, scenes_N, value, by_place=is_at_one_place)
         else:
-            neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
-            reference, scores_N = Places.estimate(features, inside, scenes_N, neighbourhood)
+            places = cls._of(network, described, scenes_N, value, by_place=True)
+            if described.template is not None:
+                described = _describe(network, readers, size, None, on_progress)
+            bank = cls._of(network, described, scenes_N, value, by_place=False)
+            is_by_place = share_found(places, Places.name, readers) > share_found(bank, Bank.name, readers)
+            estimated = places if is_by_place else bank
         on_progress(Progress("compare features", 1, 1))
-        view = cls(network, size, template, deviation_F, reference, agreement and agreement.value)
-        return Estimated(view, {reference.name: scores_N})
+        return estimated
+
+    @classmethod
+    def _of(
+        cls,
+        network: efficientnet.EfficientNetLite0,
+        described: _Described,
+        scenes_N: NDArray[np.int64],
+        agreement: float | None,
+        *,
+        by_place: bool,
+    ) -> Estimated:
+        """Estimate from described images."""
+        if by_place:
+            neighbourhood = NEIGHBOURHOOD if described.template is None else ALIGNED_NEIGHBOURHOOD
+            reference, own_N = Places.estimate(described.features, described.inside, scenes_N, neighbourhood)
+            scores = {reference.name: own_N}
+        else:
+            reference, scores = Bank.estimate(described.features, scenes_N)
+        spots, scores[ColourSpots.name] = ColourSpots.estimate(described.contrasts, scenes_N, by_place)
+        view = cls(
+            network,
+            described.size,
+            described.template,
+            described.deviation_F,
+            reference,
+            spots,
+            agreement,
+            tuple(scores),
+        )
+        return Estimated(view, scores, described.lost)
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
-        """Score an image by its patches."""
+        """Score an image by its patches and its colours."""
         pose = None if self.template is None else self.template.pose(image_HWC)
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
-        map_hw = self.map(patch_features(self.network, judged_HWC), inside_hw)
-        score, map_hw = float(map_hw.max()), map_hw.cpu()
-        if pose is not None:
-            map_hw = alignment.restore(map_hw, pose)
-        return {self.reference.name: Measurement(score, map_hw.numpy().astype(np.float32))}
+        judged = torch.from_numpy(np.array(judged_HWC)).to(self.deviation_F.device)
+        measurements: dict[str, Measurement] = {}
+        for name, candidates in self.candidates(judged, inside_hw).items():
+            best = int(candidates.scores_K.argmax())
+            map_hw = candidates.maps_K[best].cpu()
+            if pose is not None:
+                map_hw = alignment.restore(map_hw, pose)
+            measurements[name] = Measurement(float(candidates.scores_K[best]), map_hw.numpy().astype(np.float32))
+        return measurements
 
-    def map(self, features_hwF: Tensor, inside_hw: Tensor) -> Tensor:
-        """Return how unusual each patch is, [h, w]; `inside_hw`: the cells that an aligned image shows."""
-        query_hwF = features_hwF / self.deviation_F
+    @torch.inference_mode()
+    def candidates(self, judged_HWC: Tensor, inside_hw: Tensor) -> dict[str, Candidates]:
+        """Return for each score what it is the largest of, for an image as it is judged, with the cells that it shows.
+
+        judged_HWC: uint8, on the device of the view.
+        """
+        query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
         if isinstance(self.reference, Bank):
-            return self.reference.map(query_hwF)
-        return self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
+            scores = self.reference.candidates(query_hwF)
+        else:
+            map_hw = self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
+            scores = {self.reference.name: Candidates.of(map_hw)}
+        if self.spots is not None:
+            scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
+        return {name: scores[name] for name in self.names}
 
     def store(self) -> Stored:
         """Return the patches in fp16, and the digest of the network's weights."""
         tensors: dict[str, NDArray[Any]] = {"deviation": self.deviation_F.cpu().numpy()} | self.reference.store()
         if self.template is not None:
             tensors |= self.template.store()
+        if self.spots is not None:
+            tensors |= self.spots.store()
         values = {
+            "scores": list(self.names),
             "size": self.size and list(self.size),
             "aligned": self.template is not None,
             "agreement": self.agreement,
@@ -168,13 +230,44 @@ class FeaturesView:
             raise ValueError("its deviations are not positive")
         size = size and (int(size[0]), int(size[1]))
         agreement = None if size is None else float(stored.values["agreement"])
+        template: Template | None = None
         if size is None or "bank" in tensors:
-            return cls(network, size, None, deviation_F, Bank.load(tensors, len(deviation_F)), agreement)
-        cells = size[0] // CELL, size[1] // CELL
-        template = Template.load(tensors) if stored.values["aligned"] else None
-        neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
-        places = Places.load(tensors, cells, len(deviation_F), neighbourhood)
-        return cls(network, size, template, deviation_F, places, agreement)
+            reference = Bank.load(tensors, len(deviation_F))
+        else:
+            cells = size[0] // CELL, size[1] // CELL
+            template = Template.load(tensors) if stored.values["aligned"] else None
+            neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
+            reference = Places.load(tensors, cells, len(deviation_F), neighbourhood)
+        spots = ColourSpots.load(tensors)
+        names = tuple(str(name) for name in stored.values.get("scores", [reference.name]))
+        known = {*reference.names, *(() if spots is None else (spots.name,))}
+        if not set(names) <= known:
+            raise ValueError("its scores do not match its patches")
+        return cls(network, size, template, deviation_F, reference, spots, agreement, names)
+
+
+def _describe(
+    network: efficientnet.EfficientNetLite0,
+    readers: Sequence[Reader],
+    size: tuple[int, int] | None,
+    agreement: Agreement | None,
+    on_progress: OnProgress,
+) -> _Described:
+    """Describe images in the poses of an agreement, or as they are."""
+    poses = [None] * len(readers) if agreement is None else agreement.poses
+    features: list[Tensor] = []
+    inside: list[Tensor] = []
+    contrasts: list[Contrasts] = []
+    for reader, pose in zip(readers, poses, strict=True):
+        judged_HWC, inside_hw = _bring(reader(), size, pose)
+        features.append(patch_features(network, judged_HWC).half())
+        inside.append(inside_hw.to(features[0].device))
+        contrasts.append(measure_contrasts(torch.from_numpy(np.array(judged_HWC)), inside_hw))
+        on_progress(Progress("features", len(features), len(readers)))
+    deviation_F = deviations(features)
+    features = [(features_hwF / deviation_F).half() for features_hwF in features]
+    template, lost = (None, ()) if agreement is None else (agreement.template, agreement.lost)
+    return _Described(size, template, lost, deviation_F, features, inside, contrasts)
 
 
 def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -> tuple[Pixels, Tensor]:

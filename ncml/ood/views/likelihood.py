@@ -35,7 +35,7 @@ from ncml.network.ncpn import NCPN
 from ncml.ood.conformal import Floats
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
-from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import BUNDLED, DETECTOR_BASE
 from ncml.progress import OnProgress, Progress
 
@@ -89,7 +89,6 @@ class LikelihoodView:
     """Gaussians of the bits/dim of good images, and the network that computes them."""
 
     kind: ClassVar[str] = "likelihood"
-    margin: ClassVar[float] = WHOLE_IMAGE_MARGIN
 
     network: NCPN
     precision: Precision
@@ -118,6 +117,10 @@ class LikelihoodView:
         fractions = [2**halvings for halvings in range(self.halvings, self.halvings + self.scales)]
         sizes = ["its own size" if fraction == 1 else f"1/{fraction} of it" for fraction in fractions]
         return f"the likelihood of pixels is compared at {', '.join(sizes)}"
+
+    def margin(self, name: str) -> float:
+        """Return the margin of a view of the whole image."""
+        return MARGIN
 
     @classmethod
     def estimate(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,18 @@ MIN_DEVIATION = 1e-2
 """Smallest deviation of a feature, which images of one colour do not have at all."""
 MAX_ASPECT_DIFFERENCE = 0.02
 """Relative difference of aspect ratios up to which images are judged at one size."""
+
+
+class Candidates(NamedTuple):
+    """What a score is the largest of, and the map of each: of one place, or of several sizes."""
+
+    scores_K: Tensor
+    maps_K: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, map_hw: Tensor) -> Candidates:
+        """Return the largest value of a map."""
+        return cls(map_hw.max()[None], (map_hw,))
 
 
 def common_size(shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:

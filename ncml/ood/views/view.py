@@ -24,8 +24,8 @@ Pixels = NDArray[np.uint8]
 Reader = Callable[[], Pixels]
 """Opens a good image: uint8 [H, W, 3] at its own size. Called once or more; images are not all held in memory."""
 
-WHOLE_IMAGE_MARGIN = 1.0
-"""Margin of views that judge an image as a whole. Chosen on rendered parts for choosing: `docs/ood-method.md`."""
+MARGIN = 1.0
+"""Margin of views of the whole image and of spots of another colour. Chosen on rendered parts: `docs/ood-method.md`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Estimated:
     view: View
     scores: Mapping[str, Floats]
     """By score, [N]: each image's score under a view that was estimated without the images of its scene."""
+    lost: tuple[int, ...] = ()
+    """Positions of the images in which the part was not found, so that they could not be brought to one position."""
 
 
 class View(Protocol):
@@ -64,8 +66,6 @@ class View(Protocol):
 
     kind: ClassVar[str]
     """The name under which it is stored, such as `features`."""
-    margin: ClassVar[float]
-    """Standardised scores by which it must exceed other views to decide (`ncml.ood.detector_calibration`)."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,6 +75,10 @@ class View(Protocol):
     @property
     def description(self) -> str:
         """At which size it judges images and what vanishes there, in one sentence."""
+        ...
+
+    def margin(self, name: str) -> float:
+        """Return by how many deviations a score must exceed others to decide (`ncml.ood.detector_calibration`)."""
         ...
 
     @classmethod

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,10 @@ from ncml.ood.detection import box_of
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.judging import Detector
 from ncml.ood.views import bank, patches, places
+from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.likelihood import LikelihoodView
+from ncml.ood.views.view import Estimated
 from ncml.progress import ignore_progress
 from tests.detectors import good_image, use_small_scale, without_disc
 
@@ -115,6 +119,25 @@ def test_images_judged_later_have_the_scores_that_ranked(made: MadeDetector, loa
     scores = np.sort([judging.score(good.reader(int(index))()) for index in ranking])
     assert (scores <= calibration.ranks.scores_N).all()
     np.testing.assert_allclose(scores, calibration.ranks.scores_N, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_is_flagged_without_the_views_after_the_one_that_flags_it(
+    loaded: ncml.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded.detector is not None
+    judging = Detector.load(loaded.folder, loaded.detector)
+    noisy = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    for image in (good_image(1000), good_image(1001), without_disc(1002), noisy):
+        assert judging.flags(image) == (judging.score(image) > loaded.detector.threshold)
+    assert not judging.flags(good_image(1000))
+
+    def refuse(view: object, image_HWC: np.ndarray) -> None:
+        raise AssertionError("the likelihood was computed")
+
+    monkeypatch.setattr(LikelihoodView, "measure", refuse)
+    assert judging.flags(without_disc(1002))
+    with pytest.raises(AssertionError, match="the likelihood was computed"):
+        judging.flags(good_image(1000))
 
 
 def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded: ncml.Model) -> None:
@@ -377,6 +400,23 @@ def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp
     assert any("differ in aspect ratio" in note for note in made.calibration.notes)
 
 
+def test_images_in_which_the_part_was_not_found_are_named(
+    model: ncml.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate = AppearanceView.estimate
+
+    def lose_two(*args: object, **options: object) -> Estimated:
+        return replace(estimate(*args, **options), lost=(0, 2))  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(AppearanceView, "estimate", lose_two)
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"appearance": AppearanceView})
+    good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
+    made = make_detector(model, good, tmp_path / "d", power_images=0)
+    estimating, _ = divide(find_scenes(good), 0.05)
+    names = f"{good.names[estimating[0]]}, {good.names[estimating[2]]}"
+    assert f"the part was not found in 2 images that estimate ({names}): check them" in made.calibration.notes
+
+
 def test_only_the_region_is_judged(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
     good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
     box = Box(8, 8, 48, 56)  # without the disc
@@ -402,6 +442,24 @@ def test_only_the_region_is_judged(model: ncml.Model, folder: Path, tmp_path: Pa
     assert (marked.map[:8] == 0).all()
     with pytest.raises(InputError, match="72x72 pixels cannot be judged in a region of images of 96x72"):
         detector.score(good_image(1, 72, 72))
+
+
+def test_only_what_a_mask_shows_is_judged(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+    good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
+    mask_HW = np.ones((72, 96), bool)
+    mask_HW[38:64, 54:88] = False  # the disc
+    made = make_detector(model, good, tmp_path / "d", power_images=2, region=mask_HW)
+    detector = ncml.load(made.folder)
+    missing, marked = without_disc(1000), good_image(1000)
+    marked[44:56, 20:32] = 255
+    whole, changed, found = (score.detection for score in detector.score([good_image(1000), missing, marked]))
+    assert whole is not None
+    assert changed is not None
+    assert found is not None
+    assert changed.score == whole.score
+    assert found.score > whole.score + 1
+    with pytest.raises(InputError, match="the mask of 50x40 pixels does not have the size of the images, 96x72"):
+        make_detector(model, good, tmp_path / "e", region=np.ones((40, 50), bool))
 
 
 def test_a_region_that_cannot_be_judged_is_refused_and_nothing_is_written(

@@ -50,7 +50,7 @@ def poses_of(count: int) -> list[tuple[float, float, float]]:
 
 def test_parts_in_any_direction_are_brought_to_one_position() -> None:
     images = [part(seed, *pose) for seed, pose in enumerate(poses_of(16))]
-    template, poses, _ = alignment.estimate(grey(images), ignore_progress)
+    template, poses, *_ = alignment.estimate(grey(images), ignore_progress)
     assert template is not None
     assert template.agreement > 0.8
     aligned, shown = [], []
@@ -73,7 +73,7 @@ def test_parts_in_any_direction_are_brought_to_one_position() -> None:
 def test_a_small_print_shows_the_direction_of_a_part_whose_shading_does_not_turn() -> None:
     angles = np.random.default_rng(1).uniform(-180, 180, 8)
     images = [cap(seed, angle) for seed, angle in enumerate(angles)]
-    template, poses, _ = alignment.estimate(grey(images), ignore_progress)
+    template, poses, *_ = alignment.estimate(grey(images), ignore_progress)
     assert template is not None
     pose_angles = np.array([pose.values_4[0].item() for pose in poses if pose is not None])
     turns = np.exp(1j * (pose_angles - np.deg2rad(angles)))
@@ -105,11 +105,14 @@ def test_textures_are_left_as_they_are() -> None:
     assert not agreement.is_at_one_place
 
 
-def test_an_image_without_the_part_is_judged_as_it_is() -> None:
+def test_an_image_without_the_part_is_named_and_judged_as_it_is() -> None:
     images = [part(seed, *pose) for seed, pose in enumerate(poses_of(16))]
-    template, *_ = alignment.estimate(grey(images), ignore_progress)
-    assert template is not None
     empty = np.random.default_rng(5).integers(60, 90, (96, 128, 3), np.uint8)
+    template, poses, _, lost = alignment.estimate(grey([*images[:7], empty, *images[7:]]), ignore_progress)
+    assert template is not None
+    assert lost == (7,)
+    assert poses[7] is not None
+    assert poses[7].values_4.tolist() == [0, 0, 0, 0]
     assert template.pose(empty).values_4.tolist() == [0, 0, 0, 0]
 
 

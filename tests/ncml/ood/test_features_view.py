@@ -1,0 +1,151 @@
+"""The view of features: how patches are compared, and spots of another colour."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncml.ood.views import choice, colour_spots
+from ncml.ood.views.alignment import Agreement
+from ncml.ood.views.bank import AREA, Bank
+from ncml.ood.views.colour_spots import ColourSpots, measure_contrasts
+from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.places import Places
+from ncml.ood.views.view import Estimated, Stored
+from ncml.progress import ignore_progress
+from tests.detectors import good_image, use_small_scale
+
+
+def surface(seed: int, stain: float = 0.0, left: int = 60) -> np.ndarray:
+    """Return a grained surface, 96 x 128, under light that falls off, with a soft stain of some grey levels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:96, :128].astype(float)
+    image = 110 + 0.2 * rng.normal(1, 0.3) * x + rng.normal(0, 12, (96, 128))
+    image -= stain * np.exp(-((x - left) ** 2 + (y - 40) ** 2) / (2 * 10**2))
+    return image.clip(0, 255).astype(np.uint8)[..., None].repeat(3, 2)
+
+
+def contrasts(image: np.ndarray, shown: bool = True) -> colour_spots.Contrasts:
+    return measure_contrasts(torch.from_numpy(image), torch.full((12, 16), shown))
+
+
+def score_and_map(spots: ColourSpots, measured: colour_spots.Contrasts) -> tuple[float, torch.Tensor]:
+    candidates = spots.candidates(measured)
+    best = int(candidates.scores_K.argmax())
+    return float(candidates.scores_K[best]), candidates.maps_K[best]
+
+
+def test_a_soft_stain_on_a_grained_surface_is_found_wherever_it_lies() -> None:
+    good = [contrasts(surface(seed)) for seed in range(12)]
+    spots, scores_N = ColourSpots.estimate(good, np.arange(12), by_place=False)
+    others = [score_and_map(spots, contrasts(surface(seed)))[0] for seed in range(100, 120)]
+    for left in (30, 60, 90):
+        score, map_hw = score_and_map(spots, contrasts(surface(200, 25, left)))
+        assert score > max(*scores_N, *others) + 2
+        h, w = map_hw.shape
+        row, column = divmod(int(map_hw.argmax()), w)
+        assert abs((row + 0.5) * 96 / h - 40) < 14
+        assert abs((column + 0.5) * 128 / w - left) < 14
+
+
+def test_a_spot_that_every_good_image_has_is_unusual_where_it_is_missing() -> None:
+    good = [contrasts(surface(seed, 40)) for seed in range(12)]
+    spots, _ = ColourSpots.estimate(good, np.arange(12), by_place=True)
+    present, missing = (score_and_map(spots, contrasts(surface(100, stain)))[0] for stain in (40, 0))
+    assert present < 3
+    assert missing > present + 3
+    hidden = contrasts(surface(100), shown=False)
+    assert not score_and_map(spots, hidden)[1].any()
+
+
+def test_scores_of_good_images_are_those_without_their_own_scene() -> None:
+    """With the other image of its scene, an unusual one would seem usual."""
+    images = [surface(seed) for seed in range(10)] + [surface(50, 40), surface(51, 40)]
+    measured = [contrasts(image) for image in images]
+    together, apart = (
+        ColourSpots.estimate(measured, np.array(scenes), by_place=True)[1]
+        for scenes in ([*range(12)], [*range(10), 10, 10])
+    )
+    assert apart[10] > apart[:10].max() + 2
+    assert apart[10] > together[10] + 2
+
+
+def test_an_area_that_is_unusual_at_no_one_place_has_a_score() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(24, 24, 6, generator=generator) for _ in range(6)]
+    good, scores = Bank.estimate(features, np.arange(6))
+    usual = torch.randn(24, 24, 6, generator=generator)
+    area = usual.clone()
+    area[4:16, 4:16] *= 1.5
+    assert (
+        float(good.candidates(area)[AREA].scores_K)
+        > max(scores[AREA].max(), float(good.candidates(usual)[AREA].scores_K)) + 0.2
+    )
+    assert good.candidates(usual)[AREA].maps_K[0].shape == (24, 24)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_scale(monkeypatch)
+
+
+def estimated(images: list[np.ndarray]) -> Estimated:
+    readers = [lambda image=image: image for image in images]
+    return FeaturesView.estimate(readers, np.arange(len(images)), device="cpu", on_progress=ignore_progress)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("is_part", [True, False])
+def test_where_the_agreement_does_not_tell_altered_good_images_do(
+    monkeypatch: pytest.MonkeyPatch, is_part: bool
+) -> None:
+    monkeypatch.setattr(Agreement, "is_at_one_place", None)
+    found = iter([0.9, 0.4] if is_part else [0.4, 0.4])
+    asked: list[str] = []
+
+    def share_found(candidate: Estimated, name: str, readers: object) -> float:
+        asked.append(name)
+        assert name in candidate.scores
+        return next(found)
+
+    monkeypatch.setattr("ncml.ood.views.features.share_found", share_found)
+    made = estimated([good_image(seed) for seed in range(6)])
+    assert asked == ["places", "patches"]
+    assert made.view.names == tuple(made.scores)
+    assert made.view.names[0] == ("places" if is_part else "patches")
+
+
+@pytest.mark.usefixtures("small")
+def test_the_share_found_is_that_of_marks_above_the_scores_of_good_images() -> None:
+    images = [good_image(seed) for seed in range(10)]
+    readers = [lambda image=image: image for image in images]
+    made = estimated(images)
+    assert choice.share_found(made, "places", readers) >= 0.5
+    unreachable = {name: own_N + 1e6 for name, own_N in made.scores.items()}
+    assert choice.share_found(replace(made, scores=unreachable), "places", readers) == 0
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("by_place", [True, False])
+def test_a_stored_view_has_the_same_scores_and_an_earlier_one_its_own(by_place: bool) -> None:
+    images = [good_image(seed) for seed in range(6)]
+    if not by_place:  # of several aspect ratios
+        images[0] = np.asarray(Image.fromarray(images[0]).resize((128, 64)))
+    view = estimated(images).view
+    stored = view.store()
+    image = good_image(100)
+    expected = {name: measurement.score for name, measurement in view.measure(image).items()}
+    loaded = FeaturesView.load(stored, device="cpu")
+    assert loaded.names == view.names
+    for name, measurement in loaded.measure(image).items():
+        assert measurement.score == pytest.approx(expected[name], rel=1e-2, abs=1e-2)
+    tensors = {name: array for name, array in stored.tensors.items() if not name.startswith("spots.")}
+    values = {name: value for name, value in stored.values.items() if name != "scores"}
+    earlier = FeaturesView.load(Stored(tensors, values), device="cpu")
+    reference = (Places if by_place else Bank).name
+    assert earlier.names == (reference,)
+    assert earlier.measure(image)[reference].score == loaded.measure(image)[reference].score
+    with pytest.raises(ValueError, match="do not match its patches"):
+        FeaturesView.load(Stored(tensors, stored.values), device="cpu")
