@@ -43,9 +43,13 @@ class Contrasts(NamedTuple):
     """Colours of cells minus those around, by size of the cells."""
 
     values: tuple[Tensor, ...]
-    """fp16 [3, h, w] each."""
+    """[3, h, w] each."""
     shown: tuple[Tensor, ...]
     """Whether the image shows a cell and all around it, bool [h, w] each."""
+
+    def half(self) -> Contrasts:
+        """Return the values in fp16, of which many are kept."""
+        return Contrasts(tuple(value.half() for value in self.values), self.shown)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def measure_contrasts(judged_HWC: Tensor, inside_hw: Tensor) -> Contrasts:
         log_3hw = torch.log(F.avg_pool2d(pixels_3HW[None], size)[0] + OFFSET)
         brightness_hw = (log_3hw * weight_3).sum(0)
         colours_3hw = torch.stack([brightness_hw, log_3hw[2] - brightness_hw, log_3hw[0] - brightness_hw])
-        values.append((_mean_around(colours_3hw, CENTRE) - _mean_around(colours_3hw, SURROUNDINGS)).half())
+        values.append(_mean_around(colours_3hw, CENTRE) - _mean_around(colours_3hw, SURROUNDINGS))
         if size > CELL:
             own_outside_hw = F.max_pool2d(outside_hw[None], size // CELL)[0]
         else:

@@ -262,7 +262,7 @@ def _describe(
         judged_HWC, inside_hw = _bring(reader(), size, pose)
         features.append(patch_features(network, judged_HWC).half())
         inside.append(inside_hw.to(features[0].device))
-        contrasts.append(measure_contrasts(torch.from_numpy(np.array(judged_HWC)), inside_hw))
+        contrasts.append(measure_contrasts(torch.from_numpy(np.array(judged_HWC)), inside_hw).half())
         on_progress(Progress("features", len(features), len(readers)))
     deviation_F = deviations(features)
     features = [(features_hwF / deviation_F).half() for features_hwF in features]
