@@ -242,7 +242,7 @@ def test_the_longest_wait_of_each_kind_of_job_is_measured(queue: JobQueue) -> No
     queue.redis.delete(job_key(damaged))
     queue.redis.set(job_key(damaged), "no record")
     waits = {task.value: round(wait_s, -1) for task, wait_s in queue.monitor.longest_waits().items()}
-    assert waits == {"score": 50, "generate": 200, "scan": 0, "complete": 0, "calibrate": 0}
+    assert waits == {"score": 50, "generate": 200, "scan": 0, "complete": 0, "calibrate": 0, "update": 0}
 
 
 def test_the_age_of_a_job_is_by_the_clock_of_the_server(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ class _Search:
         pattern_HW = weight_HW * (template.mean_HW - (weight_HW * template.mean_HW).sum() / weight_HW.sum())
         pattern, weight = (torch.fft.rfft2(plane_HW, s=(2 * H, 2 * W)).conj() for plane_HW in (pattern_HW, weight_HW))
         search = cls((H, W), angles_A, pattern, weight, torch.empty(0))
-        covered_AHW = search._correlate(search._turn(torch.ones(H, W)), weight)
+        covered_AHW = search._correlate(search._transform(search._turn(torch.ones(H, W))), weight)
         covered_AHW = covered_AHW.clamp(min=MIN_COVERED * float(weight_HW.sum()))
         return dataclasses.replace(search, covered_AHW=covered_AHW)
 
@@ -223,10 +223,11 @@ class _Search:
         """Return the poses of the largest correlations, of different angles."""
         H, W = self.size
         turned_AHW = self._turn(grey_HW - grey_HW.mean())
-        mean_AHW = self._correlate(turned_AHW, self.weight_HW) / self.covered_AHW
-        square_AHW = self._correlate(turned_AHW.square(), self.weight_HW) / self.covered_AHW
+        transformed_AHW = self._transform(turned_AHW)
+        mean_AHW = self._correlate(transformed_AHW, self.weight_HW) / self.covered_AHW
+        square_AHW = self._correlate(self._transform(turned_AHW.square()), self.weight_HW) / self.covered_AHW
         deviation_AHW = (square_AHW - mean_AHW.square()).clamp(min=1.0).sqrt()
-        correlation_AHW = self._correlate(turned_AHW, self.pattern_HW) / (deviation_AHW * self.covered_AHW.sqrt())
+        correlation_AHW = self._correlate(transformed_AHW, self.pattern_HW) / (deviation_AHW * self.covered_AHW.sqrt())
         best_A = correlation_AHW.flatten(1).max(1)
         poses: list[Tensor] = []
         kept: list[int] = []
@@ -249,9 +250,11 @@ class _Search:
         in_place = torch.zeros(3)  # scale and shift
         return torch.stack([_sample(grey_HW[None], torch.cat([angle[None], in_place]))[0] for angle in self.angles_A])
 
-    def _correlate(self, planes_AHW: Tensor, transformed_HW: Tensor) -> Tensor:
-        shape = (2 * self.size[0], 2 * self.size[1])
-        return torch.fft.irfft2(torch.fft.rfft2(planes_AHW, s=shape) * transformed_HW, s=shape)
+    def _transform(self, planes_AHW: Tensor) -> Tensor:
+        return torch.fft.rfft2(planes_AHW, s=(2 * self.size[0], 2 * self.size[1]))
+
+    def _correlate(self, transformed_AHW: Tensor, conjugate_HW: Tensor) -> Tensor:
+        return torch.fft.irfft2(transformed_AHW * conjugate_HW, s=(2 * self.size[0], 2 * self.size[1]))
 
 
 class Agreement(NamedTuple):
