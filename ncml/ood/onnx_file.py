@@ -24,7 +24,7 @@ from ncml.progress import OnProgress, Progress
 
 OPSET = 18
 TOLERANCE = 1e-3
-"""Largest difference of a standardised score, as a share of it if it is above 1; rounding of fp32 makes up to 5e-4."""
+"""Largest difference of a standardised score, as a share of it if it is above 1; rounding of fp32 makes up to 2e-4."""
 
 
 @dataclass(frozen=True)

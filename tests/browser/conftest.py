@@ -209,7 +209,7 @@ class Tab:
 
     def record(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and UNUSED_PRELOAD not in message.text:
-            self.messages.append(message.text)
+            self.messages.append(f"{message.text} [{message.location.get('url', '')}]")
 
 
 @pytest.fixture

@@ -291,9 +291,11 @@ def test_an_update_learns_from_the_reviews(
     expect(section.locator(".field .refusal")).to_contain_text("a model 'tiny' already exists")
     requests: list[object] = []
 
+    queued = {"id": "an-update", "status": "queued", "position": 0}
+
     def accept(route: Route) -> None:
         requests.append(route.request.post_data_json)
-        route.fulfill(status=202, json={"id": "an-update", "status": "queued", "position": 0})
+        route.fulfill(status=202, json=queued)
 
     events = [
         ("running", {"status": "running", "error": None}),
@@ -304,6 +306,7 @@ def test_an_update_learns_from_the_reviews(
         f"event: {kind}\nid: {i}-0\ndata: {json.dumps(data)}\n\n" for i, (kind, data) in enumerate(events, 1)
     )
     page.route("**/update", accept)
+    page.route("**/jobs/an-update", lambda route: route.fulfill(json=queued))  # its place in the queue
     page.route("**/jobs/an-update/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
     page.route("**/jobs/an-update/result", lambda route: route.fulfill(json=UPDATED))
     name.fill("valve-2")

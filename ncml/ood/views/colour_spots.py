@@ -31,6 +31,8 @@ AROUND = 5
 """Cells of a side over which the deviations of good images are averaged."""
 OFFSET = 16.0
 """Grey levels that are added before the logarithm: dark pixels are mostly noise."""
+MIDDLE = 128.0
+"""Grey level whose logarithm is 0, so that fp32 rounds the difference of two means less."""
 LEAST_DEVIATION, LEAST_SHARE = 0.004, 0.6
 """A deviation is increased by this, and by this share of the mean deviation."""
 LEAST_SHOWN = 0.5
@@ -130,7 +132,7 @@ def measure_contrasts(judged_HWC: Tensor, inside_hw: Tensor) -> Contrasts:
     values: list[Tensor] = []
     shown: list[Tensor] = []
     for size in SIZES:
-        log_3hw = torch.log(F.avg_pool2d(pixels_3HW[None], size)[0] + OFFSET)
+        log_3hw = torch.log((F.avg_pool2d(pixels_3HW[None], size)[0] + OFFSET) / (MIDDLE + OFFSET))
         brightness_hw = (log_3hw * weight_3).sum(0)
         colours_3hw = torch.stack([brightness_hw, log_3hw[2] - brightness_hw, log_3hw[0] - brightness_hw])
         values.append(_mean_around(colours_3hw, CENTRE) - _mean_around(colours_3hw, SURROUNDINGS))
