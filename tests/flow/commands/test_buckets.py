@@ -1,14 +1,13 @@
 """Commands on a bucket: `ncml watch` in its own process, and models that are made from its images."""
 
 import csv
+import functools
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,28 +29,9 @@ def image(seed: int) -> bytes:
 
 
 @pytest.fixture
-def start(tmp_path: Path, s3: S3, calibrated: ncml.Model) -> Iterator[Start]:
+def start(start_watch: Start, s3: S3) -> Start:
     """Start `ncml watch` of the bucket; it prints to `out` and `log`."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "ncml.cli", "watch", "s3://line/in", "--model", str(calibrated.folder)]
-        with (tmp_path / "out").open("a") as out, (tmp_path / "log").open("a") as log:
-            process = subprocess.Popen(
-                [*command, "--poll", "0.1", *options],
-                env=os.environ | {"OMP_NUM_THREADS": "1", "AWS_MAX_ATTEMPTS": "1"},
-                cwd=tmp_path,
-                stdout=out,
-                stderr=log,
-                text=True,
-            )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    return functools.partial(start_watch, "s3://line/in", "--poll", "0.1", AWS_MAX_ATTEMPTS="1")
 
 
 def rows(tmp_path: Path) -> list[dict[str, str]]:

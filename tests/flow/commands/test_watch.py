@@ -2,16 +2,16 @@
 
 import csv
 import errno
+import functools
 import os
 import re
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,28 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path, folder: Path, calibrated: ncml.Model) -> Iterator[Start]:
+def start(start_watch: Start, folder: Path, tmp_path: Path) -> Start:
     """Start the command; what it prints goes to `log`."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "ncml.cli", "watch", str(folder), "--model", str(calibrated.folder)]
-        with (tmp_path / "log").open("a") as log:
-            process = subprocess.Popen(
-                [*command, "-o", str(tmp_path / "verdicts.csv"), *options],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                cwd=tmp_path,
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    return functools.partial(start_watch, str(folder), "-o", str(tmp_path / "verdicts.csv"), out="log")
 
 
 def save(path: Path, seed: int) -> None:
