@@ -44,7 +44,7 @@ def export(
     description = describe(model)
     calibration = detector_calibration.read_if_present(description.folder, description.version)
     if calibration is None:
-        raise InputError("model", f"{description.name} is no detector: make one with ncml adapt, or name one.")
+        raise InputError("model", f"{description.name} is not a detector: make one with ncml adapt, or name one.")
     judged = _size(size, calibration)
     skipped = SkippedFiles()
     paths = [Path(str(path)) for path in list_images(check, "check")] if check else []

@@ -106,7 +106,7 @@ class StoredTable(Table):
         filesystems.remove(self._part_url)
 
     def save_rows(self) -> None:
-        """Store the unfinished table, or remove it if there are no rows to resume with."""
+        """Store the unfinished table, or remove it if it has no rows."""
         if self.part.exists():
             self._save()
         else:

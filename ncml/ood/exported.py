@@ -49,7 +49,7 @@ class ExportedDetector:
     def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
         """Read a file. threads: of the computation; 0: one for each core.
 
-        Raises `ModelError` for a file that is no exported detector, or without onnxruntime.
+        Raises `ModelError` for a file that is not an exported detector, or without onnxruntime.
         """
         try:
             import onnxruntime

@@ -153,7 +153,7 @@ def test_other_files_are_refused(exported: Path, tmp_path: Path) -> None:
     [
         (["{folder}/part", "x.bin"], "must end in .onnx"),
         (["{folder}/part", "no/x.onnx"], "cannot be written"),
-        (["cifar10", "x.onnx"], "cifar10 is no detector"),
+        (["cifar10", "x.onnx"], "cifar10 is not a detector"),
         (["{folder}/part", "x.onnx", "--size", "96"], "is not a width and a height in pixels"),
         (["{folder}/part", "x.onnx", "--size", "80x60", "--check", "{folder}/images"], "no image of 80x60 pixels"),
     ],

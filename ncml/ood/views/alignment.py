@@ -271,7 +271,7 @@ class Agreement(NamedTuple):
 
     @property
     def is_at_one_place(self) -> bool | None:
-        """Whether the same things lie at the same places; None if the agreement does not tell."""
+        """Whether the same things lie at the same places; None if the agreement does not decide it."""
         if self.value >= SURE_AGREEMENT:
             return True
         return False if self.template is None else None

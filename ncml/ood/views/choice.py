@@ -1,6 +1,6 @@
 """How many marks and missing parts an estimate of a view finds in altered estimation images.
 
-It chooses between patches at the same place and patches anywhere where the agreement of good images does not tell:
+It chooses between patches at the same place and patches anywhere where the agreement of good images does not decide:
 turned parts agree little, since shading does not turn with them, and a weave agrees well wherever it lies. The images
 that rank have no part in the choice.
 """
