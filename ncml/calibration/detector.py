@@ -204,7 +204,7 @@ def make_detector(
     reviews = None
     if reviewed is not None or defective is not None:
         tests = [] if defective is None else defective.readers(defective.all)
-        found = sum(detector.score(reader()) > calibration.threshold for reader in tests)
+        found = sum(detector.flags(reader()) for reader in tests)
         reviews = Reviews(len(is_flagged), int(is_flagged.sum()), len(tests), found)
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
 

@@ -54,7 +54,7 @@ def update_detector(
     reviewed: images that it flagged although they are good; they join those of earlier updates.
     folder: where to write it; may be the folder of the model.
 
-    Raises `InputError` as `make_detector` does, for a model that is no detector, and for one that keeps no images.
+    Raises `InputError` as `make_detector` does, for a model that is not a detector, and for one that keeps no images.
     """
     before = model.detector
     if before is None:
@@ -63,7 +63,7 @@ def update_detector(
     found_before = 0
     if defective is not None:
         former = Detector.load(model.folder, before, device)
-        found_before = sum(former.score(reader()) > before.threshold for reader in defective.readers(defective.all))
+        found_before = sum(former.flags(reader()) for reader in defective.readers(defective.all))
     made = make_detector(
         model,
         kept.good,

@@ -139,12 +139,12 @@ def patterns(height: int, width: int) -> list[Reader]:
 
 
 class _DetectorGraph(nn.Module):
-    """All views of a detector: one image each -> candidates and maps of all scores, in the order of `output_names`."""
+    """All views of a detector: one image each -> the candidates and the maps of all scores, by output."""
 
     def __init__(self, graphs: Mapping[str, ViewGraph]) -> None:
         super().__init__()
         self.graphs = dict(graphs)
-        self._modules.update(graphs)
+        self.registered = nn.ModuleList(graphs.values())
 
     @property
     def examples(self) -> tuple[Tensor, ...]:
@@ -155,9 +155,9 @@ class _DetectorGraph(nn.Module):
         """Score an image by all views."""
         outputs: dict[str, Tensor] = {}
         for graph, image_HWC in zip(self.graphs.values(), images, strict=True):
-            for name, (values_S, maps) in graph(image_HWC).items():
-                outputs[name] = values_S.double()
-                outputs |= {f"{name}.map{index}": map_hw for index, map_hw in enumerate(maps)}
+            for name, (scores_K, maps_K) in graph(image_HWC).items():
+                outputs[name] = scores_K.double()
+                outputs |= {f"{name}.map{index}": map_hw for index, map_hw in enumerate(maps_K)}
         return outputs
 
 

@@ -4,7 +4,7 @@ A graph takes an image of one size, brought to the size that its view judges, an
 candidates, of which the largest is the score, and their maps. It computes what the view computes, without what a graph
 cannot hold: shapes that depend on values, and arrays of numpy.
 
-Shapes: H rows and W columns of an image at one scale, h and w rows and columns of a map, S candidates of a score, M
+Shapes: H rows and W columns of an image at one scale, h and w rows and columns of a map, K candidates of a score, M
 measurements, R and C rows and columns of windows.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,27 +27,18 @@ from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.likelihood_maps import surprise
-from ncml.ood.views.patches import CELL, judged_resize, judged_size
+from ncml.ood.views.patches import CELL, Candidates, judged_resize, judged_size
 from ncml.ood.views.view import View
-
-
-class Candidates(NamedTuple):
-    """One score of an image."""
-
-    values_S: Tensor
-    """The score is the largest."""
-    maps: tuple[Tensor, ...]
-    """[h, w] of each candidate, fp32; none for a score without a map."""
 
 
 class ViewGraph(nn.Module):
     """A view of images of one size: uint8 [H, W, 3] -> candidates by score."""
 
-    def __init__(self, height: int, width: int, resizes: tuple[Resize, ...]) -> None:
+    def __init__(self, *resizes: Resize) -> None:
         super().__init__()
         self.resizes = resizes
-        """What brings an image to the graph's input."""
-        self.input_size = (resizes[-1].height, resizes[-1].width) if resizes else (height, width)
+        """What brings an image to the graph's input, one step or more."""
+        self.input_size = resizes[-1].height, resizes[-1].width
 
     def forward(self, image_HWC: Tensor) -> dict[str, Candidates]:
         """Score an image."""
@@ -76,7 +67,7 @@ class FeaturesGraph(ViewGraph):
                 f"the view {view.reference.name!r} of this detector brings parts to one position by a search, which a "
                 "graph cannot hold: judge with ncml itself, or make the detector with ncml adapt --no-align."
             )
-        super().__init__(height, width, (judged_resize(view.size or judged_size(height, width)),))
+        super().__init__(judged_resize(view.size or judged_size(height, width)))
         self.view = view
         # Patches are stored in fp16, and half as large so.
         self.patches = "patches_MF" if isinstance(view.reference, Bank) else "patches_hwNF"
@@ -88,15 +79,14 @@ class FeaturesGraph(ViewGraph):
         reference = dataclasses.replace(self.view.reference, **{self.patches: self.stored.float()})
         view = dataclasses.replace(self.view, reference=reference)
         cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
-        scores = view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool))
-        return {name: Candidates(own.scores_K, own.maps_K) for name, own in scores.items()}
+        return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool))
 
 
 class AppearanceGraph(ViewGraph):
     """Brightness, contrast and colour of an image."""
 
     def __init__(self, view: AppearanceView, height: int, width: int) -> None:
-        super().__init__(height, width, appearance.resizes(height, width))
+        super().__init__(*appearance.resizes(height, width))
         self.gaussians = nn.ModuleDict({name: _Gaussian(gaussian) for name, gaussian in view.gaussians.items()})
         rows, columns = (np.arange(GRID + 1) * side // GRID for side in self.input_size)
         self.cells = [(slice(*row), slice(*column)) for row in pairwise(rows) for column in pairwise(columns)]
@@ -125,7 +115,7 @@ class LikelihoodGraph(ViewGraph):
             raise ModelError(f"the likelihood of this detector is computed in {view.precision}: only fp32 is exported.")
         side = likelihood.window_side(view.network)
         size = likelihood.first_size(height, width, side, view.halvings + view.scales)
-        super().__init__(height, width, (Resize(*size, "BICUBIC"),))
+        super().__init__(Resize(*size, "BICUBIC"))
         self.side = side
         self.network = view.network
         self.halvings = view.halvings

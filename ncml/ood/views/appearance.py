@@ -8,6 +8,7 @@ Shapes: N estimation images, M measurements, R and C rows and columns of the gri
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,8 +114,9 @@ class AppearanceView:
         return cls(gaussians)
 
 
+@functools.lru_cache
 def resizes(height: int, width: int) -> tuple[Resize, ...]:
-    """Return what `_measure` does to the size of an image: Pillow's thumbnail, then at least one pixel for a cell."""
+    """Return what reduces an image to `SIDE`, as Pillow's thumbnail does, with at least one pixel for each cell."""
     probe = Image.new("1", (width, height))
     probe.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     steps = (Resize(probe.height, probe.width, "BOX", reducing_gap=2.0),)
@@ -125,11 +127,9 @@ def resizes(height: int, width: int) -> tuple[Resize, ...]:
 
 def _measure(image_HWC: Pixels) -> dict[str, Floats]:
     """Return the measurements of an image in grey levels: brightness, contrast, colour and its contrast."""
-    image = Image.fromarray(image_HWC)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    if min(image.size) < GRID:
-        image = image.resize((max(GRID, image.width), max(GRID, image.height)), Image.Resampling.BOX)
-    rgb_HWC = np.asarray(image, np.float64)
+    for step in resizes(image_HWC.shape[0], image_HWC.shape[1]):
+        image_HWC = step(image_HWC)
+    rgb_HWC = image_HWC.astype(np.float64)
     brightness_HW = rgb_HWC @ np.array([0.299, 0.587, 0.114])
     blue_HW, red_HW = rgb_HWC[..., 2] - brightness_HW, rgb_HWC[..., 0] - brightness_HW
     planes_KHW = np.stack([brightness_HW, blue_HW, red_HW])

@@ -8,7 +8,7 @@ compared in one of two ways:
 - `patches` and `patches_area` (`bank.py`), for textures and images of several aspect ratios: with those of good images
   anywhere.
 
-Where the agreement does not tell, the way that finds more in altered estimation images is taken (`choice.py`). A
+Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). A
 further score, `colour_spots` (`colour_spots.py`), compares colours of the image as it is judged.
 
 Images are judged with a longer side of 448 to 640 pixels: at one size, or each at its own aspect ratio.

@@ -40,6 +40,7 @@ class Candidates(NamedTuple):
 
     scores_K: Tensor
     maps_K: tuple[Tensor, ...]
+    """[h, w] each, fp32; none for a score without a map."""
 
     @classmethod
     def of(cls, map_hw: Tensor) -> Candidates:

@@ -57,14 +57,14 @@ def test_graphs_give_the_scores_and_maps_of_the_views(detector: Detector, height
             candidates = graph(torch.from_numpy(resized))
         expected = view.measure(image)
         assert tuple(candidates) == view.names == tuple(expected)
-        for name, (values_S, maps) in candidates.items():
+        for name, (scores_K, maps_K) in candidates.items():
             measurement = expected[name]
-            assert float(values_S.max()) == pytest.approx(measurement.score, rel=1e-5, abs=1e-5)
+            assert float(scores_K.max()) == pytest.approx(measurement.score, rel=1e-5, abs=1e-5)
             if measurement.map_hw is None:
-                assert maps == ()
+                assert maps_K == ()
             else:
-                assert len(maps) == len(values_S)
-                np.testing.assert_allclose(maps[int(values_S.argmax())], measurement.map_hw, rtol=1e-4, atol=1e-4)
+                assert len(maps_K) == len(scores_K)
+                np.testing.assert_allclose(maps_K[int(scores_K.argmax())], measurement.map_hw, rtol=1e-4, atol=1e-4)
 
 
 def test_images_are_halved_as_by_the_view() -> None:
