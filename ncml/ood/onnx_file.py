@@ -58,8 +58,6 @@ def export(
         raise InputError(
             "size", f"the detector judges a region of images of {region.width}x{region.height}: omit --size."
         )
-    if region is not None and region.mask is not None:
-        raise ModelError("a detector with a mask cannot be exported: make it with a box as --region.")
     detector = Detector.load(folder, calibration)
     judged = size if region is None else (region.box.height, region.box.width)
     graph = _DetectorGraph({kind: make_graph(view, *judged) for kind, view in detector.views.items()})

@@ -109,6 +109,24 @@ def test_the_file_is_run_without_pytorch(exported: Path, detector: Detector, tmp
     assert line["box"] == list(expected.box)
 
 
+def test_a_file_judges_only_the_light_pixels_of_a_mask(folder: Path, tmp_path: Path) -> None:
+    mask = np.ones((72, 96), bool)
+    mask[:6] = mask[56:, 70:] = False
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_scale(patch)
+        good = open_folder(folder / "images", sorted((folder / "images").iterdir())[:40])
+        options = {"power_images": 0, "align": False, "region": mask}
+        made = make_detector(ncml.load(folder / "part"), good, tmp_path / "part", **options)
+    beside, inside = fixed_image(1113), fixed_image(1113)
+    beside[60:, 75:] = inside[30:40, 70:80] = 255
+    images = [lambda image=image: image for image in (fixed_image(1113), beside, inside)]
+    parity = onnx_file.export(made.folder, made.calibration, tmp_path / "x.onnx", (72, 96), images, ignore_progress)
+    assert (parity.images, parity.equal_p_values) == (3, 3)
+    good_one, beside_it, marked_one = (ExportedDetector(tmp_path / "x.onnx", 1).judge(image()) for image in images)
+    assert beside_it.score == good_one.score
+    assert (good_one.is_ood, marked_one.is_ood, marked_one.covered) == (False, True, (0, 6, 96, 66))
+
+
 def test_a_file_that_judges_differently_is_refused(exported: Path, detector: Detector) -> None:
     scales = {
         name: dataclasses.replace(scale, deviation=1.01 * scale.deviation)
