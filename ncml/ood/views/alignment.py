@@ -9,7 +9,7 @@ difference, together with a gain and an offset of the brightness.
 A pose is a similarity that maps places of the template to those of the image: p = (angle, log scale, x, y), about the
 middle and in units of half the longer side.
 
-Shapes: H rows and W columns of the template or of an image, A angles, P pixels.
+Shapes: H rows and W columns of the template or of an image, A angles, S poses, P pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ APART = 3
 CANDIDATES = 6
 """Poses of the search from which Gauss-Newton steps begin, besides that of rest."""
 COARSE_STEPS, FINE_STEPS = 6, 8
-"""Gauss-Newton steps of each candidate, and of the best one."""
+"""Gauss-Newton steps of each candidate, and of the best one, at most."""
+STILL = 1e-4
+"""Change of a pose, in radians and units, that ends its steps: about a hundredth of a pixel of the template."""
 ROUNDS = 2
 """How often the template is estimated again from images that were aligned to it."""
 TEMPLATE_IMAGES = 40
@@ -90,7 +92,8 @@ class Template:
         """Return the mean and the weights of grey images in these poses."""
         ones_HW = torch.ones_like(grey[0])
         sampled = [
-            _sample(torch.stack([grey_HW, ones_HW]), pose.values_4) for grey_HW, pose in zip(grey, poses, strict=True)
+            _sample(torch.stack([grey_HW, ones_HW]), pose.values_4[None])[0]
+            for grey_HW, pose in zip(grey, poses, strict=True)
         ]
         aligned_NHW, inside_NHW = torch.stack(sampled, 1)
         count_HW = inside_NHW.sum(0).clamp(min=1)
@@ -108,7 +111,8 @@ class Template:
 
     def rest(self, grey_HW: Tensor) -> Pose:
         """Return the pose of an image that is not moved."""
-        return Pose(torch.zeros(4), _correlation(grey_HW.flatten(), self.mean_HW.flatten(), self.weight_HW.flatten()))
+        agreement = _correlation(grey_HW.flatten()[None], self.mean_HW.flatten(), self.weight_HW.flatten()[None])
+        return Pose(torch.zeros(4), float(agreement))
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
@@ -134,9 +138,8 @@ class Template:
         coarse = self._coarse
         coarse_HW = _shrunk(grey_HW, coarse.size)
         starts = [torch.zeros(4), *self._search.candidates(_shrunk(grey_HW, self._search.size))]
-        candidates = [coarse.refine(coarse_HW, pose_4, COARSE_STEPS) for pose_4 in starts]
-        best = max(candidates, key=lambda pose: pose.agreement)
-        return self.refine(grey_HW, best.values_4, FINE_STEPS)
+        best = coarse.refine(coarse_HW, torch.stack(starts), COARSE_STEPS)
+        return self.refine(grey_HW, best.values_4[None], FINE_STEPS)
 
     @functools.cached_property
     def _coarse(self) -> Template:
@@ -150,46 +153,46 @@ class Template:
         size = tuple(max(8, round(own * side / max(self.size))) for own in self.size)
         return Template(_shrunk(self.mean_HW, size), _shrunk(self.weight_HW, size))
 
-    def refine(self, grey_HW: Tensor, pose_4: Tensor, steps: int) -> Pose:
-        """Minimise the weighted squared difference by Gauss-Newton steps."""
+    def refine(self, grey_HW: Tensor, poses_S4: Tensor, steps: int) -> Pose:
+        """Minimise the weighted squared difference by Gauss-Newton steps from each pose; return the best one passed."""
         gradient_y, gradient_x = torch.gradient(grey_HW)
         per_unit = max(grey_HW.shape) / 2
         planes_4HW = torch.stack([grey_HW, gradient_x * per_unit, gradient_y * per_unit, torch.ones_like(grey_HW)])
-        target_P = self.mean_HW.flatten()
-        best = Pose(pose_4, -1.0)
+        target_P, all_weight_P = self.mean_HW.flatten(), self.weight_HW.flatten()
+        total_weight = all_weight_P.sum()
+        best = Pose(poses_S4[0], -1.0)
         for step in range(steps + 1):
-            warped_4P = _sample(planes_4HW, pose_4).flatten(1)
-            weight_P = self.weight_HW.flatten() * (warped_4P[3] > 0.99)
-            agreement = _correlation(warped_4P[0], target_P, weight_P)
-            share = float(weight_P.sum() / self.weight_HW.sum())
-            if agreement * share > best.agreement:
-                best = Pose(pose_4, agreement * share)
-            if step == steps or share < MIN_COVERED:
+            grey_SP, along_x_SP, along_y_SP, inside_SP = _sample(planes_4HW, poses_S4).flatten(2).unbind(1)
+            weight_SP = all_weight_P * (inside_SP > 0.99)
+            share_S = weight_SP.sum(1) / total_weight
+            agreement, first = (_correlation(grey_SP, target_P, weight_SP) * share_S).max(0)
+            if agreement > best.agreement:
+                best = Pose(poses_S4[first], float(agreement))
+            if step == steps:
                 break
-            places_2P = _places(grey_HW.shape, pose_4).flatten(0, 1).T - pose_4[2:, None]
-            x_P, y_P = places_2P
-            along_x, along_y = warped_4P[1], warped_4P[2]
-            jacobian_P6 = torch.stack(
+            x_SP, y_SP = (_places(grey_HW.shape, poses_S4).flatten(1, 2) - poses_S4[:, None, 2:]).unbind(2)
+            jacobian_S6P = torch.stack(
                 [
-                    along_y * x_P - along_x * y_P,
-                    along_x * x_P + along_y * y_P,
-                    along_x,
-                    along_y,
-                    warped_4P[0],
-                    torch.ones_like(target_P),
+                    along_y_SP * x_SP - along_x_SP * y_SP,
+                    along_x_SP * x_SP + along_y_SP * y_SP,
+                    along_x_SP,
+                    along_y_SP,
+                    grey_SP,
+                    torch.ones_like(grey_SP),
                 ],
                 1,
             ).double()
-            weighted_P6 = jacobian_P6 * weight_P[:, None]
-            normal_66 = weighted_P6.T @ jacobian_P6
-            normal_66 += torch.diag(normal_66.diagonal() * 1e-6 + 1e-9)
-            solution_6 = torch.linalg.solve(normal_66, weighted_P6.T @ target_P.double())
-            gain = float(solution_6[4])
-            if abs(gain) < 1e-3:
-                break
-            change_4 = (solution_6[:4] / gain).float()
+            weighted_SP6 = (jacobian_S6P * weight_SP[:, None]).mT
+            normal_S66 = jacobian_S6P @ weighted_SP6
+            normal_S66 += torch.diag_embed(normal_S66.diagonal(dim1=1, dim2=2) * 1e-6 + 1e-9)
+            solution_S6 = torch.linalg.solve(normal_S66, target_P.double() @ weighted_SP6)
+            gain_S = solution_S6[:, 4]
             limit_4 = torch.tensor([0.1, 0.05, 0.1, 0.1])
-            pose_4 = pose_4 + change_4.clamp(-limit_4, limit_4)
+            change_S4 = (solution_S6[:, :4] / gain_S[:, None]).float().clamp(-limit_4, limit_4)
+            is_moving_S = (share_S >= MIN_COVERED) & (gain_S.abs() >= 1e-3) & (change_S4.abs().amax(1) >= STILL)
+            if not is_moving_S.any():
+                break
+            poses_S4 = (poses_S4 + change_S4)[is_moving_S]
         return best
 
 
@@ -224,10 +227,12 @@ class _Search:
         H, W = self.size
         turned_AHW = self._turn(grey_HW - grey_HW.mean())
         transformed_AHW = self._transform(turned_AHW)
-        mean_AHW = self._correlate(transformed_AHW, self.weight_HW) / self.covered_AHW
-        square_AHW = self._correlate(self._transform(turned_AHW.square()), self.weight_HW) / self.covered_AHW
-        deviation_AHW = (square_AHW - mean_AHW.square()).clamp(min=1.0).sqrt()
-        correlation_AHW = self._correlate(transformed_AHW, self.pattern_HW) / (deviation_AHW * self.covered_AHW.sqrt())
+        sum_AHW = self._correlate(transformed_AHW, self.weight_HW)
+        squares_AHW = self._correlate(self._transform(turned_AHW.square()), self.weight_HW)
+        squares_AHW -= sum_AHW.square_() / self.covered_AHW
+        # A covered part whose grey levels differ by less than one counts as if they differed by one.
+        deviation_AHW = squares_AHW.clamp_(min=self.covered_AHW).sqrt_()
+        correlation_AHW = self._correlate(transformed_AHW, self.pattern_HW) / deviation_AHW
         best_A = correlation_AHW.flatten(1).max(1)
         poses: list[Tensor] = []
         kept: list[int] = []
@@ -247,8 +252,8 @@ class _Search:
         return poses
 
     def _turn(self, grey_HW: Tensor) -> Tensor:
-        in_place = torch.zeros(3)  # scale and shift
-        return torch.stack([_sample(grey_HW[None], torch.cat([angle[None], in_place]))[0] for angle in self.angles_A])
+        poses_A4 = F.pad(self.angles_A[:, None], (0, 3))  # neither scaled nor shifted
+        return _sample(grey_HW[None], poses_A4)[:, 0]
 
     def _transform(self, planes_AHW: Tensor) -> Tensor:
         return torch.fft.rfft2(planes_AHW, s=(2 * self.size[0], 2 * self.size[1]))
@@ -318,13 +323,12 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
 def _agreement(grey: Sequence[Tensor], poses: Sequence[Pose]) -> float:
     """Return the median correlation of grey images in these poses with their mean, every pixel counting alike."""
     ones_HW = torch.ones_like(grey[0])
-    sampled = [
-        _sample(torch.stack([grey_HW, ones_HW]), pose.values_4) for grey_HW, pose in zip(grey, poses, strict=True)
-    ]
     mean_P = Template.of(grey, poses).mean_HW.flatten()
-    return float(
-        np.median([_correlation(seen_HW.flatten(), mean_P, shown_HW.flatten()) for seen_HW, shown_HW in sampled])
-    )
+    agreements = []
+    for grey_HW, pose in zip(grey, poses, strict=True):
+        seen_1P, shown_1P = _sample(torch.stack([grey_HW, ones_HW]), pose.values_4[None]).flatten(2).unbind(1)
+        agreements.append(float(_correlation(seen_1P, mean_P, shown_1P)))
+    return float(np.median(agreements))
 
 
 def align(image: Image.Image, pose: Pose, cells: tuple[int, int]) -> tuple[Pixels, Tensor]:
@@ -356,7 +360,7 @@ def restore(map_hw: Tensor, pose: Pose) -> Tensor:
     angle, log_scale, x, y = pose.values_4
     cos, sin = torch.exp(-log_scale) * torch.cos(angle), torch.exp(-log_scale) * torch.sin(angle)
     inverse_4 = torch.stack([-angle, -log_scale, -(cos * x + sin * y), -(cos * y - sin * x)])
-    return _sample(map_hw[None], inverse_4)[0]
+    return _sample(map_hw[None], inverse_4[None])[0, 0]
 
 
 def template_size(height: int, width: int) -> tuple[int, int]:
@@ -383,30 +387,32 @@ def _shrunk(plane_HW: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(plane_HW[None, None], size=tuple(size), mode="area")[0, 0]
 
 
-def _places(shape: Sequence[int], pose_4: Tensor) -> Tensor:
-    """Return the places of the image, x and y in units, that the pixels of the template show, [H, W, 2]."""
+def _places(shape: Sequence[int], poses_S4: Tensor) -> Tensor:
+    """Return the places of the image, x and y in units, that the pixels of the template show, [S, H, W, 2]."""
     H, W = shape
     unit = 2 / max(H, W)
     y_H = (torch.arange(H) + 0.5 - H / 2) * unit
     x_W = (torch.arange(W) + 0.5 - W / 2) * unit
     y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
-    scale = torch.exp(pose_4[1])
-    cos, sin = scale * torch.cos(pose_4[0]), scale * torch.sin(pose_4[0])
-    return torch.stack([cos * x_HW - sin * y_HW + pose_4[2], sin * x_HW + cos * y_HW + pose_4[3]], 2)
+    angle_S11, log_scale_S11, right_S11, down_S11 = poses_S4.T[:, :, None, None]
+    scale_S11 = torch.exp(log_scale_S11)
+    cos, sin = scale_S11 * torch.cos(angle_S11), scale_S11 * torch.sin(angle_S11)
+    return torch.stack([cos * x_HW - sin * y_HW + right_S11, sin * x_HW + cos * y_HW + down_S11], 3)
 
 
-def _sample(planes_CHW: Tensor, pose_4: Tensor) -> Tensor:
-    """Return planes of an image as the template sees them under a pose, 0 outside."""
+def _sample(planes_CHW: Tensor, poses_S4: Tensor) -> Tensor:
+    """Return planes of an image as the template sees them under each pose, 0 outside, [S, C, H, W]."""
     H, W = planes_CHW.shape[-2:]
-    places_HW2 = _places((H, W), pose_4)
-    grid_HW2 = places_HW2 * torch.tensor([max(H, W) / W, max(H, W) / H])
-    return F.grid_sample(planes_CHW[None], grid_HW2[None], mode="bilinear", align_corners=False)[0]
+    grid_SHW2 = _places((H, W), poses_S4) * torch.tensor([max(H, W) / W, max(H, W) / H])
+    planes_SCHW = planes_CHW.expand(len(poses_S4), -1, -1, -1)
+    return F.grid_sample(planes_SCHW, grid_SHW2, mode="bilinear", align_corners=False)
 
 
-def _correlation(first_P: Tensor, second_P: Tensor, weight_P: Tensor) -> float:
-    total = weight_P.sum().clamp(min=1e-9)
-    first_P = first_P - (weight_P * first_P).sum() / total
-    second_P = second_P - (weight_P * second_P).sum() / total
-    product = (weight_P * first_P * second_P).sum()
-    norms = (weight_P * first_P.square()).sum() * (weight_P * second_P.square()).sum()
-    return float(product / norms.clamp(min=1e-9).sqrt())
+def _correlation(first_SP: Tensor, second_P: Tensor, weight_SP: Tensor) -> Tensor:
+    """Return the weighted correlations, [S]."""
+    total_S1 = weight_SP.sum(1, keepdim=True).clamp(min=1e-9)
+    first_SP = first_SP - (weight_SP * first_SP).sum(1, keepdim=True) / total_S1
+    second_SP = second_P - (weight_SP * second_P).sum(1, keepdim=True) / total_S1
+    weighted_SP = weight_SP * first_SP
+    norms_S = (weighted_SP * first_SP).sum(1) * (weight_SP * second_SP.square()).sum(1)
+    return (weighted_SP * second_SP).sum(1) / norms_S.clamp(min=1e-9).sqrt()

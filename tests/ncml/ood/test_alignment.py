@@ -43,6 +43,13 @@ def grey(images: list[np.ndarray]) -> list[torch.Tensor]:
     return [alignment.shrink(image, size) for image in images]
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coarser search, for tests that do not ask for the exact pose."""
+    monkeypatch.setattr(alignment, "FINE_SIDE", 96)
+    monkeypatch.setattr(alignment, "ANGLE_STEP", 15)
+
+
 def poses_of(count: int) -> list[tuple[float, float, float]]:
     rng = np.random.default_rng(0)
     return [(rng.uniform(-180, 180), rng.uniform(-12, 12), rng.uniform(-8, 8)) for _ in range(count)]
@@ -89,7 +96,7 @@ def test_a_template_without_detail_is_that_of_earlier_detectors() -> None:
     assert torch.equal(loaded.pose(images[0]).values_4, earlier.find(grey(images)[0]).values_4)
 
 
-def test_images_that_lie_at_one_position_are_left_as_they_are() -> None:
+def test_images_that_lie_at_one_position_are_left_as_they_are(quick: None) -> None:
     images = [part(seed) for seed in range(12)]
     agreement = alignment.estimate(grey(images), ignore_progress)
     assert agreement.template is None
@@ -97,7 +104,7 @@ def test_images_that_lie_at_one_position_are_left_as_they_are() -> None:
     assert agreement.is_at_one_place
 
 
-def test_textures_are_left_as_they_are() -> None:
+def test_textures_are_left_as_they_are(quick: None) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (96, 128, 3), np.uint8) for _ in range(12)]
     agreement = alignment.estimate(grey(images), ignore_progress)
@@ -105,7 +112,7 @@ def test_textures_are_left_as_they_are() -> None:
     assert not agreement.is_at_one_place
 
 
-def test_an_image_without_the_part_is_named_and_judged_as_it_is() -> None:
+def test_an_image_without_the_part_is_named_and_judged_as_it_is(quick: None) -> None:
     images = [part(seed, *pose) for seed, pose in enumerate(poses_of(16))]
     empty = np.random.default_rng(5).integers(60, 90, (96, 128, 3), np.uint8)
     template, poses, _, lost = alignment.estimate(grey([*images[:7], empty, *images[7:]]), ignore_progress)

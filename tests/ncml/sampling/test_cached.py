@@ -274,7 +274,7 @@ def thread_count(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-WIDE = small(4, 32, levels=(LevelConfig(width=160, blocks=1),))
+WIDE = small(2, 32, levels=(LevelConfig(width=160, blocks=1),))
 """As wide as the paper's: sums long enough, and rows large enough, to be shared among threads."""
 
 
@@ -290,7 +290,7 @@ WIDE = small(4, 32, levels=(LevelConfig(width=160, blocks=1),))
     ],
     indirect=["thread_count"],
 )
-@pytest.mark.parametrize("first_row", [0, 2])
+@pytest.mark.parametrize("first_row", [0, 1])
 def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
     """Compare in fp32 at t > 0, where rounding to grey levels cannot hide a difference. Each image has its own seed."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
