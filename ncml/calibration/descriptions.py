@@ -116,6 +116,9 @@ def describe_detector(made: MadeDetector) -> list[str]:
     if made.reviews is not None and made.reviews.images:
         still = f"{made.reviews.still_flagged} would be flagged again if only images of other scenes had been added"
         lines.append(f"{counted(made.reviews.images, 'reviewed image')} estimate, too, and do not rank; {still}")
+    if made.reviews is not None and made.reviews.checked:
+        flagged, checked = made.reviews.flagged, made.reviews.checked
+        lines.append(f"{flagged} of {checked} good images that took no part are flagged ({flagged / checked:.1%})")
     if calibration.power is not None:
         lines += calibration.power.lines()
     if calibration.weakness:

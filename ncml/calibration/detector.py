@@ -10,11 +10,11 @@ Shapes: N good images.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
-from ncml.calibration.division import divide_all, find_common_scenes, find_scenes, renumber
+from ncml.calibration.division import check_apart, divide_all, find_common_scenes, find_scenes, renumber
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
@@ -70,7 +70,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Reviews:
-    """What became of images that were flagged although they are good, and of defective ones."""
+    """What became of images that were flagged although they are good, of defective ones and of others that are good."""
 
     images: int
     still_flagged: int
@@ -78,6 +78,9 @@ class Reviews:
     defective: int = 0
     found: int = 0
     """How many of the defective images are flagged; they have no part in the detector."""
+    checked: int = 0
+    flagged: int = 0
+    """How many of the good images that have no part in the detector are flagged."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def make_detector(
     leave_out: bool = False,
     reviewed: GoodImages | None = None,
     defective: GoodImages | None = None,
+    check: GoodImages | None = None,
     keep_images: bool = False,
     power_images: int = POWER_IMAGES,
     region: Box | NDArray[np.bool_] | None = None,
@@ -128,6 +132,7 @@ def make_detector(
     reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
         holds, and the scales of the views are those of the other images.
     defective: images that should be flagged; they only test the detector.
+    check: further good images, which only test it; they show no scene of the others.
     keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels, or a mask [H, W]; all images must then have one size.
@@ -137,7 +142,11 @@ def make_detector(
     a disk without space for the detector, before anything is computed.
     """
     checkpoint.check_copy(model.folder, folder)
-    judged = None if region is None else _region(good if reviewed is None else good.join(reviewed), region)
+    taking_part = good if reviewed is None else good.join(reviewed)
+    if check is not None:
+        check_apart(taking_part, check, group)
+    tests = [images for images in (defective, check) if images is not None]
+    judged = None if region is None else _region(functools.reduce(GoodImages.join, tests, taking_part), region)
     kept_bytes = kept_images.kept_bytes(good, reviewed) if keep_images else 0
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES + kept_bytes)
     known, known_scenes_N = good, find_scenes(good, group)
@@ -202,11 +211,20 @@ def make_detector(
         calibration.save(folder)
     is_flagged = scores_N[len(known) :] > calibration.threshold
     reviews = None
-    if reviewed is not None or defective is not None:
-        tests = [] if defective is None else defective.readers(defective.all)
-        found = sum(detector.flags(reader()) for reader in tests)
-        reviews = Reviews(len(is_flagged), int(is_flagged.sum()), len(tests), found)
+    if reviewed is not None or tests:
+        reviews = Reviews(
+            len(is_flagged),
+            int(is_flagged.sum()),
+            *(count for images in (defective, check) for count in count_flagged(detector, images)),
+        )
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
+
+
+def count_flagged(detector: Detector, images: GoodImages | None) -> tuple[int, int]:
+    """Return the number of images, and how many of them a detector flags."""
+    if images is None:
+        return 0, 0
+    return len(images), sum(detector.flags(reader()) for reader in images.readers(images.all))
 
 
 def _estimate_and_rank(
@@ -239,7 +257,9 @@ def _estimate_and_rank(
                 "missing parts will hardly be found"
             )
             continue
-        estimate = partial(FeaturesView.estimate, align=align) if view_type is FeaturesView else view_type.estimate
+        estimate = (
+            functools.partial(FeaturesView.estimate, align=align) if view_type is FeaturesView else view_type.estimate
+        )
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
         lost += [good.names[estimating[i]] for i in estimated.lost]
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges

@@ -106,6 +106,19 @@ def divide_all(
     return joined, renumber(np.concatenate([scenes_N, own_N])), all_estimating, ranking
 
 
+def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:
+    """Raise `InputError` if an image shows a scene of those that have a part in a detector."""
+    common_N = find_common_scenes(known, check, group)
+    scenes = set(common_N[: len(known)].tolist())
+    names = [name for name, scene in zip(check.names, common_N[len(known) :].tolist(), strict=True) if scene in scenes]
+    if names:
+        raise InputError(
+            "check",
+            f"{counted(len(names), 'image')} of {len(check)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)}) show "
+            "scenes of images that have a part in the detector: check it with others.",
+        )
+
+
 def renumber(scenes_N: Integers) -> Integers:
     """Number scenes from 0."""
     return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)

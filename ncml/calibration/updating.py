@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ncml.calibration.altered_originals import POWER_IMAGES
-from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
 from ncml.data import kept_images
 from ncml.data.good_images import GoodImages
 from ncml.errors import InputError
@@ -23,8 +23,10 @@ class UpdatedDetector:
 
     made: MadeDetector
     before: DetectorCalibration
-    found_before: int
+    found_before: int = 0
     """How many of the reviewed defective images the former version flags."""
+    flagged_before: int = 0
+    """How many of the good images that have no part in either version the former one flags."""
 
     @property
     def comparison(self) -> list[str]:
@@ -33,8 +35,15 @@ class UpdatedDetector:
         reviews, power, former = self.made.reviews, self.made.calibration.power, self.before.power
         if reviews is not None and reviews.defective:
             lines.append(f"the former version finds {self.found_before} of the {reviews.defective} defective images")
+        if reviews is not None and reviews.checked:
+            lines.append(
+                f"the former version flags {self.flagged_before} of the {reviews.checked} good images that took no part"
+            )
         if power is not None and former is not None:
-            lines.append(f"{power.mean_share:.0%} of all altered images are flagged, formerly {former.mean_share:.0%}")
+            others = f" of {former.images} images" if former.images != power.images else ""
+            lines.append(
+                f"{power.mean_share:.0%} of all altered images are flagged, formerly {former.mean_share:.0%}{others}"
+            )
         return lines
 
 
@@ -44,6 +53,7 @@ def update_detector(
     folder: Path,
     *,
     defective: GoodImages | None = None,
+    check: GoodImages | None = None,
     power_images: int = POWER_IMAGES,
     device: str = "cpu",
     on_message: Callable[[str], None] = lambda line: None,
@@ -60,10 +70,8 @@ def update_detector(
     if before is None:
         raise InputError("update", f"{model.folder.name} is not a detector: make one with ncml adapt.")
     kept = kept_images.read(model.folder, on_progress)
-    found_before = 0
-    if defective is not None:
-        former = Detector.load(model.folder, before, device)
-        found_before = sum(former.flags(reader()) for reader in defective.readers(defective.all))
+    # Loaded first: the folder may be that of the new version.
+    former = Detector.load(model.folder, before, device) if defective or check else None
     made = make_detector(
         model,
         kept.good,
@@ -73,6 +81,7 @@ def update_detector(
         group=kept.group,
         reviewed=kept.reviewed.join(reviewed).distinct() if kept.reviewed else reviewed.distinct(),
         defective=defective,
+        check=check,
         keep_images=True,
         power_images=power_images,
         region=before.region and before.region.named,
@@ -81,4 +90,7 @@ def update_detector(
         on_message=on_message,
         on_progress=on_progress,
     )
-    return UpdatedDetector(made, before, found_before)
+    if former is None:
+        return UpdatedDetector(made, before)
+    (_, found_before), (_, flagged_before) = (count_flagged(former, images) for images in (defective, check))
+    return UpdatedDetector(made, before, found_before, flagged_before)

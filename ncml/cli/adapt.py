@@ -51,6 +51,7 @@ def adapt(
     leave_out: Annotated[Literal["suspects"] | None, arg(help_behavior_hint="(default: none)")] = None,
     reviewed: Annotated[LocationArgument | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
     defective: Annotated[LocationArgument | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    check: Annotated[LocationArgument | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
     keep_images: bool = False,
     update: Annotated[str, arg(metavar="NAME|PATH", help_behavior_hint="(default: a new detector)")] = "",
     region: Annotated[
@@ -83,6 +84,7 @@ def adapt(
             never rank, so that the rate holds.
         defective: Folder of images that should be flagged. They only test the detector: the report says how many it
             finds.
+        check: Folder of good images that have no part in the detector: the report says how many of them are flagged.
         keep_images: Keep copies of the good images in the folder of the detector, so that --update can use them.
         update: Detector of which to make a new version, with its own options and the images that it keeps; the images
             in FOLDER join those that estimate.
@@ -109,24 +111,26 @@ def adapt(
             raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
     description = describe(update or model, device)
     check_copy(description.folder, out, changing=max_seconds > 0)
-    if not data.is_dir():
-        raise InputError("data", f"{data} is not a folder: name a folder of good images.")
-    if reviewed is not None and not reviewed.is_dir():
-        raise InputError("reviewed", f"{reviewed} is not a folder: name a folder of good images that were flagged.")
-    if defective is not None and not defective.is_dir():
-        raise InputError("defective", f"{defective} is not a folder: name a folder of defective images.")
+    folders = {
+        "data": (data, "good images"), "reviewed": (reviewed, "good images that were flagged"),
+        "defective": (defective, "defective images"), "check": (check, "good images that have no part in the detector"),
+    }  # fmt: skip
+    for field, (folder, contents) in folders.items():
+        if folder is not None and not folder.is_dir():
+            raise InputError(field, f"{folder} is not a folder: name a folder of {contents}.")
     comparison: list[str] = []
     with progress_bar() as on_progress:
         opened = {
             folder: open_folder(folder, sorted_files(folder), on_progress)
-            for folder in (data, reviewed, defective)
-            if folder
+            for folder, _ in folders.values()
+            if folder is not None
         }
         for reason in [reason for images in opened.values() for reason in images.unreadable][:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
         common: dict[str, Any] = {
             "defective": opened[defective] if defective else None,
+            "check": opened[check] if check else None,
             "device": device,
             "on_message": _print_message,
             "on_progress": on_progress,

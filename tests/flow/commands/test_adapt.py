@@ -68,13 +68,22 @@ def test_a_detector_that_keeps_its_images_is_updated(
     save_image.save(tmp_path / "flagged" / "dark.png")
     (tmp_path / "bad").mkdir()
     save_image.point(lambda level: 255 - level).save(tmp_path / "bad" / "white.png")
-    update = ["adapt", "flagged", "--update", "mine", "--defective", "bad"]
+    save_good_images(tmp_path / "aside", seed=1, count=3)
+    update = ["adapt", "flagged", "--update", "mine", "--defective", "bad", "--check", "aside"]
     assert cli.main([*update, "--out", "next", *common]) == 0
     updated = json.loads(capsys.readouterr().out)
     assert updated["n_fit"] == made["n_fit"] + 1
     assert updated["n_rank"] == made["n_rank"]
     assert updated["reviewed"]["images"] == updated["reviewed"]["defective"] == updated["reviewed"]["found"] == 1
-    assert updated["comparison"] == ["the former version finds 1 of the 1 defective images"]
+    assert updated["reviewed"]["checked"] == 3
+    before, flagged = updated["comparison"]
+    assert before == "the former version finds 1 of the 1 defective images"
+    assert flagged.startswith("the former version flags ")
+    assert flagged.endswith(" of the 3 good images that took no part")
+    assert cli.main(["adapt", "good", *options, "--check", "good"]) == 2
+    assert "59 images of 59 (000.png, 001.png, 002.png, ...) show scenes of images that" in capsys.readouterr().err
+    assert cli.main(["adapt", "good", *options, "--check", "nowhere"]) == 2
+    assert "nowhere is not a folder: name a folder of good images that have no part" in capsys.readouterr().err
     assert cli.main([*update, "--group", "image", "--out", "other"]) == 2
     assert "--update uses the options of the detector itself: omit --group" in capsys.readouterr().err
     assert cli.main(["adapt", "flagged", "--update", str(model.folder), "--out", "other"]) == 2

@@ -66,7 +66,10 @@ def test_an_update_is_the_detector_that_the_same_images_make(
 ) -> None:
     flagged = write(tmp_path / "flagged", **{f"{seed}": brighter(seed) for seed in range(300, 306)})
     defective = write(tmp_path / "bad", black=good_image(1) * 0, fine=good_image(500))
-    updated = update_detector(ncml.load(kept.folder), flagged, tmp_path / "part-2", defective=defective, power_images=2)
+    aside = write(tmp_path / "aside", **{f"{seed}": good_image(seed) for seed in range(600, 606)}, dark=brighter(700))
+    updated = update_detector(
+        ncml.load(kept.folder), flagged, tmp_path / "part-2", defective=defective, check=aside, power_images=2
+    )
     made = updated.made
     expected = make_detector(model, good, tmp_path / "same", reviewed=flagged, **OPTIONS)
     assert made.calibration.version == expected.calibration.version
@@ -74,9 +77,20 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 6, kept.calibration.n_rank)
     assert made.reviews is not None
     assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (6, 2, 1, 1)
-    assert "1 of 2 defective images, which only test it, are flagged" in descriptions.describe_detector(made)
+    lines = descriptions.describe_detector(made)
+    assert "1 of 2 defective images, which only test it, are flagged" in lines
     assert updated.comparison[0] == "the former version finds 1 of the 2 defective images"
-    assert "of all altered images are flagged, formerly" in updated.comparison[1]
+    flagged_aside = [
+        sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(list(aside.paths)))
+        for folder in (kept.folder, made.folder)
+    ]
+    assert flagged_aside[1] < flagged_aside[0] < 7
+    assert f"{flagged_aside[1]} of 7 good images that took no part are flagged ({flagged_aside[1] / 7:.1%})" in lines
+    assert updated.comparison[1] == (
+        f"the former version flags {flagged_aside[0]} of the 7 good images that took no part"
+    )
+    assert kept.calibration.power is not None
+    assert updated.comparison[2].endswith(f"are flagged, formerly {kept.calibration.power.mean_share:.0%}")
     fresh = [brighter(seed) for seed in range(400, 410)]
     flagged_by = [
         sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(fresh))
@@ -95,6 +109,28 @@ def test_defective_images_have_no_part_in_the_detector(
     assert made.reviews is not None
     assert (made.reviews.images, made.reviews.defective) == (0, 3)
     assert not kept_images.are_kept(made.folder)
+
+
+def test_images_that_have_a_part_in_the_detector_cannot_check_it(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    reviewed = write(tmp_path / "flagged", a=brighter(300), b=brighter(301))
+    copies = write(tmp_path / "aside", x=good_image(600), y=brighter(301), z=good_image(5))
+    with pytest.raises(
+        InputError, match=r"2 images of 3 \(y.png, z.png\) show scenes .* check it with others"
+    ) as caught:
+        update_detector(ncml.load(kept.folder), reviewed, tmp_path / "part", check=copies, power_images=0)
+    assert caught.value.field == "check"
+    smaller = write(tmp_path / "small", a=good_image(600)[:60])
+    with pytest.raises(InputError, match="a region needs images of one size"):
+        make_detector(model, good, tmp_path / "part", check=smaller, **OPTIONS)
+    assert not (tmp_path / "part").exists()
+
+
+def test_a_power_of_fewer_images_is_compared_by_name(kept: MadeDetector, tmp_path: Path) -> None:
+    reviewed = write(tmp_path / "flagged", a=brighter(300))
+    updated = update_detector(ncml.load(kept.folder), reviewed, tmp_path / "part", power_images=1)
+    assert updated.comparison[-1].endswith("of 2 images")
 
 
 def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, tmp_path: Path) -> None:
