@@ -29,6 +29,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
 from ncml.ood import calibrations, detector_calibration
 from ncml.ood.calibration import Calibration
+from ncml.ood.calibrations import Selection
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.judging import Detector
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
@@ -229,14 +230,14 @@ class Model:
         t = self._time(noise)
         judging = self._select_detector(calibration, statistic) if ood else None
         selected = None if judging else self.calibrations.select(calibration)
-        verdict_statistic, names = self.calibrations.select_statistics(
+        selection = self.calibrations.select_statistics(
             selected, self.statistics, statistic, statistics, with_verdict=ood
         )
         detections = self._detect(judging, images, callback) if judging else [None] * len(pixels)
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
             batch = slice(start, start + batch_size)
-            scores += self._score(pixels[batch], class_B[batch], t, map, selected, verdict_statistic, names, sanity)
+            scores += self._score(pixels[batch], class_B[batch], t, selection, with_map=map, with_sanity=sanity)
             callback(Progress("score", len(scores), len(pixels)))
         for score, file, detection in zip(scores, files, detections, strict=True):
             score.file, score.detection = file, detection
@@ -269,15 +270,13 @@ class Model:
         pixels: NDArray[np.uint8],
         class_B: torch.Tensor,
         t: float,
+        selection: Selection,
+        *,
         with_map: bool,
-        calibration: Calibration | None,
-        verdict_statistic: str | None,
-        names: tuple[str, ...],
-        sanity: bool,
+        with_sanity: bool,
     ) -> list[Score]:
         is_null_class = bool((class_B == len(self.classes)).all())
-        computed = names if verdict_statistic is None else (*names, verdict_statistic)
-        columns, clean = measure(self.network, pixels, required_columns(computed, self.statistics))
+        columns, clean = measure(self.network, pixels, required_columns(selection.computed, self.statistics))
         measurement: LevelMeasurement = (
             clean
             if clean is not None and is_null_class and t == 0
@@ -287,13 +286,14 @@ class Model:
         total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
         bits_B = bits_per_dim(total_B, self.height * self.width).tolist()
         map_BHW = bits_per_dim(log_prob_BHW, 1).numpy()
+        calibration = selection.calibration
         estimates = None if calibration is None else calibration.estimates
-        values = {name: self.statistics[name].compute(columns, estimates) for name in computed}
+        values = {name: self.statistics[name].compute(columns, estimates) for name in selection.computed}
         verdicts: Sequence[Verdict | None] = [None] * len(pixels)
-        if verdict_statistic is not None and calibration is not None:
-            verdicts = calibration.verdicts(verdict_statistic, values[verdict_statistic])
+        if calibration is not None and selection.statistic is not None:
+            verdicts = calibration.verdicts(selection.statistic, values[selection.statistic])
         flipped: list[float] | list[None] = [None] * len(pixels)
-        if sanity:
+        if with_sanity:
             flipped = measure(self.network, pixels ^ np.uint8(1), ["bits_0"])[0]["bits_0"].tolist()
         return [
             Score(
@@ -301,7 +301,7 @@ class Model:
                 log_likelihood=float(total_B[i]),
                 map=map_BHW[i] if with_map else None,
                 ood=verdicts[i],
-                statistics={name: float(values[name][i]) for name in names},
+                statistics={name: float(values[name][i]) for name in selection.names},
                 flipped_bpd=flipped[i],
             )
             for i in range(len(pixels))

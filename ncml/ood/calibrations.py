@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ncml import checkpoint
 from ncml.config import Config
@@ -16,6 +16,21 @@ from ncml.ood.statistics import Statistic, select_names
 from ncml.ood.storage import DEFAULT_NAME
 
 AnyCalibration = TypeVar("AnyCalibration")
+
+
+class Selection(NamedTuple):
+    """What a request selects."""
+
+    calibration: Calibration | None
+    statistic: str | None
+    """That of the verdict; None for no verdict."""
+    names: tuple[str, ...]
+    """The statistics to return."""
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The statistics to compute."""
+        return self.names if self.statistic is None else (*self.names, self.statistic)
 
 
 @dataclass(frozen=True)
@@ -54,10 +69,10 @@ class Calibrations(Generic[AnyCalibration]):
         names: str | Sequence[str],
         *,
         with_verdict: bool,
-    ) -> tuple[str | None, tuple[str, ...]]:
-        """Return the statistic of the verdict, None for no verdict, and the names of the statistics to return.
+    ) -> Selection:
+        """Return what a request selects: the given calibration, and statistics that it has.
 
-        calibration: the selected one. statistic, names: those requested, as in `Model.score`.
+        statistic, names: those requested, as in `Model.score`.
         """
         if statistic is not None:
             select_names([statistic], statistics, "statistic")
@@ -73,8 +88,8 @@ class Calibrations(Generic[AnyCalibration]):
                     field, f"the calibration {calibration.name} does not have {name}: calibrate the model again."
                 )
         if calibration is None or not with_verdict:
-            return None, selected
-        return statistic or calibration.statistic, selected
+            return Selection(calibration, None, selected)
+        return Selection(calibration, statistic or calibration.statistic, selected)
 
 
 def available(calibration: Calibration | None, statistics: Mapping[str, Statistic]) -> tuple[str, ...]:
