@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ncml.checkpoint import Description
 from ncml.errors import InputError
 from ncml.images import place_known_half_of, resize_to
-from ncml.images.sources import Images, list_images, name_of, read_image, read_pil
+from ncml.images.reading import Images, list_images, name_of, read_image, read_pil
 from ncml.limits import MAX_SEED, Keep
 from ncml.network.sde import make_sde
 from ncml.options import SamplingOptions

@@ -22,7 +22,7 @@ from ncml.arguments import (
 )
 from ncml.errors import InputError, ModelError
 from ncml.hub import find_model
-from ncml.images.sources import Image, Images, list_images, name_of, read_image
+from ncml.images.reading import Image, Images, list_images, name_of, read_image
 from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.mixture import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN

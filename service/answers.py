@@ -12,7 +12,7 @@ from service.http.negotiation import JSON
 from service.http.problems import Problem, as_sentence
 from service.http.validation import FieldError
 from worker.contract import JobStatus, Priority, Task
-from worker.results import (
+from worker.job_results import (
     Calibrated,
     DetectionValues,
     JobError,

@@ -26,8 +26,8 @@ from service.http.pages import install_docs, install_studio
 from service.http.stopping import Stop
 from service.jobs import JobService
 from service.keys import KeyFile, KeyFileError
-from service.metrics import Metrics
 from service.routes import calibrate, generate, health, jobs, models, reviews, score
+from service.service_metrics import Metrics
 from service.settings import Settings, read_settings
 from service.webhooks.deliverer import Deliverer
 from service.webhooks.documentation import install_webhook

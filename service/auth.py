@@ -16,7 +16,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from service.http.client_limits import client_name
 from service.http.problems import Problem
 from service.keys import KeyFile
-from service.metrics import Metrics
+from service.service_metrics import Metrics
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="`Authorization: Bearer KEY`")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", description="`X-API-Key: KEY`")

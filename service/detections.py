@@ -12,7 +12,7 @@ from ncml.images import grid, heat
 from ncml.images.tiling import Box, Scores, stretch_bands
 from service import answers
 from service.arrays import npz_parts, rounded
-from worker.results import Detection
+from worker.job_results import Detection
 
 
 def detection_answer(detection: Detection) -> answers.Detection:

@@ -30,17 +30,17 @@ from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_f
 from service.http.requests import ParsedRequest, Upload
 from service.http.stopping import Stop
 from service.http.validation import FieldError
-from service.metrics import Metrics
 from service.params import JobParams, Params
 from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
+from service.service_metrics import Metrics
 from service.settings import Settings
 from service.webhooks.targets import Receivers
 from worker.contract import Job, JobStatus, Lane, Priority, ScoreJob, Task, is_alone
 from worker.deliveries import receiver_of
 from worker.descriptors import ModelDescriptor
+from worker.job_results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull, QueueOutOfMemory
-from worker.results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
 
 T = TypeVar("T")
 

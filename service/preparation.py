@@ -17,8 +17,8 @@ from ncml.errors import InputError
 from service.decoders import request_too_slow
 from service.http.problems import Problem
 from worker.contract import Job, JobStatus
+from worker.job_results import JobEnding, JobError
 from worker.queue import JobNotFound, JobQueue, QueueFull
-from worker.results import JobEnding, JobError
 
 log = logging.getLogger(__name__)
 

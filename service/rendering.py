@@ -22,8 +22,8 @@ from service.arrays import npz, npz_parts, rounded
 from service.detections import detection_answer, detections_npz_parts, draw_detections
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
-from worker.results import CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
-from worker.results import Score as ImageScore
+from worker.job_results import CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
+from worker.job_results import Score as ImageScore
 
 SCORE_OFFERS = (JSON, NPZ, PNG)
 IMAGE_OFFERS = (PNG, JSON, ZIP, NPZ)

@@ -29,7 +29,7 @@ from ncml.ood.power import summary
 from ncml.progress import Progress
 from ncml.training.adaptation import adapt
 from worker.contract import CalibrateJob, ReviewedImage, UpdateJob
-from worker.results import Calibrated, ReviewCounts, WorkerFault
+from worker.job_results import Calibrated, ReviewCounts, WorkerFault
 
 if TYPE_CHECKING:
     from ncml.model import Model

@@ -10,9 +10,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from worker.job_results import JobView
 from worker.records import read_view
 from worker.redis_keys import RECEIVERS, deliveries_key, delivery_key, script, sending_key
-from worker.results import JobView
 
 LEASE_S = 60.0
 """How long a claim holds: several times what an attempt may take."""

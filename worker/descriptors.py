@@ -12,7 +12,7 @@ from ncml.limits import DETECTOR, Keep, View
 from ncml.options import DEFAULT_FIELDS, select_defaults, with_fields
 from ncml.sampling.defaults import SamplingLimits
 from worker.contract import FrozenModel, Lane, Priority
-from worker.results import ModelRef
+from worker.job_results import ModelRef
 
 
 class Preprocessing(FrozenModel):

@@ -26,6 +26,7 @@ from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob, UpdateJob
 from worker.inbox import Inbox, PipeClosed
+from worker.job_results import JobError, ModelRef, WorkerFault
 from worker.messages import (
     Batch,
     BatchResult,
@@ -38,7 +39,6 @@ from worker.messages import (
     Step,
 )
 from worker.registry import ModelNotServed, ModelRegistry, ModelUnknown
-from worker.results import JobError, ModelRef, WorkerFault
 from worker.scoring import read_original, scoring_options, wire_scan, wire_score
 
 if TYPE_CHECKING:

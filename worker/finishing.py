@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import ResponseError
 
 from worker.contract import JobStatus, ScoreJob
+from worker.job_results import JobEnding, Timing
 from worker.leases import Claim, Leases
 from worker.messages import BatchResult, Catalogue
 from worker.metrics import WorkerMetrics
 from worker.outages import Outages
-from worker.results import JobEnding, Timing
 from worker.running import RunningJob
 from worker.spans import record_job
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import redis
 
 from worker.contract import JOB_ID, JobStatus, Lane
+from worker.job_results import CANCELED, DAMAGED, JobEnding, JobError, Preview
 from worker.queue import EVENTS_CAP, JobQueue
 from worker.records import status_event
 from worker.redis_keys import LEASES, WORKERS, job_key, preview_key, queue_key, queue_names, script, wake_key
-from worker.results import CANCELED, DAMAGED, JobEnding, JobError, Preview
 
 LEASE_S = 15.0
 """How long a worker may be silent before others take over its jobs."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from worker.contract import Job
 from worker.descriptors import ModelDescriptor
+from worker.job_results import Calibrated, JobError, ModelRef, Scan, Score
 from worker.registry import Load, Stamp
-from worker.results import Calibrated, JobError, ModelRef, Scan, Score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from ncml.limits import DETECTOR
 from ncml.ood.alarm import FlaggedRateAlarm
 from worker.contract import ScoreJob
 from worker.descriptors import Calibration, DetectorCalibration, ModelDescriptor
-from worker.results import JobEnding, Ood, Score
+from worker.job_results import JobEnding, Ood, Score
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 

@@ -19,6 +19,7 @@ from ncml.errors import NcmlError
 from worker.changes import Changes
 from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Lane, Priority, held_name, queue_name
 from worker.deliveries import Deliveries
+from worker.job_results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobView, Preview, Result
 from worker.monitor import QueueMonitor
 from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
 from worker.redis_keys import (
@@ -32,8 +33,7 @@ from worker.redis_keys import (
     script,
     wake_key,
 )
-from worker.results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobView, Preview, Result
-from worker.reviews import Reviews
+from worker.review_store import Reviews
 
 RESULT_TTL_S = 3600
 """How long an ended job, its result and its images are kept."""

@@ -12,7 +12,7 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key, is_alone
-from worker.results import Event, JobError, JobView, ModelRef, Timing, Webhook
+from worker.job_results import Event, JobError, JobView, ModelRef, Timing, Webhook
 
 VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",

@@ -7,11 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from worker.contract import CalibrateJob, Job, Lane, ScanJob, ScoreJob, Task, UpdateJob, batch_key, is_long
-from worker.leases import Claim
-from worker.messages import Outcome, Step
-from worker.records import parse_job, write_event
-from worker.redis_keys import blob_key
-from worker.results import (
+from worker.job_results import (
     CalibrateResult,
     Event,
     ImagesResult,
@@ -25,6 +21,10 @@ from worker.results import (
     StoredImages,
     Timing,
 )
+from worker.leases import Claim
+from worker.messages import Outcome, Step
+from worker.records import parse_job, write_event
+from worker.redis_keys import blob_key
 from worker.traces import trace_id
 
 _TIMEOUT_REMEDIES = {

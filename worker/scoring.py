@@ -12,7 +12,7 @@ from ncml.images import open_image, reduced_grey_jpeg
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.options import leaves_verdict_to_detector
 from worker.contract import Original, ScoreJob
-from worker.results import Detection, Scan, Score
+from worker.job_results import Detection, Scan, Score
 
 if TYPE_CHECKING:
     from ncml import results

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from worker.results import JobEnding
+from worker.job_results import JobEnding
 from worker.running import RunningJob
 from worker.traces import format_traceparent, parse_context
 

@@ -23,6 +23,7 @@ from rq.worker_registration import clean_worker_registry
 from worker.contract import JobStatus, Lane
 from worker.descriptors import WorkerInfo, WorkerState
 from worker.finishing import JobFinisher
+from worker.job_results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef, Timing
 from worker.leases import LEASE_S, Claim, Leases, LeaseState
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Interruption, Opening, Step
 from worker.metrics import WorkerMetrics
@@ -31,7 +32,6 @@ from worker.process import EngineDied, EngineProcess
 from worker.publications import Publications
 from worker.queue import JobQueue
 from worker.redis_keys import queue_names, worker_key
-from worker.results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef, Timing
 from worker.running import Pace, RunningBatch, RunningJob
 from worker.supervisor import EngineSupervisor
 

@@ -24,7 +24,7 @@ from ncml.cli.terminal import (
 )
 from ncml.data.inventory import counted
 from ncml.errors import InputError
-from ncml.images.sources import list_images
+from ncml.images.reading import list_images
 
 
 def compress(

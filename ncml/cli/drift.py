@@ -70,9 +70,9 @@ def drift(
         raise InputError("files", "nothing to compare is given: ncml drift TABLE|FOLDER...")
     for path in files:
         check_exists(path)
-    from ncml.ood import drift as drift_test
+    from ncml.ood import drift_report
 
-    drift_test.check_alpha(alpha)
+    drift_report.check_alpha(alpha)
     if plot is not None:
         _check_plot(plot)
     m = LocalModel(describe(model, device), device)
@@ -95,11 +95,11 @@ def drift(
         raise InputError("files", f"there are no scored images in {', '.join(map(str, files))}.")
     bpd, score, p_value = np.array(measurements, np.float64).T
     ranked = reference.ranked
-    result = drift_test.compare(
+    result = drift_report.compare(
         bpd, score, p_value, ranked["bpd"], ranked[reference.statistic], reference.false_positive_rate, alpha
     )
     if plot is not None:
-        drift_test.plot(plot, bpd, p_value, ranked["bpd"], result, m.name)
+        drift_report.plot(plot, bpd, p_value, ranked["bpd"], result, m.name)
     if as_json:
         print_json({"model": identity(m), "calibration": reference.version, "skipped": skipped.count} | asdict(result))
     else:

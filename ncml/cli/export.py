@@ -11,7 +11,7 @@ from ncml.cli.rows import SkippedFiles
 from ncml.cli.terminal import JsonOption, check_output_file, describe, identity, print_json, progress_bar
 from ncml.data.inventory import counted
 from ncml.errors import InputError, NcmlError
-from ncml.images.sources import list_images
+from ncml.images.reading import list_images
 from ncml.ood import detector_calibration
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.views.view import Reader

@@ -8,7 +8,7 @@ from ncml.arguments import check_conditions
 from ncml.checkpoint import Description
 from ncml.cli.terminal import load
 from ncml.images import open_image
-from ncml.images.sources import Image
+from ncml.images.reading import Image
 from ncml.images.tiling import Tiling
 from ncml.ood import calibrations, detector_calibration, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names

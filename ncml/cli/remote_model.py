@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ncml.errors import InputError, NcmlError, ServiceError
 from ncml.images import PREPROCESSING, open_image
-from ncml.images.sources import Image
+from ncml.images.reading import Image
 from ncml.ood.calibrations import Calibrations
 from ncml.ood.detector_calibration import NAME, STATISTIC
 from ncml.options import leaves_verdict_to_detector

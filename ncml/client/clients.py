@@ -23,7 +23,7 @@ from ncml.client.exchange import (
     UpdateOptions,
 )
 from ncml.errors import InputError
-from ncml.images.sources import Image, Images
+from ncml.images.reading import Image, Images
 from ncml.results import Scan, Score
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ import numpy as np
 from ncml.client.documents import Document, Generated, Job, JobProgress, read_scan, read_scores
 from ncml.client.uploads import Upload, read_upload, read_uploads
 from ncml.errors import InputError, ServiceError, suggestion
-from ncml.images.sources import Image, Images, list_images, name_of
+from ncml.images.reading import Image, Images, list_images, name_of
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES, Keep
 from ncml.options import SamplingOptions
 from ncml.results import Scan, Score

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ncml.errors import InputError
-from ncml.images.sources import Image, name_of, read_pil
+from ncml.images.reading import Image, name_of, read_pil
 from ncml.object_storage import StoragePath
 
 Upload = tuple[str, bytes]

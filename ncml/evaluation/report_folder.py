@@ -12,8 +12,8 @@ from typing import Any
 from ncml import checkpoint
 from ncml.errors import InputError
 from ncml.evaluation.classes import classes
+from ncml.evaluation.flipped_bits import likelihood
 from ncml.evaluation.inputs import Inputs
-from ncml.evaluation.likelihood import likelihood
 from ncml.evaluation.ood import ood
 from ncml.evaluation.quality import fid
 from ncml.evaluation.report import Section

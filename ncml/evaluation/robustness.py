@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ncml.evaluation import bootstrap
+from ncml.evaluation.flipped_bits import bits, flip
 from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs
-from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.report import Cell, Figure, Section, Table, make_axes
 from ncml.model import Model
 from ncml.network.mixture import from_uint8

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ncml import codec
 from ncml.evaluation import bootstrap
+from ncml.evaluation.flipped_bits import PIS, flip, flipped_bits
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs
-from ncml.evaluation.likelihood import PIS, flip, flipped_bits
 from ncml.evaluation.report import Cell, Figure, Section, Table, draw_sheet
 from ncml.model import Model
 from ncml.network.mixture import bits_per_dim, from_uint8, log_prob

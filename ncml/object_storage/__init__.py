@@ -3,6 +3,6 @@
 `paths.py` has what commands use, `filesystems.py` the requests. Imports fsspec and its packages at the first request.
 """
 
-from ncml.object_storage.paths import AHEAD, StoragePath, is_address, read_ahead
+from ncml.object_storage.remote_paths import AHEAD, StoragePath, is_address, read_ahead
 
 __all__ = ["AHEAD", "StoragePath", "is_address", "read_ahead"]

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.types import Message, Send
 
 from service.http.problems import Problem
-from service.metrics import Metrics
+from service.service_metrics import Metrics
 
 T = TypeVar("T")
 

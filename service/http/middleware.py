@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.deferred import RouteLimit, call_and_respond
 from service.http.problems import Problem
 from service.http.stopping import Stop, stopping
-from service.metrics import Metrics
+from service.service_metrics import Metrics
 from worker import traces
 from worker.logs import JsonFormatter, configure
 

@@ -27,7 +27,7 @@ from service.settings import MAX_CALIBRATION_IMAGES
 from worker.contract import CalibrateJob, ReviewedImage, Task, UpdateJob
 from worker.descriptors import ModelDescriptor
 from worker.records import MAX_PIXEL_BYTES
-from worker.reviews import Verdict
+from worker.review_store import Verdict
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from service.http.validation import EVENT_ID, JOB_ID
 from service.jobs import Jobs
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Task
-from worker.results import Event
+from worker.job_results import Event
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

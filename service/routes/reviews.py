@@ -17,8 +17,8 @@ from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
 from service.params import ReviewParams
 from service.routes.models import Name
-from worker.results import ScoreResult
-from worker.reviews import Review, TooManyReviews, Verdict
+from worker.job_results import ScoreResult
+from worker.review_store import Review, TooManyReviews, Verdict
 
 router = APIRouter(prefix="/models", tags=["reviews"])
 

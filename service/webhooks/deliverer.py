@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from ncml.errors import InputError
 from service.answers import JobEnded, job_answer
-from service.metrics import Metrics
+from service.service_metrics import Metrics
 from service.webhooks.sending import Attempt, Sender
 from service.webhooks.targets import Receivers
 from worker.deliveries import LEASE_S, Delivery

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from service.metrics import Metrics
+from service.service_metrics import Metrics
 from tests.deploy.engine import run
 from tests.deploy.files import ALERTS, DASHBOARD, ROOT, compose, expressions
 from tests.deploy.test_kubernetes import FOLDER

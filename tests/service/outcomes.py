@@ -23,8 +23,7 @@ from worker.descriptors import (
     WorkerInfo,
     WorkerState,
 )
-from worker.messages import Outcome
-from worker.results import (
+from worker.job_results import (
     Box,
     Calibrated,
     Detection,
@@ -37,6 +36,7 @@ from worker.results import (
     ViewDetection,
     ViewVerdict,
 )
+from worker.messages import Outcome
 
 CALIBRATION = Calibration(
     version="c0" * 32,

@@ -7,6 +7,7 @@ from typing import Literal
 from tests.service.outcomes import INFO, MODEL, TIMING, outcome
 from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, UpdateJob, held_name
 from worker.descriptors import ModelDescriptor, WorkerInfo
+from worker.job_results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef
 from worker.leases import Leases
 from worker.messages import Step
 from worker.outages import Outages
@@ -14,7 +15,6 @@ from worker.publications import Publications
 from worker.queue import JobQueue
 from worker.records import parse_job
 from worker.redis_keys import WORKERS, job_key, wake_key, worker_key
-from worker.results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef
 from worker.running import RunningJob
 
 ROOM = 64

@@ -25,9 +25,9 @@ from tests.conftest import Valkey, eventually
 from tests.service.live import served
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Lane, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
+from worker.job_results import Event, JobError
 from worker.queue import JobQueue
 from worker.redis_keys import blob_key, job_key
-from worker.results import Event, JobError
 
 
 def flat(level: int, h: int = 8, w: int = 8) -> bytes:

@@ -23,8 +23,8 @@ from service.app import from_environment
 from service.http.middleware import RequestLogFormatter, request_id
 from service.http.protocol import MAX_HEAD_BYTES
 from service.jobs import MAX_UNDELIVERED
-from service.metrics import Metrics
 from service.preparation import MAX_PREPARATIONS
+from service.service_metrics import Metrics
 from service.settings import Settings
 from tests.conftest import free_port
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
@@ -454,14 +454,14 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or na
         "contract",
         "deliveries",
         "descriptors",
+        "job_results",
         "logs",
         "monitor",
         "outages",
         "queue",
         "records",
         "redis_keys",
-        "results",
-        "reviews",
+        "review_store",
         "traces",
     )
     assert run.stdout.strip() == str([f"worker.{name}" for name in modules])

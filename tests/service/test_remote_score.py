@@ -21,8 +21,8 @@ from service.settings import Settings
 from tests.conftest import eventually
 from tests.service.live import served
 from worker.contract import Lane, ScoreJob
+from worker.job_results import JobError
 from worker.queue import QueueFull
-from worker.results import JobError
 
 Run = Callable[..., tuple[int, str, str]]
 

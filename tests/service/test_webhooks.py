@@ -17,7 +17,7 @@ from ncml.client import Client
 from ncml.images import to_png
 from ncml.webhooks import Signer
 from service.app import create_app
-from service.metrics import Metrics
+from service.service_metrics import Metrics
 from service.settings import Settings
 from service.webhooks import deliverer
 from service.webhooks.deliverer import GIVE_UP_S, plan
@@ -29,8 +29,8 @@ from tests.service.live import served
 from tests.service.test_operations import metrics
 from worker.contract import GenerateJob
 from worker.deliveries import Delivery
+from worker.job_results import JobError
 from worker.queue import JobQueue
-from worker.results import JobError
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 

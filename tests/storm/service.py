@@ -11,9 +11,9 @@ import pytest
 from ncml.images.tiling import Tiling
 from tests.worker.fleet import PIXELS, score
 from worker.contract import Job, JobStatus, ScanJob
+from worker.job_results import Box, JobEnding, ModelRef, Result, Scan, ScanResult, Score, ScoreResult, Timing
 from worker.leases import Leases
 from worker.queue import JobQueue
-from worker.results import Box, JobEnding, ModelRef, Result, Scan, ScanResult, Score, ScoreResult, Timing
 
 MIB = 2**20
 SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -19,8 +19,8 @@ from tests.conftest import Valkey, eventually
 from tests.worker.fleet import Fleet, generate, score
 from tests.worker.synthetic import SyntheticModel, write_model
 from worker.contract import JobStatus, Lane, Pixels, Priority
+from worker.job_results import ScoreResult
 from worker.leases import Leases
-from worker.results import ScoreResult
 
 LEASE = {"lease_s": 1.5}
 

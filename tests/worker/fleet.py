@@ -16,8 +16,8 @@ from ncml.images import to_png
 from tests.conftest import eventually
 from tests.worker.synthetic import HEIGHT, WIDTH
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Lane, Pixels, ScanJob, ScoreJob
+from worker.job_results import ImagesResult, JobView
 from worker.queue import JobQueue
-from worker.results import ImagesResult, JobView
 
 ROOT = Path(__file__).parents[2]
 PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)))

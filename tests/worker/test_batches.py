@@ -9,7 +9,7 @@ import pytest
 from tests.worker.fleet import Fleet, score
 from tests.worker.synthetic import HEIGHT, WIDTH, SyntheticModel, write_model
 from worker.contract import Pixels
-from worker.results import Score, ScoreResult
+from worker.job_results import Score, ScoreResult
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])

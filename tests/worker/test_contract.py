@@ -43,7 +43,7 @@ from worker.descriptors import (
     Preprocessing,
     TileCalibration,
 )
-from worker.results import (
+from worker.job_results import (
     RESULT,
     Box,
     Calibrated,

@@ -9,11 +9,11 @@ import pytest
 from tests.conftest import eventually
 from tests.worker.fleet import Fleet, generate, score
 from worker.contract import GenerateJob, JobStatus, Lane
+from worker.job_results import DAMAGED, JobEnding
 from worker.leases import Leases
 from worker.queue import JobNotFound, JobQueue
 from worker.records import MAX_PAYLOAD_BYTES, parse_job
 from worker.redis_keys import LEASES, WORKERS
-from worker.results import DAMAGED, JobEnding
 
 
 @pytest.fixture

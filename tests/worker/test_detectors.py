@@ -24,11 +24,11 @@ from tests.detectors import good_image, use_small_scale, without_disc
 from tests.ncml import nets
 from worker.contract import Original, Pixels, ReviewedImage, ScoreJob, UpdateJob
 from worker.engine import BatchRunner
+from worker.job_results import Score
 from worker.messages import Batch, Drop, EngineSettings, Outcome
 from worker.metrics import WorkerMetrics
 from worker.monitor import _merge
 from worker.registry import ModelRegistry, describe
-from worker.results import Score
 
 
 class Pipe:

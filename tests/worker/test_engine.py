@@ -21,12 +21,12 @@ from tests.worker.synthetic import load, write_model
 from worker import calibrating
 from worker.contract import CalibrateJob
 from worker.descriptors import ModelDescriptor
+from worker.job_results import WorkerFault
 from worker.main import load as load_model
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
 from worker.registry import describe
-from worker.results import WorkerFault
 from worker.supervisor import EngineSupervisor
 
 

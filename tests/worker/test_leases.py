@@ -11,10 +11,10 @@ import redis.exceptions
 from tests.conftest import Valkey
 from tests.worker.synthetic import load
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
+from worker.job_results import CANCELED, Event, JobEnding, Preview, Progress, Timing
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.messages import EngineSettings, Step
 from worker.queue import EVENTS_CAP, JobQueue, QueueOutOfMemory
-from worker.results import CANCELED, Event, JobEnding, Preview, Progress, Timing
 from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 

@@ -19,9 +19,9 @@ import redis
 import ncml
 from tests.conftest import eventually, free_port
 from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
+from worker.job_results import ImagesResult, ScoreResult
 from worker.main import main as worker_main
 from worker.queue import JobQueue
-from worker.results import ImagesResult, ScoreResult
 
 COMMAND = [sys.executable, "-m", "ncml.cli", "worker"]
 

@@ -9,11 +9,11 @@ import pytest
 from tests.worker.fleet import Fleet, generate, score
 from tests.worker.synthetic import load, write_model
 from worker.contract import Job, JobStatus, Lane
+from worker.job_results import JobError
 from worker.leases import SCAN, Leases
 from worker.messages import BatchResult, EngineSettings, Outcome
 from worker.queue import JobQueue
 from worker.redis_keys import WORKERS, serving_key
-from worker.results import JobError
 from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 

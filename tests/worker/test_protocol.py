@@ -20,11 +20,11 @@ from hypothesis.stateful import (
 )
 
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
+from worker.job_results import JobEnding, JobError
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.queue import JobQueue, QueueFull
 from worker.records import parse_job
 from worker.redis_keys import LEASES
-from worker.results import JobEnding, JobError
 
 LIMIT = 12
 QUEUES = [f"rq:queue:ncml:generate:{priority}" for priority in Priority]

@@ -22,12 +22,12 @@ from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
 from worker.contract import CalibrateJob, GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
+from worker.job_results import CANCELED, JobEnding, JobError, JobView, ModelRef, Score, ScoreResult, Timing
 from worker.leases import Leases
 from worker.publications import Publications
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
 from worker.redis_keys import WORKERS, descriptor_key, job_key, pictures_key, worker_key
-from worker.results import CANCELED, JobEnding, JobError, JobView, ModelRef, Score, ScoreResult, Timing
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 

@@ -23,9 +23,9 @@ from tests.worker.fleet import PIXELS, Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
 from worker.contract import Job, JobStatus, Lane, Pixels, Priority
 from worker.descriptors import WorkerState
+from worker.job_results import Box, ImagesResult, Ood, ScanResult, ScoreResult
 from worker.leases import Claim
 from worker.queue import JobNotFound
-from worker.results import Box, ImagesResult, Ood, ScanResult, ScoreResult
 from worker.running import RunningJob
 
 HANG_S = 8.0

@@ -18,12 +18,12 @@ from tests.conftest import eventually
 from tests.worker.fleet import Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, SyntheticModel, load, write_model
 from worker.contract import CalibrateJob, JobStatus, Lane
+from worker.job_results import Progress, ScanResult
 from worker.leases import Leases
 from worker.messages import Batch, BatchResult, Drop, EngineSettings, Interruption, Outcome, Step
 from worker.process import EngineProcess
 from worker.queue import JobQueue
 from worker.redis_keys import LEASES
-from worker.results import Progress, ScanResult
 from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 

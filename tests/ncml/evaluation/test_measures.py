@@ -11,7 +11,7 @@ from sklearn import metrics
 import ncml
 from ncml.evaluation import bootstrap, published
 from ncml.evaluation.distances import frechet_distance, kernel_distance
-from ncml.evaluation.likelihood import _not_reproduced, bits, flip
+from ncml.evaluation.flipped_bits import _not_reproduced, bits, flip
 from ncml.evaluation.quality import NOISE_ROUGHNESS, roughness
 from ncml.evaluation.sanity import seven_bit_bits
 from ncml.network.mixture import from_uint8

@@ -8,17 +8,17 @@ from PIL import Image
 from scipy import stats
 
 from ncml.errors import InputError
-from ncml.ood import conformal, drift
+from ncml.ood import conformal, drift_report
 
 RNG = np.random.default_rng(0)
 RANKED_BPD, RANKED = (conformal.rank_scores(RNG.normal(*moments, 1000)) for moments in ((3.5, 0.5), (3, 1)))
 
 
-def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.Drift:
+def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift_report.Drift:
     rng = np.random.default_rng(seed)
     bpd, score = rng.normal(3.5, 0.5, n), rng.normal(3 + shift, 1, n)
     p = conformal.p_values(score, RANKED)
-    return drift.compare(bpd, score, p, RANKED_BPD, RANKED, 0.05, alpha)
+    return drift_report.compare(bpd, score, p, RANKED_BPD, RANKED, 0.05, alpha)
 
 
 def test_false_positives_are_no_more_frequent_than_alpha() -> None:
@@ -33,7 +33,7 @@ def test_repeated_images_are_no_drift() -> None:
         scored, ranking = (np.where(rng.random(n) < 0.2, 3.14159265, rng.normal(3, 1, n)) for n in (200, 500))
         ranked = conformal.rank_scores(ranking)
         p = conformal.p_values(scored, ranked)
-        drifted += drift.compare(scored, scored, p, ranked, ranked, 0.05, 0.01).drifted
+        drifted += drift_report.compare(scored, scored, p, ranked, ranked, 0.05, 0.01).drifted
     assert drifted <= 2
 
 
@@ -64,8 +64,8 @@ def test_statistics_equal_those_of_scipy() -> None:
 
 def test_stability_equals_its_definition() -> None:
     ranked = np.arange(1000.0)
-    assert drift.stability(ranked, ranked) == pytest.approx(0, abs=1e-12)
-    lower_half = drift.stability(np.arange(500.0), ranked)
+    assert drift_report.stability(ranked, ranked) == pytest.approx(0, abs=1e-12)
+    lower_half = drift_report.stability(np.arange(500.0), ranked)
     p, q = 100.5 / 1005, np.repeat([100.5 / 505, 0.5 / 505], 5)
     assert lower_half == pytest.approx(((q - p) * np.log(q / p)).sum(), rel=0.01)
 
@@ -81,9 +81,9 @@ def test_the_plot_is_an_image(tmp_path: Path) -> None:
     result = compared(100, 1.0)
     rng = np.random.default_rng(0)
     bpd = rng.normal(3, 1, 100)
-    drift.plot(tmp_path / "d.png", bpd, rng.uniform(size=100), RANKED_BPD, result, "a model")
+    drift_report.plot(tmp_path / "d.png", bpd, rng.uniform(size=100), RANKED_BPD, result, "a model")
     pixels = np.asarray(Image.open(tmp_path / "d.png"))
     assert pixels.shape[1] == 1200
     assert pixels.std() > 10
     with pytest.raises(InputError, match="cannot be written"):
-        drift.plot(tmp_path / "no" / "d.png", bpd, bpd, RANKED_BPD, result, "a model")
+        drift_report.plot(tmp_path / "no" / "d.png", bpd, bpd, RANKED_BPD, result, "a model")

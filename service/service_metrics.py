@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from worker.contract import Lane, queue_name
 from worker.descriptors import WorkerState
+from worker.job_results import JobView
 from worker.queue import JobQueue
-from worker.results import JobView
 
 log = logging.getLogger(__name__)
 
