@@ -120,7 +120,7 @@ class DetectorCalibration(FrozenModel):
         description="probability with which this very detector flags at most that share; null: it does so on average"
     )
     rate_bound: float = Field(
-        description="share of good images that this very detector flags at most, with a confidence of 95 %"
+        description="share of good images that this very detector flags at most, with a confidence of 95%"
     )
     threshold: float = Field(description="threshold of the largest standardised score of all views")
     smallest_p: float = Field(description="smallest possible p-value, 1 / (ranking_scenes + 1)")

@@ -328,8 +328,8 @@ def _processing(perturb: Callable[[Pixels, np.random.Generator], Pixels]) -> Cal
     return lambda context: perturb(context.image_HWC, context.rng)
 
 
-def _pixels(count: int) -> str:
-    return f"{count} pixel{'' if count == 1 else 's'}"
+def _pixels(count: float) -> str:
+    return f"{count:g} pixel{'' if count == 1 else 's'}"
 
 
 ALTERATIONS: tuple[Alteration, ...] = (
@@ -344,10 +344,10 @@ ALTERATIONS: tuple[Alteration, ...] = (
     *(Alteration("pasted patch", f"{_pixels(side)} wide", side, paste(side)) for side in (8, 20, 50)),
     *(Alteration("missing part", f"{_pixels(side)} wide", side, remove(side)) for side in (12, 30, 60)),
     *(Alteration("moved part", f"by {_pixels(shift)}", 48, move(48, shift)) for shift in (2, 5, 12)),
-    *(Alteration("blur", f"{sigma:g} pixels", 0, _processing(blur(sigma))) for sigma in (0.5, 1, 2)),
+    *(Alteration("blur", _pixels(sigma), 0, _processing(blur(sigma))) for sigma in (0.5, 1, 2)),
     *(Alteration("noise", f"{levels} grey levels", 0, _processing(noise(levels))) for levels in (2, 5, 12)),
     *(Alteration("JPEG", f"quality {quality}", 0, _processing(jpeg(quality))) for quality in (75, 50, 20)),
-    *(Alteration("brightness", f"{percent} %", 0, brighten(percent)) for percent in (5, 15, 40)),
+    *(Alteration("brightness", f"{percent}%", 0, brighten(percent)) for percent in (5, 15, 40)),
     *(Alteration("colour", f"{levels} grey levels", 0, tint(levels)) for levels in (5, 12, 30)),
     *(Alteration("rotation", f"{degrees} degrees", 0, rotate(degrees)) for degrees in (2, 6, 20)),
 )

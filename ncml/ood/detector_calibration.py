@@ -138,7 +138,7 @@ class DetectorCalibration:
 
     @property
     def rate_bound(self) -> float:
-        """The share of good images that this very calibration flags at most, with a confidence of 95 %."""
+        """The share of good images that this very calibration flags at most, with a confidence of 95%."""
         scenes = self.ranks.scenes
         return rate_bound(flagged_ranks(scenes, self.cutoff), scenes, BOUND_CONFIDENCE)
 
