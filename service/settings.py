@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         return with_password(self.redis_url, self.redis_password_file)
 
     @property
+    def owner_review_bytes(self) -> int:
+        """Maximum bytes of the images of the reviews of one API key."""
+        return self.max_review_bytes // 4
+
+    @property
     def image_limits(self) -> ImageLimits:
         """The limits of one image."""
         return {"max_bytes": self.max_image_bytes, "max_pixels": self.max_image_pixels}

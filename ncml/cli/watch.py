@@ -208,9 +208,9 @@ class Watch:
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._began = self._reported_at = time.monotonic()
-        self._problem = ""
+        self._problem, alarmed_at = "", 0
         for row in table.rows():
-            self._note(row)
+            alarmed_at = self._note(row) or alarmed_at
             if move_flagged is None:
                 continue
             path = Path(row["file"])
@@ -218,6 +218,8 @@ class Watch:
             if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
                 self._to_move.append(path)  # this process was killed before it could move the image
         self._judged_before = self._judged
+        if self._is_alarmed:
+            self._print(f"the alarm of image {alarmed_at} continues")
 
     def run(self, poll_s: float) -> None:
         """Judge images until SIGINT or SIGTERM."""
@@ -320,7 +322,8 @@ class Watch:
             return
         for arrival, row in recorded:
             self._arrivals.judged(arrival)
-            self._note(to_cells(row))
+            if alarmed_at := self._note(to_cells(row)):
+                self._print(f"ALARM at image {alarmed_at}: more images are flagged than the calibration expects")
             if "error" in row:
                 self._print(f"skipped: {row['error']}")
                 continue
@@ -341,23 +344,24 @@ class Watch:
                 self._problem = ""
                 return True
 
-    def _note(self, row: Mapping[str, Any]) -> None:
-        """Count a row, of this run or of an earlier one."""
+    def _note(self, row: Mapping[str, Any]) -> int:
+        """Count a row, of this run or of an earlier one; return the number of its image if it raises an alarm, or 0."""
         self._states[row["file"]] = tuple(str(row[name]) for name in STAMP_COLUMNS)
         if row.get("error"):
             self._skipped += 1
-            return
+            return 0
         is_flagged = str(row["is_ood"]) == "1"
         self._judged += 1
         self._flagged += is_flagged
         if is_flagged and self._notices:
             self._notices.add("image.flagged", row["modified"], self._table.constants | dict(row))
         was_alarmed, self._is_alarmed = self._is_alarmed, float(self._alarm.update(is_flagged)) >= self._alarm.limit
-        if self._is_alarmed and not was_alarmed:
-            self._print(f"ALARM at image {self._judged}: more images are flagged than the calibration expects")
-            if self._notices:
-                counts = {"images": self._judged, "flagged": self._flagged}
-                self._notices.add("stream.alarm", row["modified"], self._table.constants | counts)
+        if was_alarmed or not self._is_alarmed:
+            return 0
+        if self._notices:
+            counts = {"images": self._judged, "flagged": self._flagged}
+            self._notices.add("stream.alarm", row["modified"], self._table.constants | counts)
+        return self._judged
 
     def _move(self) -> None:
         """Move flagged images; those that cannot be moved are tried again."""

@@ -18,7 +18,7 @@ from ncml.errors import InputError, ModelError
 from ncml.paths import copy_file, list_local_files, size_of
 from ncml.progress import OnProgress, ignore_progress
 
-FOLDER, MADE = "images", "made.json"
+FOLDER, FORMER, MADE = "images", ".images.former", "made.json"
 GOOD, REVIEWED = "good", "reviewed"
 FORMAT = 1
 
@@ -47,9 +47,11 @@ def kept_bytes(good: GoodImages, reviewed: GoodImages | None) -> int:
 def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str) -> None:
     """Copy images into the folder of a detector, in place of those that it keeps, which may be among them.
 
-    Reviewed images are named by their content, because they come from several folders.
+    Reviewed images are named by their content, because they come from several folders. Whenever this is interrupted,
+    `read` finds the former images or the new ones.
     """
-    new, old = (folder / f".{FOLDER}.{secrets.token_hex(4)}" for _ in range(2))
+    _recover(folder)
+    new = folder / f".{FOLDER}.{secrets.token_hex(4)}"
     try:
         for path, name in zip(good.paths, good.names, strict=True):
             (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +62,25 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
                 copy_file(path, new / REVIEWED / f"{digest}{path.suffix.lower()}")
         checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group})
         if (folder / FOLDER).exists():
-            (folder / FOLDER).rename(old)
+            (folder / FOLDER).rename(folder / FORMER)
         new.rename(folder / FOLDER)
     finally:
-        for unfinished in (new, old):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        _recover(folder)
+
+
+def _recover(folder: Path) -> None:
+    """Put the former images back unless new ones have taken their place."""
+    if (folder / FOLDER).exists():
+        shutil.rmtree(folder / FORMER, ignore_errors=True)
+    elif (folder / FORMER).exists():
+        (folder / FORMER).rename(folder / FOLDER)
 
 
 def discard(folder: Path) -> None:
     """Remove what the folder of a detector keeps, which belongs to an earlier one."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    for name in (FOLDER, FORMER):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
@@ -77,6 +88,7 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
 
     Raises `InputError` if that is nothing, `ModelError` if it has another format or is incomplete.
     """
+    _recover(folder)
     if not are_kept(folder):
         raise InputError(
             "update",

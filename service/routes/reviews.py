@@ -86,7 +86,7 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, upload)
     if parsed.params.verdict == "good" and not is_ood:
         raise invalid_field("verdict", f"verdict: {model} did not flag this image; review flagged images as good.")
-    limit = jobs.settings.max_review_bytes
+    owner_bytes = jobs.settings.owner_review_bytes
     add = functools.partial(
         jobs.queue.reviews.add,
         str(request.state.owner),
@@ -97,14 +97,14 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
         is_ood=is_ood,
         p_value=p_value,
         keep_s=jobs.settings.review_days * DAY_S,
-        owner_bytes=limit // 4,
-        all_bytes=limit,
+        owner_bytes=owner_bytes,
+        all_bytes=jobs.settings.max_review_bytes,
     )
     try:
         kept = await anyio.to_thread.run_sync(add)
     except TooManyReviews as error:
         if error.is_own:
-            detail = f"The images of your reviews would have more than {limit // 4} bytes; delete some reviews."
+            detail = f"The images of your reviews would have more than {owner_bytes} bytes; delete some reviews."
         else:
             detail = "The reviews of all clients take all their room; retry later."
         headers = {"Retry-After": str(RETRY_AFTER_S)}

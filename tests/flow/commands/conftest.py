@@ -1,5 +1,6 @@
 """Small models, one thread, and calibrations that are made quickly."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -13,6 +14,15 @@ from tests.ncml.conftest import calibrated, calibration, few_power_images, model
 from tests.ncml.evaluation.conftest import models
 
 __all__ = ["calibrated", "calibration", "few_power_images", "model", "models", "plain_model", "s3", "threads"]
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    """Return the whole rows of the table of `ncml watch`."""
+    path = tmp_path / "verdicts.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as table:
+        return [row for row in csv.DictReader(table) if None not in row.values()]
 
 
 @pytest.fixture

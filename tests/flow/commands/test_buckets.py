@@ -1,6 +1,5 @@
 """Commands on a bucket: `ncml watch` in its own process, and models that are made from its images."""
 
-import csv
 import functools
 import json
 import signal
@@ -18,6 +17,7 @@ from ncml.cli import main as cli
 from ncml.images import to_png
 from tests.conftest import eventually
 from tests.detectors import save_good_images, use_small_scale
+from tests.flow.commands.conftest import rows
 from tests.ncml import nets
 from tests.s3 import S3
 
@@ -32,14 +32,6 @@ def image(seed: int) -> bytes:
 def start(start_watch: Start, s3: S3) -> Start:
     """Start `ncml watch` of the bucket; it prints to `out` and `log`."""
     return functools.partial(start_watch, "s3://line/in", "--poll", "0.1", AWS_MAX_ATTEMPTS="1")
-
-
-def rows(tmp_path: Path) -> list[dict[str, str]]:
-    path = tmp_path / "verdicts.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as table:
-        return [row for row in csv.DictReader(table) if None not in row.values()]
 
 
 def log(tmp_path: Path) -> str:

@@ -151,6 +151,29 @@ def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, 
     assert ncml.load(folder).score([good_image(900)])[0].ood is not None
 
 
+def test_kept_images_outlive_an_interruption_while_others_take_their_place(
+    good: GoodImages, kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images = tmp_path / "part", tmp_path / "part" / "images"
+    shutil.copytree(kept.folder, folder)
+    names = kept_images.read(folder).good.names
+    images.rename(folder / ".images.former")  # where a process is killed between the two renames
+    assert kept_images.read(folder).good.names == names
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == images and not path.name.endswith("former"):
+            raise OSError("no space")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space"):
+        kept_images.keep(folder, good.take(range(5)), None, "image")
+    stored = kept_images.read(folder)
+    assert (stored.good.names, stored.group) == (names, "([0-9]+)")
+    assert [path.name for path in folder.iterdir() if "images" in path.name] == ["images"]
+
+
 def test_a_detector_that_keeps_no_images_cannot_be_updated(
     model: ncml.Model, kept: MadeDetector, tmp_path: Path
 ) -> None:
