@@ -123,10 +123,10 @@ def scratch(width: int, length: int) -> Callable[[Context], Pixels]:
     def change(context: Context) -> Pixels:
         top, left, side = _square(context, length + width)
         angle = context.rng.uniform(0, np.pi)
-        y, x = _offsets(side)
+        y, x = offsets(side)
         along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         beyond = np.maximum(np.abs(along) - (length - width) / 2, 0)
-        return _mark(context, top, left, _cover(np.hypot(beyond, across) - width / 2), CONTRAST)
+        return _mark(context, top, left, cover(np.hypot(beyond, across) - width / 2), CONTRAST)
 
     return change
 
@@ -136,8 +136,8 @@ def spot(radius: int) -> Callable[[Context], Pixels]:
 
     def change(context: Context) -> Pixels:
         top, left, side = _square(context, 2 * radius + 1)
-        y, x = _offsets(side)
-        return _mark(context, top, left, _cover(np.hypot(x, y) - radius), CONTRAST)
+        y, x = offsets(side)
+        return _mark(context, top, left, cover(np.hypot(x, y) - radius), CONTRAST)
 
     return change
 
@@ -147,10 +147,10 @@ def pit(radius: int) -> Callable[[Context], Pixels]:
 
     def change(context: Context) -> Pixels:
         top, left, side = _square(context, 2 * radius + 1)
-        y, x = _offsets(side)
+        y, x = offsets(side)
         distance, angle = np.hypot(x, y), context.rng.uniform(0, 2 * np.pi)
         # The slope of a bowl is steepest at its rim, where a pixel or two fade into the surface.
-        shade = (x * np.cos(angle) + y * np.sin(angle)) / radius * _cover(distance - radius)
+        shade = (x * np.cos(angle) + y * np.sin(angle)) / radius * cover(distance - radius)
         return _add(context, top, left, CONTRAST * np.clip(shade, -1, 1))
 
     return change
@@ -161,7 +161,7 @@ def stain(radius: int) -> Callable[[Context], Pixels]:
 
     def change(context: Context) -> Pixels:
         top, left, side = _square(context, 2 * radius + 1)
-        y, x = _offsets(side)
+        y, x = offsets(side)
         share = np.cos(np.pi / 2 * np.minimum(np.hypot(x, y) / radius, 1)) ** 2
         return _mark(context, top, left, share, STAIN_CONTRAST)
 
@@ -274,13 +274,13 @@ def _square(context: Context, side: int) -> tuple[int, int, int]:
     return top, left, side
 
 
-def _offsets(side: int) -> tuple[Floats, Floats]:
+def offsets(side: int) -> tuple[Floats, Floats]:
     """Return the rows and columns of a square's pixels from its middle."""
     steps = np.arange(side, dtype=np.float64) - (side - 1) / 2
     return steps[:, None], steps[None, :]
 
 
-def _cover(distance_HW: Floats) -> Floats:
+def cover(distance_HW: Floats) -> Floats:
     """Return the share of each pixel inside a shape, from its distance to the outline, negative inside."""
     return np.clip(0.5 - distance_HW, 0, 1)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.ood.conformal import Floats
-from ncml.ood.views.patches import CELL, Candidates
+from ncml.ood.views.patches import CELL, Candidates, largest_excess, typical
 
 SIZES = (2, 4, 8, 16)
 """Pixels of a cell."""
@@ -37,7 +37,6 @@ LEAST_DEVIATION, LEAST_SHARE = 0.004, 0.6
 """A deviation is increased by this, and by this share of the mean deviation."""
 LEAST_SHOWN = 0.5
 """Share of the good images that show a place which is judged."""
-MIN_TYPICAL_DEVIATION = 1e-3
 BRIGHTNESS = (0.299, 0.587, 0.114)
 
 
@@ -83,22 +82,13 @@ class ColourSpots:
                 for i in members:
                     largest_NS[i, size] = float(_standardise(values[i], shown[i], mean, deviation).max())
             usual.append(_usual(total))
-        scores = [
-            float(_excess(largest_NS[i], _typical(largest_NS[scenes_N != scene])).max())
-            for i, scene in enumerate(scenes_N)
-        ]
         means, deviations = zip(*usual, strict=True)
-        return cls(means, deviations, _typical(largest_NS)), np.array(scores)
+        return cls(means, deviations, typical(largest_NS)), largest_excess(largest_NS, scenes_N)
 
     def candidates(self, contrasts: Contrasts) -> Candidates:
         """Return the score of an image at each size, and how unusual each cell is, [h, w]."""
-        maps_S = tuple(
-            _standardise(*own)
-            for own in zip(contrasts.values, contrasts.shown, self.means, self.deviations, strict=True)
-        )
-        largest_S = torch.stack([map_hw.max() for map_hw in maps_S]).double()
-        typical_S2 = torch.tensor(self.typical_S2.tolist(), dtype=torch.float64)
-        return Candidates((largest_S - typical_S2[:, 0]) / typical_S2[:, 1], maps_S)
+        measured = zip(contrasts.values, contrasts.shown, self.means, self.deviations, strict=True)
+        return Candidates.beyond(self.typical_S2, tuple(_standardise(*own) for own in measured))
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
@@ -169,19 +159,13 @@ def _usual(sums: Tensor) -> tuple[Tensor, Tensor]:
     mean = total / number
     deviation = _mean_around((squares / number - mean.square()).clamp(min=0), AROUND).sqrt()
     is_judged = (count >= LEAST_SHOWN * count.max()).float()
-    typical = (deviation * is_judged).sum((1, 2), keepdim=True) / is_judged.sum((1, 2), keepdim=True).clamp(min=1)
-    deviation = deviation + LEAST_SHARE * typical + LEAST_DEVIATION
+    mean_deviation = (deviation * is_judged).sum((1, 2), keepdim=True) / is_judged.sum((1, 2), keepdim=True).clamp(
+        min=1
+    )
+    deviation = deviation + LEAST_SHARE * mean_deviation + LEAST_DEVIATION
     return mean, torch.where(is_judged > 0, deviation, torch.inf)
 
 
 def _standardise(value_3hw: Tensor, shown_hw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """Return the largest standardised contrast of a colour, 0 where a place is not judged or shown, [h, w]."""
     return ((value_3hw.float() - mean) / deviation).abs().amax(0) * shown_hw
-
-
-def _typical(largest_NS: Floats) -> Floats:
-    return np.stack([largest_NS.mean(0), np.maximum(largest_NS.std(0), MIN_TYPICAL_DEVIATION)], 1)
-
-
-def _excess(largest_S: Floats, typical_S2: Floats) -> Floats:
-    return (largest_S - typical_S2[:, 0]) / typical_S2[:, 1]

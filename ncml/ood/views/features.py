@@ -6,10 +6,10 @@ compared in one of two ways:
 - `places` (`places.py`), where good images have the same things at the same places: with those of good images at about
   the same place. If they agree better so, parts are first brought to one position (`alignment.py`).
 - `patches` and `patches_area` (`bank.py`), for textures and images of several aspect ratios: with those of good images
-  anywhere.
+  anywhere. A further score there, `marks` (`marks.py`), recognises what scratches, spots and pits do to patches.
 
-Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). A
-further score, `colour_spots` (`colour_spots.py`), compares colours of the image as it is judged.
+Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). The
+score `colour_spots` (`colour_spots.py`), compares colours of the image as it is judged.
 
 Images are judged with a longer side of 448 to 640 pixels: at one size, or each at its own aspect ratio.
 
@@ -35,6 +35,7 @@ from ncml.ood.views.alignment import Agreement, Pose, Template
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.choice import share_found
 from ncml.ood.views.colour_spots import ColourSpots, Contrasts, measure_contrasts
+from ncml.ood.views.marks import Marked, Marks, marked_images
 from ncml.ood.views.patches import (
     CELL,
     MOST_SIDE,
@@ -84,6 +85,8 @@ class FeaturesView:
     reference: Places | Bank
     spots: ColourSpots | None
     """None in a detector that was made without."""
+    marks: Marks | None
+    """None where patches are compared by place, and in a detector that was made without."""
     agreement: float | None
     """Correlation of good images at the same place, as they are compared; None for several aspect ratios."""
     names: tuple[str, ...]
@@ -126,14 +129,20 @@ class FeaturesView:
         agreement = None if size is None else alignment.estimate(grey, on_progress, align=align)
         value, is_at_one_place = (None, False) if agreement is None else (agreement.value, agreement.is_at_one_place)
         described = _describe(network, readers, size, agreement, on_progress)
-        on_progress(Progress("compare features", 0, 1))
-        if is_at_one_place is not None:
-            estimated = cls._of(network, described, scenes_N, value, by_place=is_at_one_place)
+        if is_at_one_place:
+            on_progress(Progress("compare features", 0, 1))
+            estimated = cls._of(network, described, scenes_N, value)
+        elif is_at_one_place is False:
+            marked = _mark(network, readers, described, on_progress)
+            on_progress(Progress("compare features", 0, 1))
+            estimated = cls._of(network, described, scenes_N, value, marked)
         else:
-            places = cls._of(network, described, scenes_N, value, by_place=True)
+            places = cls._of(network, described, scenes_N, value)
             if described.template is not None:
                 described = _describe(network, readers, size, None, on_progress)
-            bank = cls._of(network, described, scenes_N, value, by_place=False)
+            marked = _mark(network, readers, described, on_progress)
+            on_progress(Progress("compare features", 0, 1))
+            bank = cls._of(network, described, scenes_N, value, marked)
             is_by_place = share_found(places, Places.name, readers) > share_found(bank, Bank.name, readers)
             estimated = places if is_by_place else bank
         on_progress(Progress("compare features", 1, 1))
@@ -146,17 +155,18 @@ class FeaturesView:
         described: _Described,
         scenes_N: NDArray[np.int64],
         agreement: float | None,
-        *,
-        by_place: bool,
+        marked: dict[int, Marked] | None = None,
     ) -> Estimated:
-        """Estimate from described images."""
-        if by_place:
+        """Estimate from described images: by place, or anywhere, with marked patches of images by position."""
+        marks: Marks | None = None
+        if marked is None:
             neighbourhood = NEIGHBOURHOOD if described.template is None else ALIGNED_NEIGHBOURHOOD
             reference, own_N = Places.estimate(described.features, described.inside, scenes_N, neighbourhood)
             scores = {reference.name: own_N}
         else:
             reference, scores = Bank.estimate(described.features, scenes_N)
-        spots, scores[ColourSpots.name] = ColourSpots.estimate(described.contrasts, scenes_N, by_place)
+            marks, scores[Marks.name] = Marks.estimate(described.features, marked, scenes_N)
+        spots, scores[ColourSpots.name] = ColourSpots.estimate(described.contrasts, scenes_N, by_place=marked is None)
         view = cls(
             network,
             described.size,
@@ -164,6 +174,7 @@ class FeaturesView:
             described.deviation_F,
             reference,
             spots,
+            marks,
             agreement,
             tuple(scores),
         )
@@ -195,6 +206,8 @@ class FeaturesView:
         else:
             map_hw = self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
             scores = {self.reference.name: Candidates.of(map_hw)}
+        if self.marks is not None:
+            scores[Marks.name] = self.marks.candidates(query_hwF)
         if self.spots is not None:
             scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
         return {name: scores[name] for name in self.names}
@@ -206,6 +219,8 @@ class FeaturesView:
             tensors |= self.template.store()
         if self.spots is not None:
             tensors |= self.spots.store()
+        if self.marks is not None:
+            tensors |= self.marks.store()
         values = {
             "scores": list(self.names),
             "size": self.size and list(self.size),
@@ -239,11 +254,12 @@ class FeaturesView:
             neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
             reference = Places.load(tensors, cells, len(deviation_F), neighbourhood)
         spots = ColourSpots.load(tensors)
+        marks = Marks.load(tensors, len(deviation_F))
         names = tuple(str(name) for name in stored.values.get("scores", [reference.name]))
-        known = {*reference.names, *(() if spots is None else (spots.name,))}
+        known = {*reference.names, *(own.name for own in (spots, marks) if own is not None)}
         if not set(names) <= known:
             raise ValueError("its scores do not match its patches")
-        return cls(network, size, template, deviation_F, reference, spots, agreement, names)
+        return cls(network, size, template, deviation_F, reference, spots, marks, agreement, names)
 
 
 def _describe(
@@ -268,6 +284,22 @@ def _describe(
     features = [(features_hwF / deviation_F).half() for features_hwF in features]
     template, lost = (None, ()) if agreement is None else (agreement.template, agreement.lost)
     return _Described(size, template, lost, deviation_F, features, inside, contrasts)
+
+
+def _mark(
+    network: efficientnet.EfficientNetLite0,
+    readers: Sequence[Reader],
+    described: _Described,
+    on_progress: OnProgress,
+) -> dict[int, Marked]:
+    """Put marks into images as they are, and return the patches that marks cover, by position."""
+    marked: dict[int, Marked] = {}
+    positions = marked_images(len(readers)).tolist()
+    for i in positions:
+        judged_HWC, _ = _bring(readers[i](), described.size, None)
+        marked[i] = Marked.of(network, judged_HWC, described.deviation_F, seed=i)
+        on_progress(Progress("marks", len(marked), len(positions)))
+    return marked
 
 
 def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -> tuple[Pixels, Tensor]:

@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.images.resizing import Resize
 from ncml.network import efficientnet
 from ncml.network.efficientnet import EfficientNetLite0
+from ncml.ood.conformal import Floats
 from ncml.ood.views.view import Pixels
 
 LEAST_SIDE, MOST_SIDE = 448, 640
@@ -31,6 +33,7 @@ CELL, COARSE_CELL = 8, 16
 """Pixels of a cell, and of one of the coarsest stage, of which judged sizes are multiples."""
 MIN_DEVIATION = 1e-2
 """Smallest deviation of a feature, which images of one colour do not have at all."""
+MIN_TYPICAL_DEVIATION = 1e-3
 MAX_ASPECT_DIFFERENCE = 0.02
 """Relative difference of aspect ratios up to which images are judged at one size."""
 
@@ -46,6 +49,28 @@ class Candidates(NamedTuple):
     def of(cls, map_hw: Tensor) -> Candidates:
         """Return the largest value of a map."""
         return cls(map_hw.max()[None], (map_hw,))
+
+    @classmethod
+    def beyond(cls, typical_K2: Floats, maps_K: tuple[Tensor, ...]) -> Candidates:
+        """Return by how much the largest value of each map exceeds that of good images (`typical`)."""
+        largest_K = torch.stack([map_hw.max() for map_hw in maps_K]).double()
+        own_K2 = torch.tensor(typical_K2.tolist(), dtype=torch.float64, device=largest_K.device)
+        return cls((largest_K - own_K2[:, 0]) / own_K2[:, 1], maps_K)
+
+
+def typical(largest_NK: Floats) -> Floats:
+    """Return the mean and the deviation over images of the largest value of each of K maps, [K, 2]."""
+    return np.stack([largest_NK.mean(0), np.maximum(largest_NK.std(0), MIN_TYPICAL_DEVIATION)], 1)
+
+
+def largest_excess(largest_NK: Floats, groups_N: NDArray[np.int64]) -> Floats:
+    """Return for each image the largest excess, in deviations, over the images of other groups, [N]."""
+    excess_N = np.empty(len(largest_NK))
+    for group in np.unique(groups_N):
+        is_own_N = groups_N == group
+        mean_K, deviation_K = typical(largest_NK[~is_own_N]).T
+        excess_N[is_own_N] = ((largest_NK[is_own_N] - mean_K) / deviation_K).max(1)
+    return excess_N
 
 
 def common_size(shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:

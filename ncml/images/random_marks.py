@@ -1,0 +1,68 @@
+"""Marks of random sizes and contrasts, which are put into good images to learn what marks look like.
+
+Unlike the alterations that measure power, marks of a kind vary in size, and are lighter or darker than what they cover.
+
+Shapes: H rows and W columns of an image, K kinds of marks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.images.alterations import Floats, Pixels, cover, offsets
+
+CONTRAST = 15.0, 60.0
+"""Least and largest difference from what a mark covers, in grey levels."""
+MAX_SHARE = 0.25
+"""A mark is at most this share of the image's height and width."""
+
+
+def add_marks(image_HWC: Pixels, rng: np.random.Generator, count: int) -> tuple[Pixels, NDArray[np.float32]]:
+    """Return an image with this number of marks, and the share of each kind at each pixel, [K, H, W]."""
+    height, width = image_HWC.shape[:2]
+    most = int(MAX_SHARE * min(height, width))
+    marked_HWC = image_HWC.copy()
+    shares_KHW = np.zeros((len(KINDS), height, width), np.float32)
+    for number in range(count):
+        kind = number % len(KINDS)
+        share_HW = _DRAW[KINDS[kind]](rng, most)
+        side = len(share_HW)
+        contrast = rng.uniform(*CONTRAST) * rng.choice([-1, 1])
+        top, left = (int(rng.integers(room - side + 1)) for room in (height, width))
+        place = slice(top, top + side), slice(left, left + side)
+        marked_HWC[place] = np.clip(np.rint(marked_HWC[place] + contrast * share_HW[..., None]), 0, 255)
+        shares_KHW[kind][place] = np.maximum(shares_KHW[kind][place], np.abs(share_HW))
+    return marked_HWC, shares_KHW
+
+
+def _line(rng: np.random.Generator, most: int) -> Floats:
+    """Return the share of the contrast at each pixel of a square, of at most this side: a bent line."""
+    width, length, bend = rng.uniform(1, 3.5), rng.uniform(15, 110), rng.uniform(-0.008, 0.008)
+    along, across = _turned(min(most, int(length + width) + 2), rng)
+    beyond = np.maximum(np.abs(along) - (length - width) / 2, 0)
+    return cover(np.hypot(beyond, across + bend * along**2) - width / 2)
+
+
+def _spot(rng: np.random.Generator, most: int) -> Floats:
+    """A disc."""
+    radius = rng.uniform(2, 10)
+    return cover(np.hypot(*_turned(min(most, int(2 * radius) + 3), rng)) - radius)
+
+
+def _pit(rng: np.random.Generator, most: int) -> Floats:
+    """A bowl, dark on the side of the light and light on the other."""
+    radius = rng.uniform(3, 14)
+    along, across = _turned(min(most, int(2 * radius) + 3), rng)
+    return np.clip(along / radius, -1, 1) * cover(np.hypot(along, across) - radius)
+
+
+def _turned(side: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return the pixels of a square from its middle, along a random direction and across it."""
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = offsets(side)
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+_DRAW = {"line": _line, "spot": _spot, "pit": _pit}
+KINDS = tuple(_DRAW)

@@ -1,0 +1,190 @@
+"""Marks on a texture, recognised by what marks do to patches.
+
+A patch can differ from all good ones in many ways, most of them harmless. So marks of random sizes and contrasts are
+put into good images (`ncml.images.random_marks`). For each kind, a patch is compared by two Gaussians, of good patches
+and of those that such a mark covers: how much likelier is the patch with the mark than without? Few good patches are
+extremely unlike the others, so large ratios count by their logarithm, and those below 1 as 1.
+
+Shapes: N images, h and w rows and columns of cells, P patches, F features, K kinds of marks; G is K + 1 groups of
+patches, good ones first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncml.images.random_marks import KINDS, add_marks
+from ncml.network.efficientnet import EfficientNetLite0
+from ncml.ood.conformal import Floats
+from ncml.ood.views.patches import CELL, Candidates, largest_excess, patch_features, typical
+from ncml.ood.views.view import Pixels
+
+IMAGES, COPIES, MARKS = 30, 2, 16
+"""Images into which marks are put at most, copies of each, and marks in a copy."""
+COVERED = 0.3
+"""Share of its contrast that a mark has somewhere in a patch that it covers."""
+RIDGE = 0.2
+"""Added to the variance of each feature, which is about 1."""
+PRIOR = 200
+"""Good patches that count as covered by a mark of each kind, so that few others suffice."""
+FOLDS = 10
+"""Parts of the scenes, each of which is scored without itself."""
+
+
+class Marked(NamedTuple):
+    """Patches that marks cover in copies of a good image."""
+
+    features_PF: Tensor
+    covered_KP: Tensor
+    """Whether a mark of each kind covers a patch, bool."""
+
+    @classmethod
+    def of(cls, network: EfficientNetLite0, judged_HWC: Pixels, deviation_F: Tensor, seed: int) -> Self:
+        """Put marks into an image as it is judged."""
+        parts: list[Tensor] = []
+        covered: list[Tensor] = []
+        for copy in range(COPIES):
+            marked_HWC, shares_KHW = add_marks(judged_HWC, np.random.default_rng([seed, copy]), MARKS)
+            covered_Khw = F.max_pool2d(torch.from_numpy(shares_KHW), CELL) >= COVERED
+            covered_Khw = covered_Khw.to(deviation_F.device)
+            is_covered_hw = covered_Khw.any(0)
+            parts.append((patch_features(network, marked_HWC) / deviation_F)[is_covered_hw])
+            covered.append(covered_Khw[:, is_covered_hw])
+        return cls(torch.cat(parts), torch.cat(covered, 1))
+
+
+@dataclass(frozen=True)
+class Marks:
+    """For each kind of mark, the logarithm of the ratio of two Gaussians: a quadratic function of a patch."""
+
+    name: ClassVar[str] = "marks"
+
+    centre_F: Tensor
+    quadratic_KFF: Tensor
+    linear_KF: Tensor
+    constant_K: Tensor
+    typical_K2: Floats
+    """Mean and deviation over good images of the largest value of a map, by kind."""
+
+    @classmethod
+    def estimate(
+        cls, features: Sequence[Tensor], marked: Mapping[int, Marked], scenes_N: NDArray[np.int64]
+    ) -> tuple[Self, Floats]:
+        """Estimate from good images, and marked patches by position; return each image's score without its own fold."""
+        folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
+        moments = [
+            _Moments.of(
+                [features[i].flatten(0, 1) for i in np.flatnonzero(folds_N == fold).tolist()],
+                [own for i, own in marked.items() if folds_N[i] == fold],
+            )
+            for fold in range(folds_N.max() + 1)
+        ]
+        largest_NK = np.empty((len(features), len(KINDS)))
+        for fold in range(len(moments)):
+            others = cls._of(_Moments.sum(moments[:fold] + moments[fold + 1 :]))
+            for i in np.flatnonzero(folds_N == fold).tolist():
+                largest_NK[i] = [float(map_hw.max()) for map_hw in others._maps(features[i].float())]
+        view = cls._of(_Moments.sum(moments))
+        return replace(view, typical_K2=typical(largest_NK)), largest_excess(largest_NK, folds_N)
+
+    @classmethod
+    def _of(cls, moments: _Moments) -> Self:
+        mean_GF, covariance_GFF = moments.gaussians()
+        difference_KF = mean_GF[1:] - mean_GF[:1]
+        precision_GFF = torch.linalg.inv(covariance_GFF)
+        linear_KF = (precision_GFF[1:] @ difference_KF[:, :, None])[:, :, 0]
+        logdet_G = torch.logdet(covariance_GFF)
+        constant_K = (logdet_G[:1] - logdet_G[1:] - (linear_KF * difference_KF).sum(1)) / 2
+        quadratic_KFF = (precision_GFF[:1] - precision_GFF[1:]) / 2
+        parts = (own.float() for own in (mean_GF[0], quadratic_KFF, linear_KF, constant_K))
+        return cls(*parts, typical_K2=np.tile([0.0, 1.0], (len(KINDS), 1)))
+
+    def candidates(self, query_hwF: Tensor) -> Candidates:
+        """Return the score of an image for each kind of mark, and its map."""
+        return Candidates.beyond(self.typical_K2, self._maps(query_hwF))
+
+    def _maps(self, query_hwF: Tensor) -> tuple[Tensor, ...]:
+        centred_hwF = query_hwF - self.centre_F
+        return tuple(
+            torch.log1p((((centred_hwF @ quadratic_FF + linear_F) * centred_hwF).sum(2) + constant).clamp(min=0))
+            for quadratic_FF, linear_F, constant in zip(
+                self.quadratic_KFF, self.linear_KF, self.constant_K, strict=True
+            )
+        )
+
+    def store(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays."""
+        return {
+            "marks.centre": self.centre_F.cpu().numpy(),
+            "marks.quadratic": self.quadratic_KFF.cpu().numpy(),
+            "marks.linear": self.linear_KF.cpu().numpy(),
+            "marks.constant": self.constant_K.cpu().numpy(),
+            "marks.typical": self.typical_K2.astype(np.float32),
+        }
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], features: int) -> Self | None:
+        """Read the arrays, None of a detector that was made without; raises LookupError or ValueError if damaged."""
+        if "marks.centre" not in tensors:
+            return None
+        parts = tuple(tensors[f"marks.{name}"] for name in ("centre", "quadratic", "linear", "constant"))
+        typical_K2 = tensors["marks.typical"].cpu().double().numpy()
+        K = len(typical_K2)
+        shapes = [tuple(part.shape) for part in parts]
+        if shapes != [(features,), (K, features, features), (K, features), (K,)] or typical_K2.shape != (K, 2):
+            raise ValueError("its Gaussians of marks have another shape")
+        if K == 0 or not bool((typical_K2[:, 1] > 0).all()):
+            raise ValueError("its typical ratios of marks have no deviation")
+        return cls(*parts, typical_K2=typical_K2)
+
+
+class _Moments(NamedTuple):
+    """Numbers, sums and sums of products of patches, fp64."""
+
+    count_G: Tensor
+    sum_GF: Tensor
+    product_GFF: Tensor
+
+    @classmethod
+    def of(cls, good: Sequence[Tensor], marked: Sequence[Marked]) -> Self:
+        """Return those of some images, and of their marked patches."""
+        device, width = good[0].device, good[0].shape[1]
+        count_G = torch.zeros(1 + len(KINDS), dtype=torch.float64, device=device)
+        sum_GF, product_GFF = count_G.new_zeros(len(count_G), width), count_G.new_zeros(len(count_G), width, width)
+        groups = [good, *([own.features_PF[own.covered_KP[kind]] for own in marked] for kind in range(len(KINDS)))]
+        for group, parts in enumerate(groups):
+            for patches_PF in (part_PF.float() for part_PF in parts):
+                count_G[group] += len(patches_PF)
+                sum_GF[group] += patches_PF.sum(0)
+                product_GFF[group] += patches_PF.T @ patches_PF
+        return cls(count_G, sum_GF, product_GFF)
+
+    @classmethod
+    def sum(cls, parts: Sequence[_Moments]) -> Self:
+        """Return those of all parts."""
+        return cls(*(torch.stack(own).sum(0) for own in zip(*parts, strict=True)))
+
+    def gaussians(self) -> tuple[Tensor, Tensor]:
+        """Return the mean, [G, F], and the covariance, [G, F, F], of each group."""
+        share_G = torch.full_like(self.count_G, PRIOR) / self.count_G[0]
+        share_G[0] = 0
+        count_G = self.count_G + share_G * self.count_G[0]
+        mean_GF = (self.sum_GF + share_G[:, None] * self.sum_GF[0]) / count_G[:, None]
+        square_GFF = (self.product_GFF + share_G[:, None, None] * self.product_GFF[0]) / count_G[:, None, None]
+        covariance_GFF = square_GFF - mean_GF[:, :, None] * mean_GF[:, None]
+        ridge_FF = RIDGE * torch.eye(mean_GF.shape[1], dtype=mean_GF.dtype, device=mean_GF.device)
+        return mean_GF, covariance_GFF + ridge_FF
+
+
+def marked_images(count: int) -> NDArray[np.int64]:
+    """Return the positions of the images into which marks are put, at most `IMAGES`, evenly spaced."""
+    selected = min(IMAGES, count)
+    return np.arange(selected) * count // selected

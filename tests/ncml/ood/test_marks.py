@@ -1,0 +1,103 @@
+"""The score of marks: what marks do to patches, learned from marks in good images."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from ncml.images.random_marks import KINDS, add_marks
+from ncml.ood.views import marks
+from ncml.ood.views.marks import Marked, Marks, marked_images
+
+FEATURES = 4
+
+
+def good_patches(seed: int) -> torch.Tensor:
+    """Return patches of a good image, which differ most in the first feature."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(12, 16, FEATURES, generator=generator) * torch.tensor([3.0, 1, 1, 1])
+
+
+def marked_patches(seed: int, count: int = 60) -> Marked:
+    """Return patches in which a mark of each kind raises another feature, the second, third or fourth."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    patches_PF = good_patches(500 + seed).flatten(0, 1)[:count]
+    kinds_P = torch.arange(count) % len(KINDS)
+    raised_PF = 4 * torch.nn.functional.one_hot(kinds_P + 1, FEATURES) * torch.rand(count, 1, generator=generator)
+    return Marked(patches_PF + raised_PF, torch.stack([kinds_P == kind for kind in range(len(KINDS))]))
+
+
+def estimated(count: int = 12) -> tuple[Marks, np.ndarray]:
+    good = [good_patches(seed) for seed in range(count)]
+    marked = {int(i): marked_patches(int(i)) for i in marked_images(count)}
+    return Marks.estimate(good, marked, np.arange(count))
+
+
+def test_a_mark_is_found_where_a_larger_harmless_difference_is_not() -> None:
+    found, scores_N = estimated()
+    harmless, spoiled = good_patches(100), good_patches(100)
+    harmless[3, 5] = torch.tensor([9.0, 0, 0, 0])
+    spoiled[3, 5] = torch.tensor([0, 0, 5.0, 0])
+    candidates = found.candidates(spoiled)
+    best = int(candidates.scores_K.argmax())
+    assert best == 1
+    assert divmod(int(candidates.maps_K[best].argmax()), 16) == (3, 5)
+    usual = max(scores_N.max(), float(found.candidates(good_patches(101)).scores_K.max()))
+    assert float(candidates.scores_K.max()) > usual + 1 > float(found.candidates(harmless).scores_K.max())
+
+
+def test_a_map_is_the_ratio_of_two_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "PRIOR", 0)
+    good = [good_patches(seed) for seed in range(5)]
+    marked = {i: marked_patches(i) for i in range(5)}
+    found, _ = Marks.estimate(good, marked, np.arange(5))
+
+    def gaussian(patches_PF: torch.Tensor) -> MultivariateNormal:
+        covariance_FF = torch.cov(patches_PF.double().T, correction=0) + marks.RIDGE * torch.eye(FEATURES)
+        return MultivariateNormal(patches_PF.double().mean(0), covariance_FF)
+
+    query_hwF = good_patches(200) + 1.5
+    usual = gaussian(torch.cat([own.flatten(0, 1) for own in good])).log_prob(query_hwF.double())
+    for kind, map_hw in enumerate(found.candidates(query_hwF).maps_K):
+        covered_PF = torch.cat([own.features_PF[own.covered_KP[kind]] for own in marked.values()])
+        ratio_hw = gaussian(covered_PF).log_prob(query_hwF.double()) - usual
+        torch.testing.assert_close(map_hw.double(), torch.log1p(ratio_hw.clamp(min=0)), rtol=1e-4, atol=1e-4)
+
+
+def test_scores_of_good_images_are_those_without_their_own_scene() -> None:
+    """By brute force: estimate without the scene, and standardise by the images of the others."""
+    scenes_N = np.array([0, 1, 2, 2, 3, 4])
+    good = [good_patches(seed) for seed in range(6)]
+    good[3] = good[2] + 0.3
+    marked = {i: marked_patches(i) for i in range(6)}
+    found, scores_N = Marks.estimate(good, marked, scenes_N)
+    largest_NK = np.empty((6, len(KINDS)))
+    for i, scene in enumerate(scenes_N):
+        kept = np.flatnonzero(scenes_N != scene).tolist()
+        others, _ = Marks.estimate([good[j] for j in kept], {n: marked[j] for n, j in enumerate(kept)}, scenes_N[kept])
+        largest_NK[i] = [float(map_hw.max()) for map_hw in others.candidates(good[i]).maps_K]
+    for i, scene in enumerate(scenes_N):
+        others_MK = largest_NK[scenes_N != scene]
+        expected = ((largest_NK[i] - others_MK.mean(0)) / others_MK.std(0)).max()
+        assert scores_N[i] == pytest.approx(expected, rel=1e-3)
+    np.testing.assert_allclose(found.typical_K2, np.stack([largest_NK.mean(0), largest_NK.std(0)], 1), rtol=1e-3)
+
+
+def test_without_a_patch_that_a_mark_covers_the_score_is_finite() -> None:
+    nothing = Marked(torch.empty(0, FEATURES), torch.empty(len(KINDS), 0, dtype=torch.bool))
+    found, scores_N = Marks.estimate([good_patches(seed) for seed in range(4)], {0: nothing}, np.arange(4))
+    assert np.isfinite(scores_N).all()
+    assert torch.isfinite(found.candidates(good_patches(9)).scores_K).all()
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (32, 512)])
+def test_marks_change_an_image_where_their_shares_say(shape: tuple[int, int]) -> None:
+    image_HWC = np.full((*shape, 3), 128, np.uint8)
+    marked_HWC, shares_KHW = add_marks(image_HWC, np.random.default_rng(0), 6)
+    assert (marked_HWC == add_marks(image_HWC, np.random.default_rng(0), 6)[0]).all()
+    is_changed_HW = (marked_HWC != image_HWC).any(2)
+    assert is_changed_HW.any()
+    assert not is_changed_HW[shares_KHW.max(0) == 0].any()
+    assert is_changed_HW[shares_KHW.max(0) > 0.9].mean() > 0.9
+    for kind in range(len(KINDS)):
+        assert shares_KHW[kind].max() > 0.5
