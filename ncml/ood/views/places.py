@@ -10,6 +10,7 @@ views.alignment`) are False in `inside_hw`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,10 +88,11 @@ class Places:
         kept = _one_of_each_scene(scenes_N)
         patches_hwNF = torch.stack([features[i] for i in kept], 2).float()
         kept_scenes = torch.from_numpy(scenes_N[kept]).to(patches_hwNF.device)
+        squares_hwN = patches_hwNF.square().sum(3)
         distances: list[Tensor] = []
         for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True):
-            others_hwNF = patches_hwNF[:, :, kept_scenes != scene]
-            distances.append(nearest_by_place(features_hwF.float(), others_hwNF, neighbourhood))
+            others_hwN = squares_hwN.masked_fill(kept_scenes == scene, torch.inf)
+            distances.append(nearest_by_place(features_hwF.float(), patches_hwNF, others_hwN, neighbourhood))
         sums_N3hw = torch.stack(
             [
                 torch.stack([shown_hw, shown_hw * distance_hw, shown_hw * distance_hw.square()])
@@ -105,9 +107,13 @@ class Places:
             scores.append(float(usual.standardise(distances[index], inside[index]).max()))
         return cls(patches_hwNF, Usual.from_sums(total_3hw), neighbourhood), np.array(scores)
 
+    @functools.cached_property
+    def _squares_hwN(self) -> Tensor:
+        return self.patches_hwNF.square().sum(3)
+
     def map(self, query_hwF: Tensor, inside_hw: Tensor) -> Tensor:
         """Return how unusual each patch is at its place, [h, w]."""
-        distance_hw = nearest_by_place(query_hwF, self.patches_hwNF, self.neighbourhood)
+        distance_hw = nearest_by_place(query_hwF, self.patches_hwNF, self._squares_hwN, self.neighbourhood)
         return self.usual.standardise(distance_hw, inside_hw)
 
     def store(self) -> dict[str, NDArray[Any]]:
@@ -130,17 +136,19 @@ class Places:
 
 
 @torch.inference_mode()
-def nearest_by_place(query_hwF: Tensor, places_hwNF: Tensor, neighbourhood: int) -> Tensor:
+def nearest_by_place(query_hwF: Tensor, places_hwNF: Tensor, squares_hwN: Tensor, neighbourhood: int) -> Tensor:
     """Return the distance of each patch from the nearest one within some cells of its place, [h, w].
 
+    squares_hwN: sums of the squares of the patches; infinite for those that are not compared.
     Each place of the good images is compared with the patches around it, K = (2 neighbourhood + 1)^2 of them.
     """
     h, w, features = query_hwF.shape
     side = 2 * neighbourhood + 1
-    around_FKP = F.unfold(query_hwF.permute(2, 0, 1)[None], side, padding=neighbourhood).reshape(features, side**2, -1)
-    places_PNF = places_hwNF.reshape(h * w, -1, features)
-    norms_P1N = places_PNF.square().sum(2)[:, None]
-    squared_PKN = torch.baddbmm(norms_P1N, around_FKP.permute(2, 1, 0), places_PNF.transpose(1, 2), alpha=-2)
+    padded_hwF = F.pad(query_hwF, (0, 0, *(neighbourhood,) * 4))
+    shifted = [padded_hwF[top : top + h, left : left + w] for top, left in itertools.product(range(side), repeat=2)]
+    around_PKF = torch.stack(shifted, 2).reshape(h * w, -1, features)
+    places_PFN = places_hwNF.reshape(h * w, -1, features).transpose(1, 2)
+    squared_PKN = torch.baddbmm(squares_hwN.reshape(h * w, 1, -1), around_PKF, places_PFN, alpha=-2)
     smallest_Khw = squared_PKN.amin(2).T.reshape(-1, h, w)
     # The patch at (i, j) was compared by the place (i - shift) at (i); beyond the edges there are no places.
     padded_Khw = F.pad(smallest_Khw, (neighbourhood,) * 4, value=torch.inf)
