@@ -28,6 +28,18 @@ def fixed_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
+def turned_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
+    """Return a good image of an L-shaped part in any direction, shifted by up to 6 pixels, on a random ground."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(-np.pi, np.pi)
+    y, x = np.mgrid[:height, :width] + 0.5
+    x, y = x - width / 2 - rng.uniform(-6, 6), y - height / 2 - rng.uniform(-6, 6)
+    u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    is_part = ((abs(u) < 22) & (abs(v + 11) < 5)) | ((abs(u + 17) < 5) & (abs(v) < 16))
+    image = rng.normal(70, 4, (height, width, 3)) + 90 * is_part[..., None]
+    return image.clip(0, 255).astype(np.uint8)
+
+
 def texture(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
     """Return an image of a texture, in which nothing has a place."""
     rng = np.random.default_rng(seed)
@@ -55,8 +67,8 @@ def use_small_scale(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
     patch.setattr("ncml.ood.views.alignment.FINE_SIDE", 96)
-    patch.setattr("ncml.ood.views.alignment.ANGLE_STEP", 30)
-    patch.setattr("ncml.ood.views.alignment.CANDIDATES", 2)
+    patch.setattr("ncml.ood.views.pose_search.ANGLE_STEP", 30)
+    patch.setattr("ncml.ood.views.pose_search.CANDIDATES", 2)
     patch.setattr("ncml.calibration.altered_originals.ALTERATIONS", alterations.ALTERATIONS[:3])
 
 

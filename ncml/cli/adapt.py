@@ -90,8 +90,7 @@ def adapt(
             in FOLDER join those that estimate.
         region: Judge only this part of the images, in pixels from the left and the top, or where an image of their
             size, a mask, is light; all must have one size.
-        align: Bring parts to one position before they are compared, if good images agree better so. A detector that
-            does cannot be exported.
+        align: Bring parts to one position before they are compared, if good images agree better so.
         power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.

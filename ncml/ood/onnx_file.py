@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ncml import checkpoint
 from ncml.errors import InputError, ModelError
+from ncml.images.resizing import Resize
 from ncml.ood.detector_calibration import FILE, DetectorCalibration
 from ncml.ood.exported import FORMAT, METADATA, ExportedDetector
 from ncml.ood.judging import Detector
@@ -22,7 +23,7 @@ from ncml.ood.onnx_graphs import ViewGraph, make_graph
 from ncml.ood.views.view import Reader
 from ncml.progress import OnProgress, Progress
 
-OPSET = 18
+OPSET = 20
 TOLERANCE = 1e-3
 """Largest difference of a standardised score, as a share of it if it is above 1; rounding of fp32 makes up to 2e-4."""
 
@@ -69,7 +70,7 @@ def export(
             "format": FORMAT,
             "height": height,
             "width": width,
-            "inputs": {f"{kind}.image": [step.to_json() for step in own.resizes] for kind, own in graph.graphs.items()},
+            "inputs": {name: [step.to_json() for step in steps] for name, steps in graph.inputs.items()},
             "detector": checkpoint.read_json(folder / FILE, checkpoint.MAX_CALIBRATION_BYTES),
         }
     )
@@ -137,7 +138,7 @@ def patterns(height: int, width: int) -> list[Reader]:
 
 
 class _DetectorGraph(nn.Module):
-    """All views of a detector: one image each -> the candidates and the maps of all scores, by output."""
+    """All views of a detector: an image for each input -> the candidates and the maps of all scores, by output."""
 
     def __init__(self, graphs: Mapping[str, ViewGraph]) -> None:
         super().__init__()
@@ -145,15 +146,25 @@ class _DetectorGraph(nn.Module):
         self.registered = nn.ModuleList(graphs.values())
 
     @property
+    def inputs(self) -> dict[str, tuple[Resize, ...]]:
+        """What brings an image to each input, by `<view>.<input>`."""
+        return {f"{kind}.{name}": steps for kind, graph in self.graphs.items() for name, steps in graph.inputs.items()}
+
+    @property
     def examples(self) -> tuple[Tensor, ...]:
-        """An input of each view."""
-        return tuple(torch.zeros((*graph.input_size, 3), dtype=torch.uint8) for graph in self.graphs.values())
+        """Images for all inputs."""
+        return tuple(
+            torch.zeros((steps[-1].height, steps[-1].width, *(() if steps[-1].grey else (3,))), dtype=torch.uint8)
+            for steps in self.inputs.values()
+        )
 
     def forward(self, *images: Tensor) -> dict[str, Tensor]:
         """Score an image by all views."""
         outputs: dict[str, Tensor] = {}
-        for graph, image_HWC in zip(self.graphs.values(), images, strict=True):
-            for name, (scores_K, maps_K) in graph(image_HWC).items():
+        remaining = iter(images)
+        for graph in self.graphs.values():
+            own = [next(remaining) for _ in graph.inputs]
+            for name, (scores_K, maps_K) in graph(*own).items():
                 outputs[name] = scores_K.double()
                 outputs |= {f"{name}.map{index}": map_hw for index, map_hw in enumerate(maps_K)}
         return outputs
@@ -173,7 +184,7 @@ def _trace(graph: _DetectorGraph) -> torch.onnx.ONNXProgram:
             program = torch.onnx.export(
                 graph.eval().requires_grad_(False),
                 examples,
-                input_names=[f"{kind}.image" for kind in graph.graphs],
+                input_names=list(graph.inputs),
                 output_names=names,
                 opset_version=OPSET,
                 dynamo=True,
@@ -182,4 +193,14 @@ def _trace(graph: _DetectorGraph) -> torch.onnx.ONNXProgram:
     finally:
         logger.setLevel(level)
     assert program is not None
+    _rename_modes(program)
     return program
+
+
+def _rename_modes(program: torch.onnx.ONNXProgram) -> None:
+    """Name the mode of samples inside loops as since opset 20; the exporter does so outside of them only."""
+    import onnx_ir
+
+    for node in onnx_ir.traversal.RecursiveGraphIterator(program.model.graph):
+        if node.op_type == "GridSample" and node.attributes["mode"].as_string() == "bilinear":
+            node.attributes["mode"] = onnx_ir.AttrString("mode", "linear")

@@ -1,6 +1,7 @@
 """The views of a detector as graphs of fixed shapes, to be exported (`ncml.ood.onnx_file`).
 
-A graph takes an image of one size, brought to the size that its view judges, and returns for every score its
+A graph takes an image of one size, brought to the size that its view judges (and to that of its template, if it brings
+parts to one position), and returns for every score its
 candidates, of which the largest is the score, and their maps. It computes what the view computes, without what a graph
 cannot hold: shapes that depend on values, and arrays of numpy.
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from ncml.errors import ModelError
 from ncml.images.resizing import Resize
-from ncml.ood.views import appearance, likelihood
+from ncml.ood.onnx_alignment import AlignmentGraph
+from ncml.ood.views import alignment, appearance, likelihood
 from ncml.ood.views.appearance import GRID, AppearanceView
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.features import FeaturesView
@@ -28,21 +30,18 @@ from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.likelihood_maps import surprise
 from ncml.ood.views.patches import CELL, Candidates, judged_resize, judged_size
+from ncml.ood.views.poses import Pose
 from ncml.ood.views.view import View
 
 
 class ViewGraph(nn.Module):
-    """A view of images of one size: uint8 [H, W, 3] -> candidates by score."""
+    """A view of images of one size: `forward` returns the candidates by score of an image at each of its inputs."""
 
-    def __init__(self, *resizes: Resize) -> None:
+    def __init__(self, *resizes: Resize, **others: Resize) -> None:
         super().__init__()
-        self.resizes = resizes
-        """What brings an image to the graph's input, one step or more."""
+        self.inputs: dict[str, tuple[Resize, ...]] = {"image": resizes} | {name: (own,) for name, own in others.items()}
+        """What brings an image to each input of the graph, one step or more."""
         self.input_size = resizes[-1].height, resizes[-1].width
-
-    def forward(self, image_HWC: Tensor) -> dict[str, Candidates]:
-        """Score an image."""
-        raise NotImplementedError
 
 
 def make_graph(view: View, height: int, width: int) -> ViewGraph:
@@ -62,24 +61,28 @@ class FeaturesGraph(ViewGraph):
     """Patches and colours of an image, and how far they are from those of good images."""
 
     def __init__(self, view: FeaturesView, height: int, width: int) -> None:
-        if view.template is not None:
-            raise ModelError(
-                f"the view {view.reference.name!r} of this detector brings parts to one position by a search, which a "
-                "graph cannot hold: judge with ncml itself, or make the detector with ncml adapt --no-align."
-            )
-        super().__init__(judged_resize(view.size or judged_size(height, width)))
+        others = {} if view.template is None else {"grey": alignment.grey_resize(view.template.size)}
+        super().__init__(judged_resize(view.size or judged_size(height, width)), **others)
         self.view = view
+        self.alignment = None if view.template is None else AlignmentGraph(view.template, *self.input_size, CELL)
         # Patches are stored in fp16, and half as large so.
         self.patches = "patches_MF" if isinstance(view.reference, Bank) else "patches_hwNF"
         self.stored = nn.Buffer(getattr(view.reference, self.patches).half())
         self.network = view.network
 
-    def forward(self, image_HWC: Tensor) -> dict[str, Candidates]:
-        """Compare the patches and the colours."""
+    def forward(self, image_HWC: Tensor, grey_HW: Tensor | None = None) -> dict[str, Candidates]:
+        """Compare the patches and the colours, of the part at its place if the view brings it there."""
         reference = dataclasses.replace(self.view.reference, **{self.patches: self.stored.float()})
         view = dataclasses.replace(self.view, reference=reference)
-        cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
-        return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool))
+        if self.alignment is None or grey_HW is None:
+            cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
+            return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool))
+        aligned_HWC, inside_hw, pose_4 = self.alignment(image_HWC, grey_HW)
+        pose = Pose(pose_4, 0.0)
+        return {
+            name: Candidates(scores_K, tuple(alignment.restore(map_hw, pose) for map_hw in maps_K))
+            for name, (scores_K, maps_K) in view.candidates(aligned_HWC, inside_hw).items()
+        }
 
 
 class AppearanceGraph(ViewGraph):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +21,31 @@ from ncml.ood import onnx_file
 from ncml.ood.exported import METADATA, ExportedDetector
 from ncml.ood.judging import Detector
 from ncml.progress import ignore_progress
-from tests.detectors import fixed_image, use_small_scale
+from tests.detectors import fixed_image, turned_image, use_small_scale
 
 JUDGE = "import sys; sys.modules['torch'] = None; from ncml.ood.exported import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_scale() -> Iterator[None]:
+    """Judge small images at their size, and search for parts at a coarser one."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_scale(patch)
+        patch.setattr("ncml.ood.views.alignment.SEARCH_SIDE", 40)
+        patch.setattr("ncml.ood.views.alignment.COARSE_SIDE", 60)
+        patch.setattr("ncml.ood.views.pose_search.ANGLE_STEP", 15)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector of images of 96x72, and 60 of these."""
+    """A detector of images of 96x72, which brings the part to one position, and 60 of these."""
     folder = tmp_path_factory.mktemp("export")
     (folder / "images").mkdir()
     for seed in range(60):
-        Image.fromarray(fixed_image(seed)).save(folder / "images" / f"{seed:03}.png")
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_scale(patch)
-        good = open_folder(folder / "images", sorted((folder / "images").iterdir()))
-        make_detector(ncml.load(model_folder), good, folder / "part", power_images=0, align=False)
+        Image.fromarray(turned_image(seed)).save(folder / "images" / f"{seed:03}.png")
+    good = open_folder(folder / "images", sorted((folder / "images").iterdir()))
+    make_detector(ncml.load(model_folder), good, folder / "part", power_images=0)
     return folder
 
 
@@ -50,12 +60,13 @@ def exported(folder: Path) -> Path:
 def detector(folder: Path) -> Detector:
     model = ncml.load(folder / "part")
     assert model.detector is not None
+    assert model.detector.aligns
     return Detector.load(folder / "part", model.detector)
 
 
 def marked(seed: int) -> np.ndarray:
     """Return an image with a mark, from a faint small one to a strong large one."""
-    image = fixed_image(seed)
+    image = turned_image(seed)
     side = 2 + seed % 14
     image[50 : 50 + side, 60 : 60 + side] += np.uint8(1 + seed % 90)
     return image
@@ -63,7 +74,7 @@ def marked(seed: int) -> np.ndarray:
 
 def test_verdicts_on_200_images_are_those_of_the_detector(exported: Path, detector: Detector) -> None:
     by_file = ExportedDetector(exported, threads=1)
-    images = [fixed_image(seed) for seed in range(1000, 1100)] + [marked(seed) for seed in range(1100, 1200)]
+    images = [turned_image(seed) for seed in range(1000, 1100)] + [marked(seed) for seed in range(1100, 1200)]
     differences: list[float] = []
     flagged = equal = 0
     for image in images:
@@ -112,11 +123,11 @@ def test_the_file_is_run_without_pytorch(exported: Path, detector: Detector, tmp
 def test_a_file_judges_only_the_light_pixels_of_a_mask(folder: Path, tmp_path: Path) -> None:
     mask = np.ones((72, 96), bool)
     mask[:6] = mask[56:, 70:] = False
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_scale(patch)
-        good = open_folder(folder / "images", sorted((folder / "images").iterdir())[:40])
-        options = {"power_images": 0, "align": False, "region": mask}
-        made = make_detector(ncml.load(folder / "part"), good, tmp_path / "part", **options)
+    for seed in range(40):
+        Image.fromarray(fixed_image(seed)).save(tmp_path / f"{seed:03}.png")
+    good = open_folder(tmp_path, sorted(tmp_path.iterdir()))
+    options = {"power_images": 0, "align": False, "region": mask}
+    made = make_detector(ncml.load(folder / "part"), good, tmp_path / "part", **options)
     beside, inside = fixed_image(1113), fixed_image(1113)
     beside[60:, 75:] = inside[30:40, 70:80] = 255
     images = [lambda image=image: image for image in (fixed_image(1113), beside, inside)]

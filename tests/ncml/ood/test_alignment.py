@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ncml.ood.views import alignment
+from ncml.ood.views import alignment, pose_search
 from ncml.ood.views.alignment import Pose, Template
 from ncml.progress import ignore_progress
 
@@ -47,7 +47,7 @@ def grey(images: list[np.ndarray]) -> list[torch.Tensor]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coarser search, for tests that do not ask for the exact pose."""
     monkeypatch.setattr(alignment, "FINE_SIDE", 96)
-    monkeypatch.setattr(alignment, "ANGLE_STEP", 15)
+    monkeypatch.setattr(pose_search, "ANGLE_STEP", 15)
 
 
 def poses_of(count: int) -> list[tuple[float, float, float]]:

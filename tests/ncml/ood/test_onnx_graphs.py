@@ -12,21 +12,22 @@ from PIL import Image
 import ncml
 from ncml.calibration.detector import MadeDetector, make_detector
 from ncml.data.good_images import open_folder
-from ncml.errors import ModelError
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.judging import Detector
+from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.onnx_graphs import halve, make_graph
-from ncml.ood.views.alignment import Template
-from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.alignment import Template, align, detail, grey_resize, shrink
 from ncml.ood.views.likelihood_maps import halved
-from tests.detectors import fixed_image, texture, use_small_scale
+from ncml.ood.views.patches import CELL
+from ncml.ood.views.poses import Pose
+from tests.detectors import fixed_image, texture, turned_image, use_small_scale
 
 
-@pytest.fixture(scope="module", params=[fixed_image, texture])
+@pytest.fixture(scope="module", params=[fixed_image, texture, turned_image])
 def detector(
     request: pytest.FixtureRequest, model: ncml.Model, one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Detector:
-    """A detector whose patches are compared by place, and one whose patches are compared anywhere."""
+    """A detector whose patches are compared by place, one whose patches are compared anywhere, and an aligning one."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_scale(patch)
         made = make(request.param, model, tmp_path_factory.mktemp("detector"))
@@ -39,22 +40,26 @@ def make(draw: Callable[[int], np.ndarray], model: ncml.Model, folder: Path) -> 
     for seed in range(36):
         Image.fromarray(draw(seed)).save(folder / "images" / f"{seed:03}.png")
     good = open_folder(folder / "images", sorted((folder / "images").iterdir()))
-    return make_detector(model, good, folder / "d", power_images=0, align=False)
+    return make_detector(model, good, folder / "d", power_images=0, align=draw is turned_image)
 
 
 @pytest.mark.parametrize("height", [72, 150])
 def test_graphs_give_the_scores_and_maps_of_the_views(detector: Detector, height: int) -> None:
     width = height * 96 // 72
-    image = fixed_image(1000, height, width)
+    draw = turned_image if detector.calibration.aligns else fixed_image
+    image = draw(1000, height, width)
     image[10:20, 30:50] = 255
     for view in detector.views.values():
         graph = make_graph(view, height, width)
-        resized = image
-        for step in graph.resizes:
-            resized = step(resized)
-        assert resized.shape[:2] == graph.input_size
+        inputs: list[torch.Tensor] = []
+        for steps in graph.inputs.values():
+            resized = image
+            for step in steps:
+                resized = step(resized)
+            inputs.append(torch.from_numpy(resized))
+        assert inputs[0].shape[:2] == graph.input_size
         with torch.inference_mode():
-            candidates = graph(torch.from_numpy(resized))
+            candidates = graph(*inputs)
         expected = view.measure(image)
         assert tuple(candidates) == view.names == tuple(expected)
         for name, (scores_K, maps_K) in candidates.items():
@@ -72,9 +77,22 @@ def test_images_are_halved_as_by_the_view() -> None:
     assert np.array_equal(halve(torch.from_numpy(image)).numpy(), halved(image))
 
 
-def test_a_view_that_searches_for_parts_is_refused_by_name(detector: Detector) -> None:
-    view = detector.views["features"]
-    assert isinstance(view, FeaturesView)
-    aligning = dataclasses.replace(view, template=Template(torch.zeros(60, 80), torch.ones(60, 80)))
-    with pytest.raises(ModelError, match=r"the view '\w+' of this detector brings parts to one position by a search"):
-        make_graph(aligning, 72, 96)
+@pytest.mark.parametrize("size", [(72, 96), (96, 64)])
+def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
+    template = Template.of([detail(shrink(turned_image(0, *size), size), 15)], [Pose(torch.zeros(4), 1.0)])
+    template = dataclasses.replace(template, agreement=0.9, detail=15)
+    graph = AlignmentGraph(template, *size, CELL)
+    images = [turned_image(seed, *size) for seed in range(1, 9)]
+    images.append(np.full((*size, 3), 200, np.uint8))
+    poses = []
+    for image in images:
+        pose = template.pose(image)
+        poses.append(pose.values_4)
+        expected, expected_inside = align(Image.fromarray(image), pose, (size[0] // CELL, size[1] // CELL))
+        with torch.inference_mode():
+            aligned, inside, values = graph(torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image)))
+        torch.testing.assert_close(values, pose.values_4.double(), rtol=0, atol=1e-9)
+        assert np.array_equal(aligned.numpy(), expected)
+        assert torch.equal(inside, expected_inside)
+    assert not poses[-1].any()  # the part is lost
+    assert torch.stack(poses[:-1])[:, 0].std() > 0.5
