@@ -24,6 +24,16 @@ def test_an_image_is_a_function_of_its_kind_number_defect_and_seed(kind: str) ->
         assert not np.array_equal(image, other.image_HWC)
 
 
+@pytest.mark.parametrize("variation", part_images.VARIATIONS)
+def test_a_variation_changes_a_good_image(variation: str) -> None:
+    rendered = part_images.render("washer", 3, variation=variation)
+    assert rendered.defect is None
+    assert not rendered.mask_HW.any()
+    assert np.array_equal(rendered.image_HWC, part_images.render("washer", 3, variation=variation).image_HWC)
+    change = np.abs(rendered.image_HWC.astype(int) - part_images.render("washer", 3).image_HWC).max(2)
+    assert (change > part_images.VISIBLE).sum() > part_images.VISIBLE_PIXELS
+
+
 @pytest.mark.parametrize("kind", ["connector", "blister"])
 def test_a_missing_feature_changes_only_its_surroundings(kind: str) -> None:
     rendered = part_images.render(kind, 0, defect="missing")

@@ -20,6 +20,7 @@ from scipy import ndimage
 from .canvas import Array, Canvas, Light, Pose
 from .kinds import KINDS, Edit, Kind
 from .marks import MARKS
+from .variations import VARIATIONS
 
 Pixels = NDArray[np.uint8]
 
@@ -53,15 +54,23 @@ def defects_of(kind: str) -> tuple[str, ...]:
     return (*MARKS, *FEATURE_DEFECTS)
 
 
-def render(kind_name: str, number: int, *, defect: str | None = None, seed: int = 0) -> Rendered:
-    """Render one image; the same kind, number, defect and seed give the same image."""
+def render(
+    kind_name: str, number: int, *, defect: str | None = None, variation: str | None = None, seed: int = 0
+) -> Rendered:
+    """Render one image; the same kind, number, defect and seed give the same image.
+
+    variation: one of `VARIATIONS`, which good images have.
+    """
     kind = KINDS[kind_name]
     key = [seed, crc32(kind_name.encode()), number, crc32((defect or "").encode())]
     rng = np.random.default_rng(key)
     size = kind.sizes[int(rng.integers(len(kind.sizes)))]
     pose, light = _pose(kind, rng), _light(rng)
     part_seed, camera_seed = (int(value) for value in rng.integers(2**62, size=2))
-    good = _surface(kind, size, pose, part_seed, Edit()).photograph(light)
+    canvas = _surface(kind, size, pose, part_seed, Edit())
+    if variation is not None:
+        light = VARIATIONS[variation](canvas, rng, light)
+    good = canvas.photograph(light)
     if defect is None:
         return Rendered(_expose(kind, good, camera_seed), np.zeros(good.shape[:2], bool))
     for _ in range(ATTEMPTS):
