@@ -242,8 +242,8 @@ def _estimate_and_rank(
     """Return the views, their scales, the largest score of every image with its view, and the names of lost images.
 
     Lost are those in which the part was not found. Scores are standardised. The scores of estimation images are
-    computed without those of their own scene. The last `reviewed` ones have no part in the scales: they were chosen for
-    being unusual.
+    computed without those of their own scene. The last `reviewed` ones were chosen for being unusual, so they have a
+    part in the scale of a score only if that is all that images change of it.
     """
     views: dict[str, View] = {}
     scales: dict[str, Scale] = {}
@@ -266,7 +266,8 @@ def _estimate_and_rank(
         for name, own_N in estimated.scores.items():
             if not np.isfinite(own_N).all():
                 raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
-            scales[name] = Scale.estimate(own_N[: len(own_N) - reviewed], estimated.view.margin(name))
+            scaling = len(own_N) - (0 if name in estimated.only_scaled else reviewed)
+            scales[name] = Scale.estimate(own_N[:scaling], estimated.view.margin(name))
             standardised[name] = np.full(len(good), -np.inf)
             standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
     for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):

@@ -178,7 +178,7 @@ class FeaturesView:
             agreement,
             tuple(scores),
         )
-        return Estimated(view, scores, described.lost)
+        return Estimated(view, scores, lost=described.lost)
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its patches and its colours."""

@@ -170,7 +170,8 @@ class LikelihoodView:
             _typical(own_NKS),
             halvings,
         )
-        return Estimated(view, dict(zip(NAMES, (own_whole_N, *scores_KN), strict=True)))
+        # A peak is the most surprising pixels of an image, whatever other images are like.
+        return Estimated(view, dict(zip(NAMES, (own_whole_N, *scores_KN), strict=True)), only_scaled=NAMES[2:])
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image."""

@@ -57,6 +57,8 @@ class Estimated:
     view: View
     scores: Mapping[str, Floats]
     """By score, [N]: each image's score under a view that was estimated without the images of its scene."""
+    only_scaled: tuple[str, ...] = ()
+    """Scores that good images change by nothing but how they are standardised."""
     lost: tuple[int, ...] = ()
     """Positions of the images in which the part was not found, so that they could not be brought to one position."""
 

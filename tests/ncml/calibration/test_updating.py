@@ -17,6 +17,9 @@ from ncml.data import kept_images
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Box
+from ncml.ood.detector_calibration import Scale
+from ncml.ood.views.likelihood import LikelihoodView
+from ncml.ood.views.view import Estimated
 from tests.detectors import good_image, use_small_scale
 
 OPTIONS: dict[str, Any] = {
@@ -109,6 +112,25 @@ def test_defective_images_have_no_part_in_the_detector(
     assert made.reviews is not None
     assert (made.reviews.images, made.reviews.defective) == (0, 3)
     assert not kept_images.are_kept(made.folder)
+
+
+def test_reviewed_images_scale_a_score_only_if_it_learns_by_nothing_else(
+    model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[Estimated] = []
+    estimate = LikelihoodView.estimate
+
+    def keep(*arguments: Any, **options: Any) -> Estimated:
+        results.append(estimate(*arguments, **options))
+        return results[-1]
+
+    monkeypatch.setattr(LikelihoodView, "estimate", keep)
+    reviewed = write(tmp_path / "flagged", **{f"{seed}": brighter(seed) for seed in range(300, 304)})
+    calibration = make_detector(model, good, tmp_path / "part", reviewed=reviewed, **OPTIONS).calibration
+    [estimated] = results
+    for name, scores in estimated.scores.items():
+        scaling = scores if name == "likelihood_peak" else scores[:-4]
+        assert calibration.scales[name] == Scale.estimate(scaling, estimated.view.margin(name))
 
 
 def test_images_that_have_a_part_in_the_detector_cannot_check_it(
