@@ -178,7 +178,7 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
         values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
         view = row["view"].replace("_", " ")
-        print(f"{view:15} {row['score']:7.2f} at {position:20}{verdict}{values}  {row['file']}  ({row['rarity']})")
+        print(f"{view:17} {row['score']:7.2f} at {position:20}{verdict}{values}  {row['file']}  ({row['rarity']})")
     elif "tiles" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
         view = row["view"].replace("_", " ")

@@ -19,6 +19,10 @@ import tiles
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, sync_playwright
 
+import ncml
+from ncml.calibration import detector
+from ncml.data.good_images import open_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 OUT = DOCS / "screenshots"
@@ -137,8 +141,37 @@ def defect(page: Page, save: Save) -> None:
     save("tiles")
 
 
+def make_detector(folder: Path) -> Path:
+    """Make a detector of rendered circuit boards, `folder`/models/board; return the folder of the test images."""
+    rendering = ["--kinds", "board", "--only-write", "--training", "60", "--good", "1", "--defective", "1"]
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "parts.py", *rendering, "--images", folder / "images"], check=True
+    )
+    images = folder / "images" / "board"
+    good = open_folder(images / "train" / "good", sorted((images / "train" / "good").iterdir()))
+    detector.make_detector(ncml.load("cifar10"), good, folder / "models" / "board", power_images=4)
+    return images / "test"
+
+
+def inspect(page: Page, save: Save, test: Path) -> None:
+    """Judge a board without one of its components and a good one, and show what the detector finds and misses."""
+    for kind in ("missing", "good"):
+        content = (test / kind / "0000.png").read_bytes()
+        file = FilePayload(name=f"{kind}.png", mimeType="image/png", buffer=content)
+        page.locator("#view-score input[type=file]").set_input_files(file)
+    page.get_by_role("button", name="Score 2 images").click()
+    page.locator(".strip .tile").nth(1).wait_for(timeout=TIMEOUT_MS)
+    page.locator(".strip .tile", has_text="missing").click()
+    scroll_to_result(page, "score")
+    save("detector")
+    go(page, "models")
+    page.locator("#view-models .expand").first.click()
+    page.locator("#view-models table.power").evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 140)")
+    save("power")
+
+
 def main() -> None:
-    """Capture every view with the bundled model, and tiles with one calibrated on a wall."""
+    """Capture every view with the bundled model, tiles with one calibrated on a wall, and a detector of parts."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser_path:
@@ -148,6 +181,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tiles.calibrate_wall(Path(folder) / "wall")
         capture(Path(folder), defect, browser_path)
+    with tempfile.TemporaryDirectory() as folder:
+        test = make_detector(Path(folder))
+        capture(Path(folder) / "models", lambda page, save: inspect(page, save, test), browser_path)
 
 
 def capture(models: Path, use_page: Callable[[Page, Save], None], browser_path: str) -> None:
