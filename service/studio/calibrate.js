@@ -64,7 +64,13 @@ function commandLines(model) {
     h(
       "p",
       {},
-      `FOLDER contains at least ${minImages(DEFAULT_RATE)} good images: some for estimation, the others for ranking.`,
+      "To find small defects in parts and surfaces, make a detector, which judges images at their own size. FOLDER contains at least 30 good images.",
+    ),
+    terminal("ncml adapt FOLDER --out models/mine", "command"),
+    h(
+      "p",
+      {},
+      `A calibration judges images at the model's size, as this form does. FOLDER contains at least ${minImages(DEFAULT_RATE)} good images: some for estimation, the others for ranking.`,
     ),
     terminal(calibrateCommand(model, "mine"), "command"),
   ];

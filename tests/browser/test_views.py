@@ -1407,4 +1407,5 @@ def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(sit
     view = page.locator("#view-calibrate")
     expect(view).to_contain_text("the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1")
     expect(view).to_contain_text("ncml calibrate --unseen --data FOLDER --model")
+    expect(view).to_contain_text("ncml adapt FOLDER --out models/mine")
     expect(view.locator("form")).to_be_hidden()
