@@ -290,9 +290,9 @@ WIDE = small(2, 32, levels=(LevelConfig(width=160, blocks=1),))
     ],
     indirect=["thread_count"],
 )
-@pytest.mark.parametrize("first_row", [0, 1])
-def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
-    """Compare in fp32 at t > 0, where rounding to grey levels cannot hide a difference. Each image has its own seed."""
+def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count: None) -> None:
+    """Compare in fp32 at t > 0, where rounding to grey levels cannot hide a difference, with a known row before the
+    sampled ones. Each image has its own seed."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
     batching = choose_batching(net)
     H, W = config.model.height, config.model.width
@@ -303,7 +303,7 @@ def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count:
         x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[torch.tensor(members)] * 2 - 1
         with torch.inference_mode():
             sampler = GroupedSampler(batching.divide(members))
-            sampler(net, x, replace(conditions, first_row=first_row), draws, lambda row: False)
+            sampler(net, x, replace(conditions, first_row=1), draws, lambda row: False)
         return x
 
     whole = sample(list(range(17)))

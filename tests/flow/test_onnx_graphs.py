@@ -21,6 +21,9 @@ from ncml.ood.views.likelihood_maps import halved
 from ncml.ood.views.patches import CELL
 from ncml.ood.views.poses import Pose
 from tests.detectors import fixed_image, texture, turned_image, use_small_scale
+from tests.ncml.conftest import model
+
+__all__ = ["model"]
 
 
 @pytest.fixture(scope="module", params=[fixed_image, texture, turned_image])
