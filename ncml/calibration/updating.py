@@ -40,9 +40,10 @@ class UpdatedDetector:
                 f"the former version flags {self.flagged_before} of the {reviews.checked} good images that took no part"
             )
         if power is not None and former is not None:
-            others = f" of {former.images} images" if former.images != power.images else ""
+            others = f" (measured on {former.images} images instead of {power.images})"
             lines.append(
-                f"{power.mean_share:.0%} of all altered images are flagged, formerly {former.mean_share:.0%}{others}"
+                f"{power.mean_share:.0%} of all altered images are flagged, formerly {former.mean_share:.0%}"
+                f"{others if former.images != power.images else ''}"
             )
         return lines
 
