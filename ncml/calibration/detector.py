@@ -178,11 +178,11 @@ def make_detector(
         )
     ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
     checkpoint.copy(model.folder, folder)
+    if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
+        kept_images.keep(folder, known, reviewed, group)
     for name in (checkpoint.DETECTOR, checkpoint.DETECTOR_PICTURES):  # earlier ones would not match the new arrays
         (folder / name).unlink(missing_ok=True)
-    if keep_images:
-        kept_images.keep(folder, known, reviewed, group)
-    else:
+    if not keep_images:
         kept_images.discard(folder)
     values, digest = save_views(folder, views)
     calibration = DetectorCalibration(

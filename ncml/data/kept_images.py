@@ -7,7 +7,6 @@ import torch.
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ncml.errors import InputError, ModelError
 from ncml.paths import copy_file, list_local_files, size_of
 from ncml.progress import OnProgress, ignore_progress
 
-FOLDER, FORMER, MADE = "images", ".images.former", "made.json"
+FOLDER, FORMER, NEW, MADE = "images", ".images.former", ".images.new", "made.json"
 GOOD, REVIEWED = "good", "reviewed"
 FORMAT = 1
 
@@ -48,10 +47,11 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
     """Copy images into the folder of a detector, in place of those that it keeps, which may be among them.
 
     Reviewed images are named by their content, because they come from several folders. Whenever this is interrupted,
-    `read` finds the former images or the new ones.
+    `read` finds the former images or the new ones. One process at a time may do this in a folder.
     """
     _recover(folder)
-    new = folder / f".{FOLDER}.{secrets.token_hex(4)}"
+    new = folder / NEW
+    shutil.rmtree(new, ignore_errors=True)  # a process that was killed has left it
     try:
         for path, name in zip(good.paths, good.names, strict=True):
             (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,12 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
 
 
 def _recover(folder: Path) -> None:
-    """Put the former images back unless new ones have taken their place."""
+    """Put the former images back unless new ones have taken their place.
+
+    New ones that are being copied stay, because `read` may be called while another process copies them; the next `keep`
+    removes those of a process that was killed. Only between the two renames of `keep` does this disturb it: its second
+    one then fails, and the former images stay.
+    """
     if (folder / FOLDER).exists():
         shutil.rmtree(folder / FORMER, ignore_errors=True)
     elif (folder / FORMER).exists():
@@ -79,7 +84,7 @@ def _recover(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove what the folder of a detector keeps, which belongs to an earlier one."""
-    for name in (FOLDER, FORMER):
+    for name in (FOLDER, FORMER, NEW):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

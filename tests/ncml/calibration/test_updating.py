@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -152,7 +152,7 @@ def test_images_that_have_a_part_in_the_detector_cannot_check_it(
 def test_a_power_of_fewer_images_is_compared_by_name(kept: MadeDetector, tmp_path: Path) -> None:
     reviewed = write(tmp_path / "flagged", a=brighter(300))
     updated = update_detector(ncml.load(kept.folder), reviewed, tmp_path / "part", power_images=1)
-    assert updated.comparison[-1].endswith("of 2 images")
+    assert updated.comparison[-1].endswith("% (measured on 2 images instead of 1)")
 
 
 def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, tmp_path: Path) -> None:
@@ -196,6 +196,52 @@ def test_kept_images_outlive_an_interruption_while_others_take_their_place(
     assert [path.name for path in folder.iterdir() if "images" in path.name] == ["images"]
 
 
+class Killed(BaseException):
+    """The end of a process, after which nothing is cleaned up."""
+
+
+@pytest.mark.parametrize("place", ["copy", "rename"])
+def test_an_update_in_place_is_repeated_after_a_kill_while_its_images_are_copied(
+    kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder, images = tmp_path / "part", tmp_path / "part" / "images"
+    shutil.copytree(kept.folder, folder)
+    reviewed = write(tmp_path / "flagged", a=brighter(300))
+    copy, rename = kept_images.copy_file, Path.rename
+    with monkeypatch.context() as patch:
+
+        def kill(*arguments: object, **options: object) -> NoReturn:
+            patch.setattr(shutil, "rmtree", kill)
+            raise Killed
+
+        def kill_at_last(source: Path, target: Path) -> None:
+            copy(source, target) if "reviewed" not in target.parts else kill()
+
+        def kill_between(path: Path, target: Path) -> Path:
+            return rename(path, target) if target != images else kill()
+
+        if place == "copy":
+            patch.setattr(kept_images, "copy_file", kill_at_last)
+        else:
+            patch.setattr(Path, "rename", kill_between)
+        with pytest.raises(Killed):
+            update_detector(ncml.load(folder), reviewed, folder, power_images=0)
+    assert images.exists() == (place == "copy")
+    former = ncml.load(folder).detector
+    assert former is not None
+    assert former.version == kept.calibration.version
+    updated = update_detector(ncml.load(folder), reviewed, folder, power_images=0)
+    assert updated.made.calibration.n_fit == kept.calibration.n_fit + 1
+    assert [path.name for path in folder.iterdir() if "images" in path.name] == ["images"]
+
+
+def test_reading_kept_images_leaves_those_that_another_process_copies(kept: MadeDetector, tmp_path: Path) -> None:
+    shutil.copytree(kept.folder, tmp_path / "part")
+    (copied := tmp_path / "part" / ".images.new" / "good").mkdir(parents=True)
+    kept_images.read(tmp_path / "part")
+    assert copied.is_dir()
+
+
 def test_a_detector_that_keeps_no_images_cannot_be_updated(
     model: ncml.Model, kept: MadeDetector, tmp_path: Path
 ) -> None:
@@ -219,8 +265,9 @@ def test_a_detector_made_again_without_its_images_forgets_them(
     model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
 ) -> None:
     shutil.copytree(kept.folder, tmp_path / "part")
+    (tmp_path / "part" / ".images.new").mkdir()
     make_detector(model, good, tmp_path / "part", power_images=0)
-    assert not (tmp_path / "part" / "images").exists()
+    assert not [path.name for path in (tmp_path / "part").iterdir() if "images" in path.name]
 
 
 def test_names_state_the_scenes_of_reviewed_images_too(good: GoodImages, tmp_path: Path) -> None:
