@@ -1,6 +1,6 @@
 """The worker: claims jobs from a queue in Redis in batches, has an engine process compute them, ends each job once.
 
 Must not import HTTP. The service imports only what crosses the queue (pydantic), `queue`, `monitor`, `address`, `logs`
-and `traces`, none of which imports torch. Read `contract.py` and `results.py` first, then `queue.py`, `worker.py` and
-`engine.py`.
+and `traces`, none of which imports torch. Read `contract.py` and `job_results.py` first, then `queue.py`, `worker.py`
+and `engine.py`.
 """

@@ -1,6 +1,7 @@
 """Files in object storage (`s3://`, `gs://`, `hf://` and `https://`), through fsspec.
 
-`paths.py` has what commands use, `filesystems.py` the requests. Imports fsspec and its packages at the first request.
+`remote_paths.py` has what commands use, `filesystems.py` the requests. Imports fsspec and its packages at the first
+request.
 """
 
 from ncml.object_storage.remote_paths import AHEAD, StoragePath, is_address, read_ahead
