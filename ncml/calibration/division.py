@@ -9,7 +9,7 @@ import numpy as np
 
 from ncml.data import scenes as finding
 from ncml.data.good_images import GoodImages
-from ncml.data.inventory import counted
+from ncml.data.inventory import counted, enumerated
 from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
 from ncml.errors import InputError
@@ -21,6 +21,8 @@ ESTIMATION_SHARE = 0.3
 """Share of the scenes that are used to estimate, if enough remain to rank."""
 MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
+MAX_NAMES = 100
+"""Names of images that are listed at most, so that they can be removed from a folder."""
 
 
 def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
@@ -112,10 +114,12 @@ def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:
     scenes = set(common_N[: len(known)].tolist())
     names = [name for name, scene in zip(check.names, common_N[len(known) :].tolist(), strict=True) if scene in scenes]
     if names:
+        alone = ", or, if each image shows a scene of its own, make a new detector with --group image"
         raise InputError(
             "check",
-            f"{counted(len(names), 'image')} of {len(check)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)}) show "
-            "scenes of images that have a part in the detector: check it with others.",
+            f"{counted(len(names), 'image')} of {len(check)} cannot check the detector, because images of their scenes "
+            f"have a part in it: remove {enumerated(names, MAX_NAMES)} from the folder"
+            f"{alone if group != finding.IMAGE else ''}.",
         )
 
 

@@ -205,7 +205,7 @@ def _print_message(line: str) -> None:
 
 
 def _result(made: "MadeDetector") -> dict[str, Any]:
-    calibration = made.calibration
+    calibration, reviews = made.calibration, made.reviews
     return {
         "folder": str(made.folder),
         "calibration": calibration.version,
@@ -226,5 +226,8 @@ def _result(made: "MadeDetector") -> dict[str, Any]:
         "near_duplicates": [list(names) for names in made.near_duplicates],
         "suspicious": [suspect.name for suspect in made.suspects],
         "left_out": list(made.left_out),
-        "reviewed": None if made.reviews is None else vars(made.reviews),
+        "reviewed": {name: getattr(reviews, name) for name in ("images", "still_flagged", "defective", "found")}
+        if reviews is not None and (reviews.images or reviews.defective)
+        else None,
+        "check": {"images": reviews.checked, "flagged": reviews.flagged} if reviews and reviews.checked else None,
     }

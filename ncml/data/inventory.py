@@ -82,7 +82,7 @@ class Inventory:
     def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
         """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops."""
         sizes = [f"{size} ({count:,})" for size, count in self.sizes.most_common()]
-        lines = [f"{counted(self.images, 'image')}, of {_enumerate(sizes)}"]
+        lines = [f"{counted(self.images, 'image')}, of {enumerated(sizes)}"]
         if crops > 1:
             lines.append(f"{crops} random crops of each are resized to {width}x{height}")
         elif self.sizes.keys() != {f"{width}x{height}"}:
@@ -92,10 +92,10 @@ class Inventory:
         if self.classes and crops == 1:
             by_count = sorted(self.classes.items(), key=lambda item: -item[1])
             classes = [f"{name} ({count:,})" for name, count in by_count]
-            lines.append(f"{counted(len(classes), 'class', 'classes')}: {_enumerate(classes, MAX_CLASS_NAMES)}")
+            lines.append(f"{counted(len(classes), 'class', 'classes')}: {enumerated(classes, MAX_CLASS_NAMES)}")
             small_classes = [f"{name} ({count})" for name, count in by_count if count < MIN_CLASS_IMAGES]
             if small_classes:
-                lines.append(f"too few images to learn by class: {_enumerate(small_classes)}")
+                lines.append(f"too few images to learn by class: {enumerated(small_classes)}")
         elif crops == 1:
             lines.append("no classes (make a subfolder for each to have them)")
         if self.copies:
@@ -103,7 +103,7 @@ class Inventory:
                 f"{counted(self.copies, 'image')} identical to an earlier one: held-out figures may be too good"
             )
         if self.unreadable:
-            lines.append(f"{counted(len(self.unreadable), 'unreadable file')} left out: {_enumerate(self.unreadable)}")
+            lines.append(f"{counted(len(self.unreadable), 'unreadable file')} left out: {enumerated(self.unreadable)}")
         return lines
 
 
@@ -112,6 +112,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def _enumerate(names: Sequence[str], maximum: int = MAX_NAMES) -> str:
+def enumerated(names: Sequence[str], maximum: int = MAX_NAMES) -> str:
+    """List names, and how many more there are than `maximum`: a, b, c and 2 more."""
     more = len(names) - maximum
     return ", ".join(names[:maximum]) + (f" and {more:,} more" if more > 0 else "")

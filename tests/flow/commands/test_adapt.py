@@ -57,31 +57,35 @@ def test_a_detector_that_keeps_its_images_is_updated(
 ) -> None:
     save_good_images(tmp_path / "good")
     monkeypatch.chdir(tmp_path)
+    save_good_images(tmp_path / "aside", seed=1, count=3)
     common = ["--no-power", "--json"]
     options = ["--model", str(model.folder), "--group", "image", "--keep-images", "--out", "mine"]
-    assert cli.main(["adapt", "good", *options, *common]) == 0
+    assert cli.main(["adapt", "good", *options, *common, "--check", "aside"]) == 0
     made = json.loads(capsys.readouterr().out)
-    assert made["reviewed"] is None
+    assert (made["reviewed"], made["check"]["images"]) == (None, 3)
     (tmp_path / "flagged").mkdir()
     (tmp_path / "good" / "007.png").rename(tmp_path / "flagged" / "dark.png")
     save_image = Image.open(tmp_path / "flagged" / "dark.png").point(lambda level: level + 3)
     save_image.save(tmp_path / "flagged" / "dark.png")
     (tmp_path / "bad").mkdir()
     save_image.point(lambda level: 255 - level).save(tmp_path / "bad" / "white.png")
-    save_good_images(tmp_path / "aside", seed=1, count=3)
     update = ["adapt", "flagged", "--update", "mine", "--defective", "bad", "--check", "aside"]
     assert cli.main([*update, "--out", "next", *common]) == 0
     updated = json.loads(capsys.readouterr().out)
     assert updated["n_fit"] == made["n_fit"] + 1
     assert updated["n_rank"] == made["n_rank"]
+    assert updated["reviewed"].keys() == {"images", "still_flagged", "defective", "found"}
     assert updated["reviewed"]["images"] == updated["reviewed"]["defective"] == updated["reviewed"]["found"] == 1
-    assert updated["reviewed"]["checked"] == 3
+    assert (updated["check"]["images"], updated["check"].keys()) == (3, {"images", "flagged"})
     before, flagged = updated["comparison"]
     assert before == "the former version finds 1 of the 1 defective images"
     assert flagged.startswith("the former version flags ")
     assert flagged.endswith(" of the 3 good images that took no part")
     assert cli.main(["adapt", "good", *options, "--check", "good"]) == 2
-    assert "59 images of 59 (000.png, 001.png, 002.png, ...) show scenes of images that" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "59 images of 59 cannot check the detector" in error
+    assert ": remove 000.png, 001.png, 002.png, " in error
+    assert "058.png, 059.png from the folder." in error
     assert cli.main(["adapt", "good", *options, "--check", "nowhere"]) == 2
     assert "nowhere is not a folder: name a folder of good images that have no part" in capsys.readouterr().err
     assert cli.main([*update, "--group", "image", "--out", "other"]) == 2
