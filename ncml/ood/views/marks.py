@@ -35,6 +35,8 @@ RIDGE = 0.2
 """Added to the variance of each feature, which is about 1."""
 PRIOR = 200
 """Good patches that count as covered by a mark of each kind, so that few others suffice."""
+LEAST_DEVIATION = 0.1
+"""Smallest deviation of a map's largest value over good images: it is 0 where none resembles a mark of a kind."""
 FOLDS = 10
 """Parts of the scenes, each of which is scored without itself."""
 
@@ -93,7 +95,9 @@ class Marks:
             for i in np.flatnonzero(folds_N == fold).tolist():
                 largest_NK[i] = [float(map_hw.max()) for map_hw in others._maps(features[i].float())]
         view = cls._of(_Moments.sum(moments))
-        return replace(view, typical_K2=typical(largest_NK)), largest_excess(largest_NK, folds_N)
+        return replace(view, typical_K2=typical(largest_NK, LEAST_DEVIATION)), largest_excess(
+            largest_NK, folds_N, LEAST_DEVIATION
+        )
 
     @classmethod
     def _of(cls, moments: _Moments) -> Self:

@@ -58,17 +58,17 @@ class Candidates(NamedTuple):
         return cls((largest_K - own_K2[:, 0]) / own_K2[:, 1], maps_K)
 
 
-def typical(largest_NK: Floats) -> Floats:
-    """Return the mean and the deviation over images of the largest value of each of K maps, [K, 2]."""
-    return np.stack([largest_NK.mean(0), np.maximum(largest_NK.std(0), MIN_TYPICAL_DEVIATION)], 1)
+def typical(largest_NK: Floats, least: float = MIN_TYPICAL_DEVIATION) -> Floats:
+    """Return the mean and the deviation over images, at least `least`, of the largest value of K maps, [K, 2]."""
+    return np.stack([largest_NK.mean(0), np.maximum(largest_NK.std(0), least)], 1)
 
 
-def largest_excess(largest_NK: Floats, groups_N: NDArray[np.int64]) -> Floats:
-    """Return for each image the largest excess, in deviations, over the images of other groups, [N]."""
+def largest_excess(largest_NK: Floats, groups_N: NDArray[np.int64], least: float = MIN_TYPICAL_DEVIATION) -> Floats:
+    """Return for each image the largest excess, in deviations (`typical`), over the images of other groups, [N]."""
     excess_N = np.empty(len(largest_NK))
     for group in np.unique(groups_N):
         is_own_N = groups_N == group
-        mean_K, deviation_K = typical(largest_NK[~is_own_N]).T
+        mean_K, deviation_K = typical(largest_NK[~is_own_N], least).T
         excess_N[is_own_N] = ((largest_NK[is_own_N] - mean_K) / deviation_K).max(1)
     return excess_N
 

@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.ood.views import marks
 from ncml.ood.views.marks import Marked, Marks, marked_images
+from ncml.ood.views.patches import Candidates
 
 FEATURES = 4
 
@@ -78,9 +79,25 @@ def test_scores_of_good_images_are_those_without_their_own_scene() -> None:
         largest_NK[i] = [float(map_hw.max()) for map_hw in others.candidates(good[i]).maps_K]
     for i, scene in enumerate(scenes_N):
         others_MK = largest_NK[scenes_N != scene]
-        expected = ((largest_NK[i] - others_MK.mean(0)) / others_MK.std(0)).max()
+        expected = ((largest_NK[i] - others_MK.mean(0)) / np.maximum(others_MK.std(0), marks.LEAST_DEVIATION)).max()
         assert scores_N[i] == pytest.approx(expected, rel=1e-3)
     np.testing.assert_allclose(found.typical_K2, np.stack([largest_NK.mean(0), largest_NK.std(0)], 1), rtol=1e-3)
+
+
+def test_where_no_good_image_resembles_a_mark_a_slight_resemblance_is_not_unusual(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Deviations of 0 would make any ratio above 1, and the rounding of one, extremely unusual."""
+    monkeypatch.setattr(marks, "PRIOR", 0)
+    good = [0.3 * good_patches(seed) for seed in range(12)]
+    far = [Marked(5 + own.features_PF, own.covered_KP) for own in map(marked_patches, range(12))]
+    found, scores_N = Marks.estimate(good, dict(enumerate(far)), np.arange(12))
+    assert (found.typical_K2[:, 0] == 0).all()
+    assert (scores_N == 0).all()
+    ratio = float(np.log1p(0.05))
+    slight = Candidates.beyond(found.typical_K2, tuple(torch.full((2, 2), ratio) for _ in KINDS))
+    assert float(slight.scores_K.max()) < 1
+    assert float(found.candidates(far[0].features_PF[None]).scores_K.max()) > 10
 
 
 def test_without_a_patch_that_a_mark_covers_the_score_is_finite() -> None:
