@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
 from ncml.calibration.division import check_apart, divide_all, find_common_scenes, find_scenes, renumber
+from ncml.calibration.good_scores import GoodScores
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
@@ -36,7 +37,7 @@ from ncml.model import Model
 from ncml.network import efficientnet
 from ncml.ood.detector_calibration import DetectorCalibration, Scale
 from ncml.ood.judging import VIEWS, Detector, save_views
-from ncml.ood.scene_ranks import SceneRanks, cutoff
+from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.view import Reader, View
@@ -130,7 +131,7 @@ def make_detector(
     confidence: the probability with which the rate of this very calibration is at most the false-positive rate.
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
-        holds, and the scales of the views are those of the other images.
+        holds, and the scales are those of the other images, except of scores that images change by nothing else.
     defective: images that should be flagged; they only test the detector.
     check: further good images, which only test it; they show no scene of the others.
     keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
@@ -158,14 +159,14 @@ def make_detector(
         seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
     started = time.monotonic()
-    views, scales, scores_N, deciding, lost = _estimate_and_rank(
+    views, scores, lost = _estimate_and_rank(
         good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
     )
-    suspects = _suspects(known, scores_N[: len(known)], deciding)
+    suspects = _suspects(known, scores.largest_N[: len(known)], scores.deciding_N)
     before = None
     left_out: tuple[str, ...] = ()
     if leave_out and suspects:
-        ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
+        ranks = scores.ranks
         before = ranks.threshold(cutoff(ranks.scenes, false_positive_rate, confidence))
         names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(known)))]}
         left_out = tuple(name for name in known.names if name in names)
@@ -173,10 +174,9 @@ def make_detector(
         common_N = None if common_N is None else np.concatenate([common_N[kept], common_N[len(known) :]])
         known, known_scenes_N = known.take(kept), renumber(known_scenes_N[kept])
         good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
-        views, scales, scores_N, deciding, lost = _estimate_and_rank(
+        views, scores, lost = _estimate_and_rank(
             good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
         )
-    ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
     checkpoint.copy(model.folder, folder)
     if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
         kept_images.keep(folder, known, reviewed, group)
@@ -187,8 +187,8 @@ def make_detector(
     values, digest = save_views(folder, views)
     calibration = DetectorCalibration(
         model.version,
-        scales,
-        ranks,
+        scores.scales,
+        scores.ranks,
         len(estimating),
         len(np.unique(scenes_N[estimating])),
         false_positive_rate,
@@ -209,12 +209,11 @@ def make_detector(
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         calibration = calibration.with_power(power)
         calibration.save(folder)
-    is_flagged = scores_N[len(known) :] > calibration.threshold
     reviews = None
     if reviewed is not None or tests:
         reviews = Reviews(
-            len(is_flagged),
-            int(is_flagged.sum()),
+            len(good) - len(known),
+            scores.count_flagged_again(calibration.cutoff),
             *(count for images in (defective, check) for count in count_flagged(detector, images)),
         )
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
@@ -238,16 +237,15 @@ def _estimate_and_rank(
     device: str,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
-) -> tuple[dict[str, View], dict[str, Scale], np.ndarray, list[str], list[str]]:
-    """Return the views, their scales, the largest score of every image with its view, and the names of lost images.
+) -> tuple[dict[str, View], GoodScores, list[str]]:
+    """Return the views, the scores of all images, and the names of those in which the part was not found.
 
-    Lost are those in which the part was not found. Scores are standardised. The scores of estimation images are
-    computed without those of their own scene. The last `reviewed` ones were chosen for being unusual, so they have a
-    part in the scale of a score only if that is all that images change of it.
+    reviewed: how many of the images are reviewed ones, which are the last.
     """
     views: dict[str, View] = {}
-    scales: dict[str, Scale] = {}
-    standardised: dict[str, np.ndarray] = {}
+    scores: dict[str, np.ndarray] = {}
+    margins: dict[str, float] = {}
+    only_scaled: list[str] = []
     lost: list[str] = []
     readers, scenes = _readers(good, estimating, region), scenes_N[estimating]
     for kind, view_type in VIEWS.items():
@@ -262,23 +260,21 @@ def _estimate_and_rank(
         )
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
         lost += [good.names[estimating[i]] for i in estimated.lost]
+        only_scaled += estimated.only_scaled
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
             if not np.isfinite(own_N).all():
                 raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
-            scaling = len(own_N) - (0 if name in estimated.only_scaled else reviewed)
-            scales[name] = Scale.estimate(own_N[:scaling], estimated.view.margin(name))
-            standardised[name] = np.full(len(good), -np.inf)
-            standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
+            margins[name] = estimated.view.margin(name)
+            scores[name] = np.empty(len(good))
+            scores[name][estimating] = own_N
     for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):
         image_HWC = reader()
         for view in views.values():
             for name, measurement in view.measure(image_HWC).items():
-                standardised[name][index] = scales[name].standardise(measurement.score)
+                scores[name][index] = measurement.score
         on_progress(Progress("rank", done + 1, len(ranking)))
-    names = list(standardised)
-    scores_VN = np.stack([standardised[name] for name in names])
-    return views, scales, scores_VN.max(0), [names[i] for i in scores_VN.argmax(0)], lost
+    return views, GoodScores(scores, margins, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed), lost
 
 
 def _estimate_time(pass_seconds: float, estimating: int, ranking: int, power_images: int) -> str:

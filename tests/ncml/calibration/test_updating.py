@@ -1,6 +1,7 @@
 """Updates of a detector: its own images and options, reviewed images, and defective images that only test it."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 import ncml
 from ncml.calibration import descriptions, division
-from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
 from ncml.calibration.division import divide, find_common_scenes
 from ncml.calibration.updating import update_detector
 from ncml.data import kept_images
@@ -18,8 +19,9 @@ from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Box
 from ncml.ood.detector_calibration import Scale
+from ncml.ood.judging import Detector
 from ncml.ood.views.likelihood import LikelihoodView
-from ncml.ood.views.view import Estimated
+from ncml.ood.views.view import Estimated, Measurement, Reader, Stored
 from tests.detectors import good_image, use_small_scale
 
 OPTIONS: dict[str, Any] = {
@@ -131,6 +133,64 @@ def test_reviewed_images_scale_a_score_only_if_it_learns_by_nothing_else(
     for name, scores in estimated.scores.items():
         scaling = scores if name == "likelihood_peak" else scores[:-4]
         assert calibration.scales[name] == Scale.estimate(scaling, estimated.view.margin(name))
+
+
+class TwoLevels:
+    """A view of fixed functions, the levels of the halves of an image; reviewed images scale only the second."""
+
+    kind, names, description = "halves", ("left", "right"), "the levels of both halves are compared"
+
+    def margin(self, name: str) -> float:
+        return 0.0
+
+    def measure(self, image_HWC: np.ndarray) -> dict[str, Measurement]:
+        halves = np.split(image_HWC.astype(float), 2, axis=1)
+        return {name: Measurement(float(half.mean())) for name, half in zip(self.names, halves, strict=True)}
+
+    def store(self) -> Stored:
+        return Stored({"none": np.zeros(1, np.float32)}, {})
+
+    @classmethod
+    def load(cls, stored: Stored, *, device: str) -> "TwoLevels":
+        return cls()
+
+    @classmethod
+    def estimate(cls, readers: Sequence[Reader], scenes_N: np.ndarray, **_options: object) -> Estimated:
+        rows = [cls().measure(reader()) for reader in readers]
+        scores = {name: np.array([row[name].score for row in rows]) for name in cls.names}
+        return Estimated(cls(), scores, only_scaled=("right",))
+
+
+def levels(left: float, right: float, seed: int) -> np.ndarray:
+    """Return an image whose halves have about these levels."""
+    means = np.repeat([[left, right]], 20, 0).T.reshape(1, 40, 1)
+    return np.random.default_rng(seed).normal(means, 2, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+
+
+def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_flags_it(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": TwoLevels})
+    rng = np.random.default_rng(0)
+    images = {f"{seed:02}": levels(*rng.normal(100, 8, 2), seed) for seed in range(40)}
+    good = write(tmp_path / "good", **images)
+    burst = {f"burst{copy}": levels(100, 200, 50) for copy in range(6)}
+    others = {f"other{seed}": levels(100, 110 + 10 * seed, 60 + seed) for seed in range(4)}
+    reviewed = write(tmp_path / "flagged", **burst, **others)
+    options: dict[str, Any] = {"group": "image", "power_images": 0}
+    made = make_detector(model, good, tmp_path / "all", reviewed=reviewed, **options)
+    assert made.reviews is not None
+    expected = 0
+    for digest in sorted(set(reviewed.digests)):
+        is_own = np.array([other == digest for other in reviewed.digests])
+        without = make_detector(
+            model, good, tmp_path / digest, reviewed=reviewed.take(np.flatnonzero(~is_own)), **options
+        )
+        detector = Detector(without.calibration, {"halves": TwoLevels()})
+        expected += count_flagged(detector, reviewed.take(np.flatnonzero(is_own)))[1]
+    with_all = count_flagged(Detector(made.calibration, {"halves": TwoLevels()}), reviewed)[1]
+    assert (made.reviews.images, made.reviews.still_flagged) == (10, expected)
+    assert with_all < expected < 10
 
 
 def test_images_that_have_a_part_in_the_detector_cannot_check_it(

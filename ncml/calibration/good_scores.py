@@ -1,0 +1,93 @@
+"""The scores of good images, standardised by those that estimate.
+
+Shapes: N good images, the reviewed ones last; V scores of views.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ncml.data.scenes import Integers
+from ncml.ood.conformal import Floats
+from ncml.ood.detector_calibration import Scale
+from ncml.ood.scene_ranks import SceneRanks
+
+
+@dataclass(frozen=True)
+class GoodScores:
+    """All scores of the good images of a detector."""
+
+    scores: Mapping[str, Floats]
+    """By name, [N]; of an image that estimates, computed without the images of its scene."""
+    margins: Mapping[str, float]
+    only_scaled: frozenset[str]
+    """Scores that good images change by nothing but how they are standardised."""
+    scenes_N: Integers
+    estimating: Integers
+    """Positions of the images that estimate, in order; the reviewed ones do."""
+    ranking: Integers
+    reviewed: int
+
+    @functools.cached_property
+    def scales(self) -> dict[str, Scale]:
+        """How each score is standardised.
+
+        Reviewed images were chosen for being unusual, so they have a part in the scale of a score only if that is all
+        that images change of it.
+        """
+        return self._scales(self.estimating)
+
+    @functools.cached_property
+    def _standardised_VN(self) -> Floats:
+        return self._standardise(self.scales)
+
+    @property
+    def largest_N(self) -> Floats:
+        """The largest standardised score of each image."""
+        return self._standardised_VN.max(0)
+
+    @property
+    def deciding_N(self) -> list[str]:
+        """The name of that score."""
+        names = list(self.scores)
+        return [names[i] for i in self._standardised_VN.argmax(0)]
+
+    @property
+    def ranks(self) -> SceneRanks:
+        """The ranking images by their largest standardised score."""
+        return self._rank(self.largest_N)
+
+    def count_flagged_again(self, cutoff: float) -> int:
+        """Return how many reviewed images would be flagged if those of their scene had no part in the detector.
+
+        For each scene, scores that are only scaled are standardised without it, and the threshold follows from them.
+        The other scores of ranking images are those under views that have seen the scene.
+        """
+        is_reviewed_N = np.arange(len(self.scenes_N)) >= len(self.scenes_N) - self.reviewed
+        count = 0
+        for scene in np.unique(self.scenes_N[is_reviewed_N]):
+            is_own_N = self.scenes_N == scene
+            others = self._scales(self.estimating[~is_own_N[self.estimating]])
+            changed = {name: others[name] if name in self.only_scaled else scale for name, scale in self.scales.items()}
+            largest_N = self._standardise(changed).max(0)
+            count += int((largest_N[is_own_N & is_reviewed_N] > self._rank(largest_N).threshold(cutoff)).sum())
+        return count
+
+    def _scales(self, estimating: Integers) -> dict[str, Scale]:
+        known = estimating[estimating < len(self.scenes_N) - self.reviewed]
+        return {
+            name: Scale.estimate(scores_N[estimating if name in self.only_scaled else known], self.margins[name])
+            for name, scores_N in self.scores.items()
+        }
+
+    def _standardise(self, scales: Mapping[str, Scale]) -> Floats:
+        return np.stack(
+            [(scores_N - scales[name].zero) / scales[name].deviation for name, scores_N in self.scores.items()]
+        )
+
+    def _rank(self, largest_N: Floats) -> SceneRanks:
+        return SceneRanks.rank(largest_N[self.ranking], self.scenes_N[self.ranking])
