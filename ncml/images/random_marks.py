@@ -19,7 +19,10 @@ MAX_SHARE = 0.25
 
 
 def add_marks(image_HWC: Pixels, rng: np.random.Generator, count: int) -> tuple[Pixels, NDArray[np.float32]]:
-    """Return an image with this number of marks, and the share of each kind at each pixel, [K, H, W]."""
+    """Return an image with this number of marks, and the share of each kind at each pixel, [K, H, W].
+
+    The share is 0 where black or white leaves no room for half of the change.
+    """
     height, width = image_HWC.shape[:2]
     most = int(MAX_SHARE * min(height, width))
     marked_HWC = image_HWC.copy()
@@ -31,8 +34,12 @@ def add_marks(image_HWC: Pixels, rng: np.random.Generator, count: int) -> tuple[
         contrast = rng.uniform(*CONTRAST) * rng.choice([-1, 1])
         top, left = (int(rng.integers(room - side + 1)) for room in (height, width))
         place = slice(top, top + side), slice(left, left + side)
-        marked_HWC[place] = np.clip(np.rint(marked_HWC[place] + contrast * share_HW[..., None]), 0, 255)
-        shares_KHW[kind][place] = np.maximum(shares_KHW[kind][place], np.abs(share_HW))
+        before_HWC, wanted_HW = marked_HWC[place], contrast * share_HW
+        after_HWC = np.clip(np.rint(before_HWC + wanted_HW[..., None]), 0, 255)
+        change_HW = np.abs(after_HWC - before_HWC).max(2) + 0.5  # grey levels are rounded
+        marked_HWC[place] = after_HWC
+        is_seen_HW = change_HW >= np.abs(wanted_HW) / 2
+        shares_KHW[kind][place] = np.maximum(shares_KHW[kind][place], np.where(is_seen_HW, np.abs(share_HW), 0))
     return marked_HWC, shares_KHW
 
 

@@ -107,6 +107,15 @@ def test_without_a_patch_that_a_mark_covers_the_score_is_finite() -> None:
     assert torch.isfinite(found.candidates(good_patches(9)).scores_K).all()
 
 
+@pytest.mark.parametrize("level", [0, 3, 252, 255])
+def test_a_mark_that_black_or_white_hides_covers_nothing(level: int) -> None:
+    image_HWC = np.full((96, 128, 3), level, np.uint8)
+    marked_HWC, shares_KHW = add_marks(image_HWC, np.random.default_rng(0), 12)
+    change_HW = np.abs(marked_HWC.astype(int) - image_HWC).max(2)
+    assert shares_KHW.max() > 0.9
+    assert (change_HW[shares_KHW.max(0) > 0.9] > 5).mean() > 0.9
+
+
 @pytest.mark.parametrize("shape", [(96, 128), (32, 512)])
 def test_marks_change_an_image_where_their_shares_say(shape: tuple[int, int]) -> None:
     image_HWC = np.full((*shape, 3), 128, np.uint8)
