@@ -82,8 +82,10 @@ class Marks:
     ) -> tuple[Self, Floats]:
         """Estimate from good images, and marked patches by position; return each image's score without its own fold."""
         folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
+        common_F = torch.stack([own.flatten(0, 1).double().mean(0) for own in features]).mean(0)
         moments = [
             _Moments.of(
+                common_F,
                 [features[i].flatten(0, 1) for i in np.flatnonzero(folds_N == fold).tolist()],
                 [own for i, own in marked.items() if folds_N[i] == fold],
             )
@@ -91,16 +93,16 @@ class Marks:
         ]
         largest_NK = np.empty((len(features), len(KINDS)))
         for fold in range(len(moments)):
-            others = cls._of(_Moments.sum(moments[:fold] + moments[fold + 1 :]))
+            others = cls._of(_Moments.sum(moments[:fold] + moments[fold + 1 :]), common_F)
             for i in np.flatnonzero(folds_N == fold).tolist():
                 largest_NK[i] = [float(map_hw.max()) for map_hw in others._maps(features[i].float())]
-        view = cls._of(_Moments.sum(moments))
+        view = cls._of(_Moments.sum(moments), common_F)
         return replace(view, typical_K2=typical(largest_NK, LEAST_DEVIATION)), largest_excess(
             largest_NK, folds_N, LEAST_DEVIATION
         )
 
     @classmethod
-    def _of(cls, moments: _Moments) -> Self:
+    def _of(cls, moments: _Moments, common_F: Tensor) -> Self:
         mean_GF, covariance_GFF = moments.gaussians()
         difference_KF = mean_GF[1:] - mean_GF[:1]
         precision_GFF = torch.linalg.inv(covariance_GFF)
@@ -108,7 +110,7 @@ class Marks:
         logdet_G = torch.logdet(covariance_GFF)
         constant_K = (logdet_G[:1] - logdet_G[1:] - (linear_KF * difference_KF).sum(1)) / 2
         quadratic_KFF = (precision_GFF[:1] - precision_GFF[1:]) / 2
-        parts = (own.float() for own in (mean_GF[0], quadratic_KFF, linear_KF, constant_K))
+        parts = (own.float() for own in (common_F + mean_GF[0], quadratic_KFF, linear_KF, constant_K))
         return cls(*parts, typical_K2=np.tile([0.0, 1.0], (len(KINDS), 1)))
 
     def candidates(self, query_hwF: Tensor) -> Candidates:
@@ -151,21 +153,24 @@ class Marks:
 
 
 class _Moments(NamedTuple):
-    """Numbers, sums and sums of products of patches, fp64."""
+    """Numbers, sums and sums of products of patches minus a common one, fp64.
+
+    Without it, features whose mean is far above their deviation would leave covariances of rounding errors.
+    """
 
     count_G: Tensor
     sum_GF: Tensor
     product_GFF: Tensor
 
     @classmethod
-    def of(cls, good: Sequence[Tensor], marked: Sequence[Marked]) -> Self:
+    def of(cls, common_F: Tensor, good: Sequence[Tensor], marked: Sequence[Marked]) -> Self:
         """Return those of some images, and of their marked patches."""
         device, width = good[0].device, good[0].shape[1]
         count_G = torch.zeros(1 + len(KINDS), dtype=torch.float64, device=device)
         sum_GF, product_GFF = count_G.new_zeros(len(count_G), width), count_G.new_zeros(len(count_G), width, width)
         groups = [good, *([own.features_PF[own.covered_KP[kind]] for own in marked] for kind in range(len(KINDS)))]
         for group, parts in enumerate(groups):
-            for patches_PF in (part_PF.float() for part_PF in parts):
+            for patches_PF in (part_PF.double() - common_F for part_PF in parts):
                 count_G[group] += len(patches_PF)
                 sum_GF[group] += patches_PF.sum(0)
                 product_GFF[group] += patches_PF.T @ patches_PF

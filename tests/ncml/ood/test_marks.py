@@ -100,6 +100,17 @@ def test_where_no_good_image_resembles_a_mark_a_slight_resemblance_is_not_unusua
     assert float(found.candidates(far[0].features_PF[None]).scores_K.max()) > 10
 
 
+def test_features_whose_mean_is_far_above_their_deviation_give_the_same_maps() -> None:
+    """Sums of products of such features, which fp32 rounds, are not those of a Gaussian."""
+    good, marked = [good_patches(seed) for seed in range(4)], {i: marked_patches(i) for i in range(4)}
+    far = {i: Marked(own.features_PF + 4096, own.covered_KP) for i, own in marked.items()}
+    near_maps = Marks.estimate(good, marked, np.arange(4))[0].candidates(good_patches(9) + 1).maps_K
+    found, scores_N = Marks.estimate([own + 4096 for own in good], far, np.arange(4))
+    assert np.isfinite(scores_N).all()
+    for far_hw, near_hw in zip(found.candidates(good_patches(9) + 1 + 4096).maps_K, near_maps, strict=True):
+        torch.testing.assert_close(far_hw, near_hw, rtol=0, atol=0.01)
+
+
 def test_without_a_patch_that_a_mark_covers_the_score_is_finite() -> None:
     nothing = Marked(torch.empty(0, FEATURES), torch.empty(len(KINDS), 0, dtype=torch.bool))
     found, scores_N = Marks.estimate([good_patches(seed) for seed in range(4)], {0: nothing}, np.arange(4))
