@@ -9,7 +9,7 @@ compared in one of two ways:
   anywhere. A further score there, `marks` (`marks.py`), recognises what scratches, spots and pits do to patches.
 
 Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). The
-score `colour_spots` (`colour_spots.py`), compares colours of the image as it is judged.
+score `colour_spots` (`colour_spots.py`) compares colours of the image as it is judged.
 
 Images are judged with a longer side of 448 to 640 pixels: at one size, or each at its own aspect ratio.
 

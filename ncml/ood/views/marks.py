@@ -2,8 +2,9 @@
 
 A patch can differ from all good ones in many ways, most of them harmless. So marks of random sizes and contrasts are
 put into good images (`ncml.images.random_marks`). For each kind, a patch is compared by two Gaussians, of good patches
-and of those that such a mark covers: how much likelier is the patch with the mark than without? Few good patches are
-extremely unlike the others, so large ratios count by their logarithm, and those below 1 as 1.
+and of those that such a mark covers: how much likelier is the patch with the mark than without? The value of a
+patch is log(1 + log ratio), and 0 where the ratio is below 1: a few good patches are extremely unlike the others, and
+the second logarithm keeps them from deciding.
 
 Shapes: N images, h and w rows and columns of cells, P patches, F features, K kinds of marks; G is K + 1 groups of
 patches, good ones first.
