@@ -292,12 +292,13 @@ def _mark(
     described: _Described,
     on_progress: OnProgress,
 ) -> dict[int, Marked]:
-    """Put marks into images as they are, and return the patches that marks cover, by position."""
+    """Put marks into images that are not aligned, and return the patches that marks cover, by position."""
     marked: dict[int, Marked] = {}
     positions = marked_images(len(readers)).tolist()
     for i in positions:
-        judged_HWC, _ = _bring(readers[i](), described.size, None)
-        marked[i] = Marked.of(network, judged_HWC, described.deviation_F, seed=i)
+        image_HWC = readers[i]()
+        size = described.size or judged_size(*image_HWC.shape[:2])
+        marked[i] = Marked.of(network, image_HWC, size, described.deviation_F, seed=i)
         on_progress(Progress("marks", len(marked), len(positions)))
     return marked
 

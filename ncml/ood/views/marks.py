@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.conformal import Floats
-from ncml.ood.views.patches import CELL, Candidates, largest_excess, patch_features, typical
+from ncml.ood.views.patches import CELL, Candidates, judged_resize, largest_excess, patch_features, typical
 from ncml.ood.views.view import Pixels
 
 IMAGES, COPIES, MARKS = 30, 2, 16
@@ -50,14 +50,27 @@ class Marked(NamedTuple):
     """Whether a mark of each kind covers a patch, bool."""
 
     @classmethod
-    def of(cls, network: EfficientNetLite0, judged_HWC: Pixels, deviation_F: Tensor, seed: int) -> Self:
-        """Put marks into an image as it is judged."""
+    def of(
+        cls,
+        network: EfficientNetLite0,
+        image_HWC: Pixels,
+        judged_size: tuple[int, int],
+        deviation_F: Tensor,
+        seed: int,
+    ) -> Self:
+        """Put marks into an image as it is judged or, if it is enlarged for that, as it is: no mark is thinner."""
+        resize = judged_resize(judged_size)
+        is_enlarged = judged_size[0] > image_HWC.shape[0]
+        good_HWC = image_HWC if is_enlarged else resize(image_HWC)
         parts: list[Tensor] = []
         covered: list[Tensor] = []
         for copy in range(COPIES):
-            marked_HWC, shares_KHW = add_marks(judged_HWC, np.random.default_rng([seed, copy]), MARKS)
-            covered_Khw = F.max_pool2d(torch.from_numpy(shares_KHW), CELL) >= COVERED
-            covered_Khw = covered_Khw.to(deviation_F.device)
+            marked_HWC, shares_KHW = add_marks(good_HWC, np.random.default_rng([seed, copy]), MARKS)
+            shares = torch.from_numpy(shares_KHW)
+            if is_enlarged:
+                marked_HWC = resize(marked_HWC)
+                shares = F.interpolate(shares[None], judged_size, mode="bilinear")[0]
+            covered_Khw = (F.max_pool2d(shares, CELL) >= COVERED).to(deviation_F.device)
             is_covered_hw = covered_Khw.any(0)
             parts.append((patch_features(network, marked_HWC) / deviation_F)[is_covered_hw])
             covered.append(covered_Khw[:, is_covered_hw])

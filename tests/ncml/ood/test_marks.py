@@ -6,9 +6,10 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from ncml.images.random_marks import KINDS, add_marks
+from ncml.network import efficientnet
 from ncml.ood.views import marks
 from ncml.ood.views.marks import Marked, Marks, marked_images
-from ncml.ood.views.patches import Candidates
+from ncml.ood.views.patches import Candidates, patch_features
 
 FEATURES = 4
 
@@ -138,3 +139,24 @@ def test_marks_change_an_image_where_their_shares_say(shape: tuple[int, int]) ->
     assert is_changed_HW[shares_KHW.max(0) > 0.9].mean() > 0.9
     for kind in range(len(KINDS)):
         assert shares_KHW[kind].max() > 0.5
+
+
+@pytest.mark.parametrize(("side", "drawn"), [(32, 32), (96, 96), (160, 96)])
+def test_marks_have_the_widths_of_pixels_of_the_image_unless_it_is_reduced(
+    side: int, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def record(image_HWC: np.ndarray, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        sizes.append(len(image_HWC))
+        return add_marks(image_HWC, rng, count)
+
+    monkeypatch.setattr(marks, "add_marks", record)
+    image_HWC = np.full((side, side, 3), 128, np.uint8)
+    network = efficientnet.load("cpu")
+    plain_F = patch_features(network, np.full((96, 96, 3), 128, np.uint8))[6, 6]
+    marked = Marked.of(network, image_HWC, (96, 96), torch.ones(len(plain_F)), seed=0)
+    assert sizes == [drawn] * marks.COPIES
+    assert marked.features_PF.shape == (marked.covered_KP.shape[1], len(plain_F))
+    assert marked.covered_KP.any(0).all()
+    assert ((marked.features_PF - plain_F).abs().amax(1) > 0.1).float().mean() > 0.95  # what is covered has changed
