@@ -78,9 +78,9 @@ class GoodScores:
         return count
 
     def _scales(self, estimating: Integers) -> dict[str, Scale]:
-        known = estimating[estimating < len(self.scenes_N) - self.reviewed]
+        unreviewed = estimating[estimating < len(self.scenes_N) - self.reviewed]
         return {
-            name: Scale.estimate(scores_N[estimating if name in self.only_scaled else known], self.margins[name])
+            name: Scale.estimate(scores_N[estimating if name in self.only_scaled else unreviewed], self.margins[name])
             for name, scores_N in self.scores.items()
         }
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.ood.conformal import Floats
-from ncml.ood.views.patches import CELL, Candidates, largest_excess, typical
+from ncml.ood.views.extremes import largest_excess, typical
+from ncml.ood.views.patches import CELL, Candidates
 
 SIZES = (2, 4, 8, 16)
 """Pixels of a cell."""

@@ -256,8 +256,8 @@ class FeaturesView:
         spots = ColourSpots.load(tensors)
         marks = Marks.load(tensors, len(deviation_F))
         names = tuple(str(name) for name in stored.values.get("scores", [reference.name]))
-        known = {*reference.names, *(own.name for own in (spots, marks) if own is not None)}
-        if not set(names) <= known:
+        own_names = {*reference.names, *(own.name for own in (spots, marks) if own is not None)}
+        if not set(names) <= own_names:
             raise ValueError("its scores do not match its patches")
         return cls(network, size, template, deviation_F, reference, spots, marks, agreement, names)
 

@@ -33,6 +33,7 @@ from ncml.errors import InputError, ModelError
 from ncml.images.resizing import Resize
 from ncml.network.ncpn import NCPN
 from ncml.ood.conformal import Floats
+from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
 from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
@@ -159,15 +160,13 @@ class LikelihoodView:
             for index in np.flatnonzero(is_own_N):
                 own_whole_N[index] = whole.distance(whole_NM[index])
                 own_NKS[index] = _extremes(rows[index], gaussians)
-        scores_KN = np.empty((2, len(rows)))
-        for index, scene in enumerate(scenes_N):
-            scores_KN[:, index] = _standardise(own_NKS[index], _typical(own_NKS[scenes_N != scene])).max(1)
+        scores_KN = [largest_excess(own_NS, scenes_N, MIN_DEVIATION) for own_NS in own_NKS.swapaxes(0, 1)]
         view = cls(
             network,
             precision,
             ShrunkenGaussian.estimate(whole_NM, MIN_DEVIATION),
             _window_gaussians(moments),
-            _typical(own_NKS),
+            typical(own_NKS, MIN_DEVIATION),
             halvings,
         )
         # A peak is the most surprising pixels of an image, whatever other images are like.
@@ -331,12 +330,6 @@ def _extremes(row: Sequence[ScaleMeasurements], gaussians: Sequence[ShrunkenGaus
         for measurements, gaussian in zip(row, gaussians, strict=True)
     ]
     return np.array([distances_S, [measurements.peak for measurements in row]])
-
-
-def _typical(extremes_NKS: Floats) -> Floats:
-    """Return the mean and the deviation of extremes over images, [2, S, 2]."""
-    deviation_KS = np.maximum(extremes_NKS.std(0), MIN_DEVIATION)
-    return np.stack([extremes_NKS.mean(0), deviation_KS], 2)
 
 
 def _standardise(extremes_KS: Floats, typical_KS2: Floats) -> Floats:

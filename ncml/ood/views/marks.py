@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.conformal import Floats
-from ncml.ood.views.patches import CELL, Candidates, judged_resize, largest_excess, patch_features, typical
+from ncml.ood.views.extremes import largest_excess, typical
+from ncml.ood.views.patches import CELL, Candidates, judged_resize, patch_features
 from ncml.ood.views.view import Pixels
 
 IMAGES, COPIES, MARKS = 30, 2, 16
