@@ -36,6 +36,7 @@ class Models(BaseModel):
                 "models": [examples.MODEL, examples.DETECTOR],
                 "next": None,
                 "calibration_allowed": False,
+                "webhooks_allowed": False,
                 "max_images": 64,
                 "max_judged_images": 4,
                 "max_tiles": 4096,
@@ -47,6 +48,7 @@ class Models(BaseModel):
     models: list[ServedModel]
     next: str | None = Field(default=None, description="`after` of the next page; null on the last one")
     calibration_allowed: bool = Field(description="whether clients may make models with /calibrate and /update")
+    webhooks_allowed: bool = Field(description="whether requests may name a `webhook` (NCML_WEBHOOK_HOSTS)")
     max_images: int = Field(description="maximum images sent or requested in one request")
     max_judged_images: int = Field(description="maximum images that a detector judges in one request")
     max_tiles: int = Field(description="maximum tiles of an image")
@@ -93,6 +95,7 @@ async def models(
         models=_mark_default(jobs, selected, descriptors),
         next=max(page) if len(page) < len(names) else None,
         calibration_allowed=jobs.settings.allow_calibration,
+        webhooks_allowed=bool(jobs.settings.webhook_hosts),
         max_images=jobs.settings.max_images,
         max_judged_images=MAX_JUDGED_IMAGES,
         max_tiles=jobs.settings.max_tiles,

@@ -13,6 +13,7 @@ class Catalogue extends EventTarget {
   current = null;
   description = ""; // of all models and limits, as JSON
   calibrationAllowed = false;
+  webhooksAllowed = false;
   maxImages = 64; // of a request
   maxTiles = 4096; // of an image
   maxBytes = Infinity; // of the body of a request
@@ -29,7 +30,7 @@ class Catalogue extends EventTarget {
   async replaceModels() {
     const document = await requestJson("models");
     const { models } = document;
-    const { calibration_allowed: calibrationAllowed } = document;
+    const { calibration_allowed: calibrationAllowed, webhooks_allowed: webhooksAllowed } = document;
     const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;
     const name = modelName.get() ?? this.current?.name;
     const versions = models.filter((model) => model.name === name);
@@ -38,7 +39,8 @@ class Catalogue extends EventTarget {
     const currentChanged = identity(current) !== identity(this.current);
     const description = JSON.stringify(document);
     const listChanged = description !== this.description;
-    Object.assign(this, { models, current, description, calibrationAllowed, maxImages, maxTiles, maxBytes });
+    Object.assign(this, { models, current, description, calibrationAllowed, webhooksAllowed });
+    Object.assign(this, { maxImages, maxTiles, maxBytes });
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }

@@ -1,5 +1,6 @@
 // curl commands that reproduce what the page does.
 
+import { catalogue } from "./catalogue.js";
 import { copyButton, h } from "./dom.js";
 import { apiKey } from "./session.js";
 
@@ -24,7 +25,7 @@ export function endpoint(path, parameters) {
   return quoted(`${new URL(path, document.baseURI).href}?${query}`);
 }
 
-/** A command for a terminal, which may wrap after a parameter, and a button that copies it. */
+/** A command for a terminal, which may wrap after a parameter, a button that copies it, and what curl can add. */
 export function terminal(command, kind = "curl") {
   const parts = command.split(/(?<=[?&])/).flatMap((part) => [part, h("wbr")]);
   return [
@@ -34,5 +35,13 @@ export function terminal(command, kind = "curl") {
       {},
       copyButton(`Copy ${kind}`, () => command, "small"),
     ),
+    kind === "curl" && catalogue.webhooksAllowed && webhookHint(),
   ];
+}
+
+function webhookHint() {
+  const option = h("code", {}, "-F webhook=https://…");
+  const docs = h("a", { href: "docs#/webhooks/job_ended" }, "API docs");
+  const text = " to have the end of a long job sent to an address that the operator allows: see the ";
+  return h("p", { class: "hint" }, "Add ", option, text, docs, ".");
 }

@@ -8,6 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.browser.answers import with_members
 from tests.browser.conftest import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -421,3 +422,23 @@ def test_the_api_docs_are_linked_and_available(site, studio) -> None:
     assert page.get_by_role("link", name="API docs").get_attribute("href") == "docs"
     assert site.http.get("/docs").status_code == 200
     assert site.http.get("/openapi.json").json()["info"]["version"] == version("ncml")
+
+
+def test_curl_commands_come_with_a_hint_at_webhooks_where_these_are_allowed(studio, tab) -> None:
+    tab.expected_messages = ["escaping deep link whitespace"]  # of Swagger UI, about its own link
+    page = studio("score")
+    reading = page.locator(".reading")
+
+    def open_command() -> None:
+        page.locator("#view-score").get_by_role("button", name="stripes", exact=True).click()
+        reading.locator("summary", has_text="terminal").click()
+        expect(reading.locator(".curl")).to_be_visible()
+
+    open_command()
+    expect(reading).not_to_contain_text("webhook")
+    page.route("**/models", with_members(webhooks_allowed=True))
+    page.reload()
+    open_command()
+    expect(reading).to_contain_text("Add -F webhook=https://… to have the end of a long job sent to an address")
+    reading.get_by_role("link", name="API docs").click()
+    expect(page.locator(".opblock.is-open")).to_contain_text("Receive the end of a job")

@@ -663,7 +663,8 @@ def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
     described = json.loads(model.model_dump_json())
     served = described | {"calibration": described["calibrations"]["default"], "default": True}
     limits = {"max_images": 64, "max_judged_images": 4, "max_tiles": 4096, "max_body_bytes": 64 * 2**20}
-    assert client.get("/models").json() == {"models": [served], "next": None, "calibration_allowed": False} | limits
+    allowed = {"calibration_allowed": False, "webhooks_allowed": False}
+    assert client.get("/models").json() == {"models": [served], "next": None} | allowed | limits
     for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
         assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
     assert client.get("/models/other").status_code == 404
