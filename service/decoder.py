@@ -23,7 +23,7 @@ from PIL import Image
 
 from ncml.data.good_images import check_side
 from ncml.errors import InputError
-from ncml.images import open_image, resize_to
+from ncml.images import open_image, reduced_jpeg, resize_to
 
 Image.init()  # imports every decoder, once: all processes are forked from one that has imported this module
 
@@ -114,6 +114,11 @@ def open_original(
     check_side(image, field)
     pixels = image.tobytes() if image.nbytes <= len(data) else None
     return OriginalImage(resize_to(image, height, width), image.shape[0], image.shape[1], pixels)
+
+
+def open_thumbnail(data: bytes, longer_side: int, *, field: str, max_bytes: int, max_pixels: int) -> bytes:
+    """Decode an image, and return a JPEG of it that has at most `longer_side` pixels on a side."""
+    return reduced_jpeg(open_image(data, field=field, max_bytes=max_bytes, max_pixels=max_pixels), longer_side)
 
 
 def open_for_tiles(data: bytes, *, max_bytes: int, max_pixels: int, max_raw_bytes: int) -> TiledImage:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from ncml.images import open_resized
 from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
-from service.decoder import Limits, OriginalImage, open_original
+from service.decoder import Limits, OriginalImage, open_original, open_thumbnail
 from service.decoders import DecoderPool, request_too_slow
 from service.http.client_limits import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse
@@ -54,6 +54,9 @@ MAX_UNDELIVERED = 10_000
 
 MAX_NAMES = 20
 """Names of models in an error message."""
+
+THUMBNAIL_SIDE = 128
+"""Pixels of a thumbnail's longer side: twice as many as the studio shows, for screens of high density."""
 
 MEMORY_RETRY_AFTER_S = 60
 """Seconds after which a client may retry when the queue is short of memory: results expire after up to an hour."""
@@ -181,6 +184,12 @@ class JobService:
         """Return an image at its own and at the model's size; raises `InputError` for one that is too small, too."""
         size, limits = (model.height, model.width), self.settings.image_limits
         call = functools.partial(open_original, upload.data, *size, field=upload.field, **limits)
+        return await self.decode(request, upload.field, call)
+
+    async def make_thumbnail(self, request: Request, upload: Upload) -> bytes:
+        """Return a small JPEG of an image; raises as `decode_original` does."""
+        limits = self.settings.image_limits
+        call = functools.partial(open_thumbnail, upload.data, THUMBNAIL_SIDE, field=upload.field, **limits)
         return await self.decode(request, upload.field, call)
 
     @contextlib.asynccontextmanager

@@ -59,6 +59,7 @@ class Reviews:
         verdict: Verdict,
         image: bytes,
         *,
+        thumbnail: bytes,
         file: str,
         is_ood: bool,
         p_value: float,
@@ -66,12 +67,18 @@ class Reviews:
         owner_bytes: int,
         all_bytes: int,
     ) -> Review:
-        """Keep a review of an image for `keep_s`, in place of an earlier one; raise `TooManyReviews` beyond a quota."""
+        """Keep a review of an image for `keep_s`, in place of an earlier one; raise `TooManyReviews` beyond a quota.
+
+        thumbnail: a small JPEG of the image, which counts as well.
+        """
         review_id = hashlib.sha256(f"{model}\0".encode() + hashlib.sha256(image).digest()).hexdigest()[:16]
-        fields = {"model": model, "verdict": verdict, "file": file, "is_ood": int(is_ood), "p_value": p_value}
+        fields = {
+            "image": image, "thumbnail": thumbnail, "model": model, "verdict": verdict, "file": file,
+            "is_ood": int(is_ood), "p_value": p_value,
+        }  # fmt: skip
         answer = self._add(
             keys=[REVIEWS, review_key(owner, review_id)],
-            args=[owner, review_id, max(len(image), MIN_BYTES), owner_bytes, all_bytes, keep_s, "image", image]
+            args=[owner, review_id, max(len(image) + len(thumbnail), MIN_BYTES), owner_bytes, all_bytes, keep_s]
             + [part for item in fields.items() for part in item],
         )
         if answer != b"kept":
@@ -88,6 +95,11 @@ class Reviews:
         """Return the image of a review; None if it has expired."""
         data: bytes | None = self._redis.hget(review_key(owner, review_id), "image")
         return data
+
+    def thumbnail(self, owner: str, model: str, review_id: str) -> bytes | None:
+        """Return the small JPEG of an owner's review for a model; None if there is no such review."""
+        own_model, thumbnail = self._redis.hmget(review_key(owner, review_id), "model", "thumbnail")
+        return thumbnail if own_model == model.encode() else None
 
     def remove(self, owner: str, model: str, review_id: str) -> bool:
         """Delete a review of an owner for a model; return whether there was one."""

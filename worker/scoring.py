@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
-from ncml.images import open_image, reduced_grey_jpeg
+from ncml.images import open_image, reduced_jpeg
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.options import leaves_verdict_to_detector
 from worker.contract import Original, ScoreJob
@@ -64,7 +64,7 @@ def _wire_detection(detection: results.Detection, original_HWC: NDArray[np.uint8
     if original_HWC is None:
         attributes["grid"] = None
     else:
-        attributes["backdrop"] = reduced_grey_jpeg(original_HWC, BACKDROP_SIDE)
+        attributes["backdrop"] = reduced_jpeg(original_HWC, BACKDROP_SIDE, "L")
     return Detection.model_validate(attributes, from_attributes=True)
 
 

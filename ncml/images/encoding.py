@@ -24,12 +24,12 @@ def to_png(image: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def reduced_grey_jpeg(image: NDArray[np.uint8], longer_side: int) -> bytes:
-    """Encode uint8 (H, W, 3) in grey, reduced to at most `longer_side` pixels, as the bytes of a JPEG file."""
+def reduced_jpeg(image: NDArray[np.uint8], longer_side: int, mode: str = "RGB") -> bytes:
+    """Encode uint8 (H, W, 3), reduced to at most `longer_side` pixels, as the bytes of a JPEG file; mode L is grey."""
     reduced = Image.fromarray(image)
     reduced.thumbnail((longer_side, longer_side))
     file = io.BytesIO()
-    reduced.convert("L").save(file, "JPEG", quality=85)
+    reduced.convert(mode).save(file, "JPEG", quality=85)
     return file.getvalue()
 
 

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.http import examples
 from service.http.negotiation import JSON
-from service.http.openapi import problem_responses, request_schema
+from service.http.openapi import BINARY, problem_responses, request_schema
 from service.http.problems import Problem, invalid_field
 from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
 from service.params import ReviewParams
-from service.routes.models import Name
+from service.routes.models import JPEG, Name
 from worker.job_results import ScoreResult
 from worker.review_store import Review, TooManyReviews, Verdict
 
@@ -25,6 +25,9 @@ router = APIRouter(prefix="/models", tags=["reviews"])
 DAY_S = 86_400
 RETRY_AFTER_S = 3600
 """Seconds after which a client may retry when the reviews of all keys take all their room: they expire after days."""
+
+THUMBNAIL_CACHING = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
+"""An id stands for the same image for ever; a browser must not show it under another key."""
 
 ReviewId = Annotated[str, Path(description="The id of a review.", pattern=r"^[0-9a-f]{16}$")]
 
@@ -86,6 +89,8 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, upload)
     if parsed.params.verdict == "good" and not is_ood:
         raise invalid_field("verdict", f"verdict: {model} did not flag this image; review flagged images as good.")
+    async with jobs.decoding_limit():
+        thumbnail = await jobs.make_thumbnail(request, upload)
     owner_bytes = jobs.settings.owner_review_bytes
     add = functools.partial(
         jobs.queue.reviews.add,
@@ -93,6 +98,7 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
         model,
         parsed.params.verdict,
         upload.data,
+        thumbnail=thumbnail,
         file=upload.file,
         is_ood=is_ood,
         p_value=p_value,
@@ -130,6 +136,28 @@ async def reviews(name: Name, request: Request, jobs: Jobs) -> ReviewsAnswer:
     return ReviewsAnswer(reviews=[_answer(review) for review in kept])
 
 
+@router.get(
+    "/{name}/reviews/{review_id}/thumbnail",
+    operation_id="get_review_thumbnail",
+    summary="Get a thumbnail of a reviewed image",
+    response_class=Response,
+    responses={200: {"description": "A JPEG.", "content": {JPEG: BINARY}}}
+    | problem_responses(401, 404, 422, 503, kinds=("no-such-review", "invalid-input", "queue-down")),
+)
+async def review_thumbnail(name: Name, review_id: ReviewId, request: Request, jobs: Jobs) -> Response:
+    """Return a reviewed image, reduced to at most 128 pixels on a side. 404 for that of another key.
+
+    ```
+    curl localhost:8000/models/bottles/reviews/$REVIEW/thumbnail -o thumbnail.jpg
+    ```
+    """
+    owner, model = str(request.state.owner), name.partition("@")[0]
+    thumbnail = await anyio.to_thread.run_sync(jobs.queue.reviews.thumbnail, owner, model, review_id)
+    if thumbnail is None:
+        raise _no_such_review(model, review_id)
+    return Response(thumbnail, 200, THUMBNAIL_CACHING, JPEG)
+
+
 @router.delete(
     "/{name}/reviews/{review_id}",
     operation_id="delete_review",
@@ -146,9 +174,13 @@ async def delete_review(name: Name, review_id: ReviewId, request: Request, jobs:
     """
     owner, model = str(request.state.owner), name.partition("@")[0]
     if not await anyio.to_thread.run_sync(jobs.queue.reviews.remove, owner, model, review_id):
-        detail = f"There is no review {review_id} of this client for {model}; list them to find its id."
-        raise Problem(404, detail, kind="no-such-review")
+        raise _no_such_review(model, review_id)
     return Response(status_code=204)
+
+
+def _no_such_review(model: str, review_id: str) -> Problem:
+    detail = f"There is no review {review_id} of this client for {model}; list them to find its id."
+    return Problem(404, detail, kind="no-such-review")
 
 
 async def _find_verdict(

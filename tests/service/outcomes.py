@@ -7,7 +7,7 @@ with 7 in the lower half.
 
 import numpy as np
 
-from ncml.images import open_image, reduced_grey_jpeg
+from ncml.images import open_image, reduced_jpeg
 from ncml.images.tiling import Tiling
 from worker.contract import CalibrateJob, CompleteJob, Job, Lane, Original, ScanJob, ScoreJob, UpdateJob
 from worker.descriptors import (
@@ -206,7 +206,7 @@ def _detection(original: Original, score: float, with_map: bool) -> Detection:
         rows=1,
         columns=2,
         grid=np.array([2.5, 0.5], "<f4").tobytes() if with_map else None,
-        backdrop=reduced_grey_jpeg(np.full((height, width, 3), 200, np.uint8), 64) if with_map else None,
+        backdrop=reduced_jpeg(np.full((height, width, 3), 200, np.uint8), 64, "L") if with_map else None,
     )
 
 

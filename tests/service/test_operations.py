@@ -254,7 +254,7 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     assert operations.keys() == {
         "score", "generate", "complete", "calibrate", "update",
         "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview", "follow_job",
-        "list_models", "get_model", "get_pictures", "review", "list_reviews", "delete_review",
+        "list_models", "get_model", "get_pictures", "review", "list_reviews", "get_review_thumbnail", "delete_review",
         "health", "readiness", "metrics", "version",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {

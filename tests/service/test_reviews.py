@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from ncml.images import to_png
+from ncml.images import open_image, to_png
 from service.keys import digest
 from worker.redis_keys import REVIEWS, review_key
 
@@ -77,6 +77,23 @@ def test_a_judged_image_is_reviewed_listed_and_deleted(client: TestClient, queue
     assert queue.reviews.image("", answer["id"]) is None
 
 
+def test_a_reviewed_image_has_a_thumbnail(client: TestClient) -> None:
+    rng = np.random.default_rng(0)
+    large = to_png(np.kron(rng.integers(190, 255, (10, 20, 3), np.uint8), np.ones((20, 20, 1), np.uint8)))
+    kept = review(client, large, score(client, large)).json()
+    response = client.get(f"{REVIEWS_PATH}/{kept['id']}/thumbnail")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/jpeg")
+    assert response.headers["cache-control"].startswith("private")
+    assert response.headers["vary"] == "Authorization, X-API-Key"
+    thumbnail, original = open_image(response.content), open_image(large)
+    assert thumbnail.shape == (64, 128, 3)
+    assert abs(thumbnail.mean((0, 1)) - original.mean((0, 1))).max() < 2
+    assert client.get(f"/models/other/reviews/{kept['id']}/thumbnail").status_code == 404
+    client.delete(f"{REVIEWS_PATH}/{kept['id']}")
+    missing = client.get(f"{REVIEWS_PATH}/{kept['id']}/thumbnail")
+    assert (missing.status_code, missing.json()["type"]) == (404, "urn:ncml:problem:no-such-review")
+
+
 def test_a_later_review_of_an_image_replaces_the_earlier_one(client: TestClient) -> None:
     job = score(client, FLAGGED)
     first, second = review(client, FLAGGED, job).json(), review(client, FLAGGED, job, "defective").json()
@@ -130,8 +147,11 @@ def test_reviews_belong_to_the_key_that_sent_them(guarded: TestClient) -> None:
     kept = review(guarded, FLAGGED, job, headers=bearer(ANN)).json()
     assert guarded.get(REVIEWS_PATH, headers=bearer(BOB)).json() == {"reviews": []}
     assert guarded.delete(f"{REVIEWS_PATH}/{kept['id']}", headers=bearer(BOB)).status_code == 404
+    thumbnail = f"/{kept['id']}/thumbnail"
+    assert guarded.get(REVIEWS_PATH + thumbnail, headers=bearer(BOB)).status_code == 404
+    assert guarded.get(REVIEWS_PATH + thumbnail, headers=bearer(ANN)).status_code == 200
     assert guarded.get(REVIEWS_PATH, headers=bearer(ANN)).json() == {"reviews": [kept]}
-    for method, path in [("GET", ""), ("POST", ""), ("DELETE", f"/{kept['id']}")]:
+    for method, path in [("GET", ""), ("POST", ""), ("GET", thumbnail), ("DELETE", f"/{kept['id']}")]:
         assert guarded.request(method, REVIEWS_PATH + path).status_code == 401
 
 
