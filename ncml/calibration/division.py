@@ -21,6 +21,8 @@ ESTIMATION_SHARE = 0.3
 """Share of the scenes that are used to estimate, if enough remain to rank."""
 MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
+MAX_REFUSED = 20
+"""Names of refused reviewed images that are listed at most; the others are counted."""
 MAX_NAMES = 100
 """Names of images that are listed at most, so that they can be removed from a folder."""
 
@@ -95,10 +97,11 @@ def divide_all(
     ranked = set(common_N[ranking].tolist())
     refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
     if refused:
+        subject = f"{counted(len(refused), 'reviewed image')} {'shows' if len(refused) == 1 else 'show'}"
         raise InputError(
             "reviewed",
-            f"{counted(len(refused), 'reviewed image')} ({', '.join(refused[:3])}{', ...' * (len(refused) > 3)}) show "
-            "scenes of good images that rank, which would make the rate wrong: leave them out.",
+            f"{subject} scenes of good images that rank, which would make the rate wrong: leave out "
+            f"{enumerated(refused, MAX_REFUSED)} (on a service, delete the reviews).",
         )
     scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
     for scene in np.unique(common_N[len(good) :]).tolist():

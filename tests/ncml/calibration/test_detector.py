@@ -515,9 +515,11 @@ def test_reviewed_images_estimate_and_never_rank(
     ]
     assert shares[0] >= 0.9
     assert shares[1] <= shares[0] / 2
-    shutil.copy(good.paths[ranking[0]], flagged / "again.png")
+    for count, position in enumerate(ranking[:21]):
+        shutil.copy(good.paths[position], flagged / f"again{count:02}.png")
     ranked = open_folder(flagged, sorted(flagged.iterdir()))
-    with pytest.raises(InputError, match=r"1 reviewed image \(again.png\) show.* leave them out"):
+    names = ", ".join(f"again{count:02}.png" for count in range(20))
+    with pytest.raises(InputError, match=rf"21 reviewed images show .* leave out {names} and 1 more \(on a service"):
         make_detector(model, good, tmp_path / "refused", reviewed=ranked, power_images=0)
     assert not (tmp_path / "refused").exists()
 
