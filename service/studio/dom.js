@@ -56,7 +56,7 @@ export function keepFocus(area, target, change) {
 }
 
 /** The heading of the view that contains an element. */
-export const viewTitle = (element) => element.closest("section").querySelector("h1");
+export const viewTitle = (element) => element.closest("section:has(h1)").querySelector("h1");
 
 /** A listener for the submission of a form that the page handles itself. */
 export const onSubmit = (handle) => (event) => {

@@ -3,6 +3,7 @@
 import { request, requestJson } from "./api.js";
 import { announce, button, disable, h, keepFocus } from "./dom.js";
 import { failure } from "./feedback.js";
+import { thumbnail } from "./thumbnails.js";
 import { updateForm } from "./update.js";
 import { pText } from "./verdict.js";
 
@@ -10,9 +11,19 @@ const changes = new EventTarget(); // dispatches "change" when this page has sen
 
 const path = (model) => `models/${encodeURIComponent(model)}/reviews`;
 
-async function remove({ model, id }) {
-  await request(`${path(model)}/${id}`, { method: "DELETE" });
-  changes.dispatchEvent(new Event("change"));
+/** Delete reviews; those that have been deleted already, or have expired, are no failure. */
+async function remove(model, ids) {
+  try {
+    for (const id of ids) {
+      await request(`${path(model)}/${id}`, { method: "DELETE" }).catch(ignoreMissing);
+    }
+  } finally {
+    changes.dispatchEvent(new Event("change"));
+  }
+}
+
+function ignoreMissing(error) {
+  if (error.status !== 404) throw error;
 }
 
 /** Buttons that say what a judged image is; the reading keeps its `review`. */
@@ -55,7 +66,7 @@ export function reviewButtons(reading) {
   }
 
   async function undo() {
-    await remove(reading.review);
+    await remove(reading.review.model, [reading.review.id]);
     reading.review = null;
     announce("The review is deleted.");
   }
@@ -79,9 +90,10 @@ const day = (date) => new Date(date).toLocaleDateString("en", { day: "numeric", 
 /** The reviews of a detector with this key, and its update. */
 export function reviewSection(model) {
   const list = h("div", { class: "stack" });
-  const update = updateForm(model);
+  const update = updateForm(model, (ids) => remove(model.name, ids));
   const heading = h("h3", {}, "Your reviews");
   const element = h("section", { class: "reviews stack" }, heading, list, update.element);
+  const thumbnails = new Map(); // by the id of the review, so that a change of the list loads none again
   const listener = new AbortController();
   changes.addEventListener("change", () => (element.isConnected ? load() : listener.abort()), listener);
   load();
@@ -101,6 +113,14 @@ export function reviewSection(model) {
     return h("ul", { class: "reviewed", "aria-label": "Reviewed images" }, reviews.map(reviewItem));
   }
 
+  function thumbnailOf({ id }, name) {
+    const forget = () => thumbnails.delete(id); // the next change of the list tries again
+    if (!thumbnails.has(id)) {
+      thumbnails.set(id, thumbnail(`${path(model.name)}/${id}/thumbnail`, `Reviewed image ${name}`, forget));
+    }
+    return thumbnails.get(id);
+  }
+
   function reviewItem(review) {
     const { file, verdict, is_ood: isOod, p_value: pValue, expires_at: expiry } = review;
     const name = file || review.id;
@@ -110,7 +130,7 @@ export function reviewSection(model) {
     async function deleteReview() {
       disable(deleteButton, true);
       try {
-        await remove(review);
+        await remove(model.name, [review.id]);
         announce(`The review of ${name} is deleted.`);
       } catch (error) {
         disable(deleteButton, false);
@@ -124,8 +144,14 @@ export function reviewSection(model) {
       h(
         "div",
         { class: "row" },
-        h("span", { class: verdict === "good" ? "badge" : "badge weak" }, verdict),
-        h("span", { class: "grow" }, name, h("span", { class: "hint" }, ` ${facts}`)),
+        thumbnailOf(review, name),
+        h(
+          "span",
+          { class: "grow" },
+          h("span", { class: verdict === "good" ? "badge" : "badge weak" }, verdict),
+          ` ${name}`,
+          h("span", { class: "hint" }, ` ${facts}`),
+        ),
         deleteButton,
       ),
       notice,

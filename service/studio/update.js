@@ -2,7 +2,7 @@
 
 import { submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { announce, button, h, keepFocus, plural, uid, viewTitle } from "./dom.js";
+import { announce, button, disable, h, keepFocus, plural, uid, viewTitle } from "./dom.js";
 import { failure } from "./feedback.js";
 import { jobMonitor } from "./job.js";
 import { jobForm } from "./runs.js";
@@ -15,8 +15,8 @@ const STAGES = {
   power: "Measuring what it finds",
 };
 
-/** The form that updates a detector, and the updates that it started. */
-export function updateForm(model) {
+/** The form that updates a detector, and the updates that it started; `deleteReviews(ids)` deletes some. */
+export function updateForm(model, deleteReviews) {
   const { name: base, detector } = model;
   if (!detector.keeps_images || !catalogue.calibrationAllowed) {
     const text = detector.keeps_images
@@ -44,7 +44,7 @@ export function updateForm(model) {
     h("p", { id: hintId, class: "hint" }, hint),
   );
   const element = h("div", { class: "stack" }, form(field), updates);
-  for (const record of jobs.of("update")) if (record.base === base) watch(record, updates);
+  for (const record of jobs.of("update")) if (record.base === base) watch(record, updates, deleteReviews);
   return { element, useReviews };
 
   function useReviews(reviews) {
@@ -57,12 +57,12 @@ export function updateForm(model) {
     const submitted = await submit("update", { model: base, name: value }, signal);
     const record = { id: submitted.id, view: "update", name: value, base };
     jobs.add(record);
-    watch(record, updates);
+    watch(record, updates, deleteReviews);
   }
 }
 
 /** Show an update and follow its job. */
-async function watch(record, updates) {
+async function watch(record, updates, deleteReviews) {
   const notice = h("div");
   const body = h("div");
   const monitor = jobMonitor(record.id, { notice, describe: describeProgress });
@@ -79,7 +79,7 @@ async function watch(record, updates) {
     if (result) body.replaceChildren(updateReport(result));
   } catch (error) {
     monitor.status.remove();
-    notice.replaceChildren(failure(error));
+    notice.replaceChildren(failure(error, null, refusedReviews(error, notice, deleteReviews)));
   }
   monitor.bar.remove();
   const remove = () => {
@@ -87,6 +87,29 @@ async function watch(record, updates) {
     keepFocus(run, viewTitle(run), () => run.remove());
   };
   keepFocus(actions, heading, () => actions.replaceChildren(button("Remove", remove, "small")));
+}
+
+const REVIEW_IDS = /\b[0-9a-f]{16}(?=-)/g; // in the names of reviewed images, as the service makes them
+
+/** A button that deletes the reviews that an error of an update names, if it names any. */
+function refusedReviews(error, notice, deleteReviews) {
+  const ids = error.message.match(REVIEW_IDS);
+  if (!ids) return null;
+  const label = ids.length > 1 ? `Delete these ${ids.length} reviews` : "Delete this review";
+  const deleteButton = button(label, deleteNamed, "small");
+  async function deleteNamed() {
+    disable(deleteButton, true);
+    try {
+      await deleteReviews(ids);
+      const text = `${plural(ids.length, "review")} deleted.`;
+      keepFocus(notice, notice.closest(".run").querySelector("h4"), () => deleteButton.replaceWith(text));
+      announce(text);
+    } catch (failed) {
+      disable(deleteButton, false);
+      notice.append(failure(failed));
+    }
+  }
+  return deleteButton;
 }
 
 function describeProgress({ stage, step, total }) {

@@ -3,18 +3,19 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Response, Route, expect
 
 from ncml.calibration.power_pictures import PowerPictures
 from ncml.checkpoint import describe
 from ncml.data import kept_images
 from ncml.data.good_images import open_folder
+from ncml.images import reduced_jpeg
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_calibration import DetectorCalibration
@@ -214,7 +215,13 @@ def reviewed_detector(site, models: Path, detector_folder: Path) -> Iterator[str
 def test_reviews_are_sent_undone_listed_and_deleted(
     studio, site, images: list[Path], reviewed_detector: str, tmp_path: Path
 ) -> None:
-    page = studio(model=reviewed_detector)
+    thumbnails: list[str] = []
+
+    def note_thumbnail(response: Response) -> None:
+        if response.url.endswith("/thumbnail"):
+            thumbnails.append(response.url)
+
+    page = studio(model=reviewed_detector, on_response=note_thumbnail)
     view = page.locator("#view-score")
     view.locator("input[type=file]").first.set_input_files(images[:2])
     view.get_by_role("button", name="Score 2 images").click()
@@ -244,8 +251,15 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("defective")
     expect(rows.nth(1)).to_contain_text("missing.png")
+    rows.nth(1).scroll_into_view_if_needed()
+    for row, name in enumerate(("good.png", "missing.png")):
+        thumbnail = rows.nth(row).get_by_role("img", name=f"Reviewed image {name}")
+        expect(thumbnail).to_be_visible()
+        assert thumbnail.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [96, 72]
     section.get_by_role("button", name="Delete the review of good.png").click()
     expect(rows).to_have_count(1)
+    expect(rows.get_by_role("img", name="Reviewed image missing.png")).to_be_visible()
+    assert len(thumbnails) == 2  # the list has changed, and loads none again
     assert [entry["verdict"] for entry in site.http.get("/models/valve/reviews").json()["reviews"]] == ["good"]
     axe = Axe().run(page).response
     assert [finding["id"] for finding in axe["violations"] if finding["impact"] in ("serious", "critical")] == []
@@ -257,6 +271,29 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     page.evaluate("location.hash = 'score'")
     page.locator(".strip .tile", has_text="missing").click()
     expect(review).to_contain_text("score it again")  # the page has lost the file
+
+
+def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> None:
+    page = studio("models", model="tiny")
+    review = {"verdict": "good", "is_ood": True, "p_value": 0.03, "expires_at": "2030-01-01T00:00:00Z"}
+    reviews = [review | {"id": f"{i:016x}", "file": f"{i}.png"} for i in range(50)]
+    requested: list[str] = []
+
+    def answer(route: Route) -> None:
+        requested.append(route.request.url.split("/")[-2])
+        route.fulfill(body=reduced_jpeg(good_image(1), 128), content_type="image/jpeg")
+
+    page.route("**/models/washer/reviews", lambda route: route.fulfill(json={"reviews": reviews}))
+    page.route("**/reviews/*/thumbnail", answer)
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    rows = page.locator("section.reviews .reviewed li")
+    expect(rows).to_have_count(50)
+    rows.nth(0).scroll_into_view_if_needed()
+    expect(rows.nth(0).get_by_role("img")).to_be_visible()
+    assert 0 < len(requested) < 40
+    rows.nth(49).scroll_into_view_if_needed()
+    expect(rows.nth(49).get_by_role("img", name="Reviewed image 49.png")).to_be_visible()
+    assert len(requested) == len(set(requested))
 
 
 UPDATED = {
@@ -302,12 +339,15 @@ def test_an_update_learns_from_the_reviews(
         ("progress", {"stage": "rank", "step": 14, "total": 28, "done": 0, "n": 1, "preview": None}),
         ("succeeded", {"status": "succeeded", "error": None}),
     ]
-    stream = "".join(
-        f"event: {kind}\nid: {i}-0\ndata: {json.dumps(data)}\n\n" for i, (kind, data) in enumerate(events, 1)
-    )
+
+    def stream(events: list[tuple[str, dict[str, object]]]) -> Callable[[Route], None]:
+        lines = (f"event: {kind}\nid: {i}-0\ndata: {json.dumps(data)}\n\n" for i, (kind, data) in enumerate(events, 1))
+        body = "".join(lines)
+        return lambda route: route.fulfill(content_type="text/event-stream", body=body)
+
     page.route("**/update", accept)
     page.route("**/jobs/an-update", lambda route: route.fulfill(json=queued))  # its place in the queue
-    page.route("**/jobs/an-update/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
+    page.route("**/jobs/an-update/events", stream(events))
     page.route("**/jobs/an-update/result", lambda route: route.fulfill(json=UPDATED))
     name.fill("valve-2")
     update.focus()
@@ -326,6 +366,19 @@ def test_an_update_learns_from_the_reviews(
     use.click()
     expect(page.locator("#view-score")).to_be_visible()
     expect(page.locator("#model")).to_have_value(re.compile("valve-2"))
+    detail = f"1 reviewed image shows scenes of good images that rank: leave out {sent.json()['id']}-missing.png."
+    error = {"reason": "input", "field": "reviewed", "detail": detail}
+    page.unroute("**/jobs/an-update/events")
+    page.route("**/jobs/an-update/events", stream([("failed", {"status": "failed", "error": error})]))
+    page.evaluate("location.hash = 'models'")
+    run.get_by_role("button", name="Remove").click()
+    update.click()
+    expect(run.get_by_role("alert")).to_contain_text(detail)
+    run.get_by_role("button", name="Delete this review").click()
+    expect(run).to_contain_text("1 review deleted.")
+    expect(run.locator("h4")).to_be_focused()
+    expect(section).to_contain_text("None yet.")
+    assert site.http.get("/models/valve/reviews").json()["reviews"] == []
 
 
 def test_a_detector_without_its_images_says_why_it_cannot_be_updated(studio) -> None:
