@@ -1,6 +1,7 @@
 """Fixtures of all test packages: a real Valkey, a small model folder, and one thread to compute in."""
 
 import contextlib
+import gc
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,17 @@ TOGETHER = (
 )
 """In a parallel run one process runs each of these places: their tests share processes or models that take seconds to
 make, or mostly wait, so that side by side they would leave the cores idle."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    """Collect without collecting garbage, and then set the modules and tests aside: none of them becomes garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class Scheduling(LoadScopeScheduling):

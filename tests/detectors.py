@@ -66,6 +66,8 @@ def use_small_scale(patch: pytest.MonkeyPatch) -> None:
     from ncml.images import alterations
 
     patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
+    patch.setattr("ncml.ood.views.alignment.SEARCH_SIDE", 40)
+    patch.setattr("ncml.ood.views.alignment.COARSE_SIDE", 48)
     patch.setattr("ncml.ood.views.alignment.FINE_SIDE", 96)
     patch.setattr("ncml.ood.views.pose_search.ANGLE_STEP", 30)
     patch.setattr("ncml.ood.views.pose_search.CANDIDATES", 2)

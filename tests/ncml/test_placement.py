@@ -24,7 +24,7 @@ from ncml.training.objective import loss_bits
 from tests.ncml import nets
 
 T = 0.02
-CONFIG = nets.config(((4, 1), (6, 1)), height=4, width=4)
+CONFIG = nets.config(((4, 1), (6, 1)), height=4, width=2)
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def conditions(device: torch.device) -> Conditions:
 def test_mixed_devices_are_detected(other_device: torch.device) -> None:
     """If the device accepted mixed tensors, the other tests would prove nothing."""
     with pytest.raises(Exception, match="device"):
-        network(other_device)(torch.zeros(1, 3, 4, 4), torch.zeros(1))
+        network(other_device)(torch.zeros(1, 3, 4, 2), torch.zeros(1))
 
 
 @pytest.mark.parametrize("first_row", [0, 2])
 def test_sampling(other_device: torch.device, first_row: int) -> None:
     """Sample whole images, and complete known rows."""
-    x = torch.zeros(3, 3, 4, 4, device=other_device)
-    draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device).draw_pixels(CONFIG.model.mixtures, 4, 4)
+    x = torch.zeros(3, 3, 4, 2, device=other_device)
+    draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device).draw_pixels(CONFIG.model.mixtures, 4, 2)
     known_rows = replace(conditions(other_device), first_row=first_row)
     sample_cached(network(other_device), x, known_rows, draws, lambda row: False)
     assert x.device == other_device
@@ -66,7 +66,7 @@ def test_sampling(other_device: torch.device, first_row: int) -> None:
 @pytest.mark.parametrize("solver", ["tweedie", "euler-maruyama", "heun", "predictor-corrector"])
 def test_solvers_stay_on_their_device(other_device: torch.device, solver: str) -> None:
     """One step of each, with the gradient of the network's log-density."""
-    x = torch.zeros(3, 3, 4, 4, device=other_device)
+    x = torch.zeros(3, 3, 4, 2, device=other_device)
     draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device)
     evaluate = make_grad_log_prob(network(other_device), conditions(other_device))
     sde = make_sde(CONFIG.sde)
@@ -74,13 +74,13 @@ def test_solvers_stay_on_their_device(other_device: torch.device, solver: str) -
         after = tweedie(x, T, sde=sde, grad_log_prob=evaluate)
     else:
         step = SOLVERS[solver]
-        after = step(x, T, T / 2, sde=sde, grad_log_prob=evaluate, draw_normal=lambda: draws.draw_normal(4, 4))
+        after = step(x, T, T / 2, sde=sde, grad_log_prob=evaluate, draw_normal=lambda: draws.draw_normal(4, 2))
     assert after.device == other_device
 
 
 def test_measurements_stay_on_their_device(other_device: torch.device) -> None:
     """The likelihood of an image, and everything that statistics use."""
-    pixels = np.zeros((3, 4, 4, 3), np.uint8)
+    pixels = np.zeros((3, 4, 2, 3), np.uint8)
     measurement = measure_level(
         network(other_device), pixels, T, ("bits", "direct", "fine", "coarse", "norm"), torch.zeros(3).long()
     )
@@ -92,6 +92,6 @@ def test_a_training_step_stays_on_its_device(other_device: torch.device) -> None
     """Loss and gradients."""
     net = network(other_device).requires_grad_()
     index_B = torch.zeros(3, dtype=torch.long)
-    batch = Batch(torch.zeros(3, 3, 4, 4), torch.full((3,), T), index_B, index_B, index_B).to(other_device)
+    batch = Batch(torch.zeros(3, 3, 4, 2), torch.full((3,), T), index_B, index_B, index_B).to(other_device)
     loss_bits(net, batch, bf16=False).mean().backward()
     assert all(p.grad is not None and p.grad.device == other_device for p in net.parameters())

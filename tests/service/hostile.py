@@ -3,6 +3,7 @@
 python -m tests.service.hostile FOLDER    writes them to files
 """
 
+import functools
 import io
 import struct
 import sys
@@ -32,6 +33,7 @@ FORMS = (
 )
 
 
+@functools.cache
 def corpus() -> dict[str, bytes]:
     """Return the files by name; they are the same in every run."""
     return dict([*_damaged(), *_bombs(), *_other_files()])

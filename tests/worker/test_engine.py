@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ncml.calibration import held_out_power
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.progress import Progress
@@ -144,6 +145,12 @@ def test_a_folder_that_ends_engines_after_others_are_served_is_not_loaded_again(
     assert supervisor._settings.quarantined == {lethal.folder: ()}
 
 
+def load_quickly(folder: Path, *, device: str) -> Model:
+    """Load a model in an engine whose calibrations generate few images to measure their power."""
+    held_out_power.GENERATED = 5
+    return load_model(folder, device=device)
+
+
 def refuse_memory(*_: object, **__: object) -> None:
     print("attempt", file=sys.stderr, flush=True)
     raise MemoryError
@@ -186,7 +193,7 @@ def engine(model_folder: Path, tmp_path: Path) -> Iterator[EngineProcess]:
     """A real engine with the model `tiny`, which may write calibrated copies."""
     directory = tmp_path / "models"
     shutil.copytree(model_folder, directory / "tiny")
-    engine = EngineProcess(EngineSettings(directories=(directory,), load=load_model, calibrates=True, threads=1))
+    engine = EngineProcess(EngineSettings(directories=(directory,), load=load_quickly, calibrates=True, threads=1))
     while not isinstance(engine.receive(100), Catalogue):
         pass
     yield engine

@@ -246,7 +246,7 @@ CASES = (
 @pytest.mark.parametrize(("noise", "solver", "keep"), CASES)
 def test_an_image_has_the_same_bytes_in_every_batch(noise: float, solver: str, keep: Keep | None) -> None:
     """Compare in fp32: alone, and among 3, 16 and 17 images of other seeds and classes."""
-    config = nets.config(((6, 1), (10, 1)), height=4, mixtures=3)
+    config = nets.config(((6, 1), (10, 1)), height=4, width=4, mixtures=3)
     net = nets.network(config, dtype=torch.float32)
     batching = choose_batching(net)
 

@@ -31,7 +31,7 @@ from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer
 from tests.ncml import nets
 
 SMOKE = replace(
-    smoke(), training=replace(smoke().training, batch_size=16, total_images=512, warmup_images=64, ema_images=160)
+    smoke(), training=replace(smoke().training, batch_size=16, total_images=256, warmup_images=64, ema_images=160)
 )
 
 
@@ -342,7 +342,7 @@ def test_a_signal_during_the_last_measurement_stops_the_run_after_saving(tmp_pat
     def stop(trainer: Trainer) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt, match="stopped after 512 images, all saved"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after 256 images, all saved"):
         train_loop(trainer, path, held_out=dataset(), on_measurement=stop)
 
 
@@ -362,7 +362,7 @@ GOLDEN = [9.2465, 9.485, 10.0387, 9.5874, 9.5001, 9.4116, 9.0601, 9.229]
 
 def test_the_loss_curve_is_reproduced() -> None:
     """Eight steps of the smoke recipe reproduce recorded bits per dimension to 2e-3, to protect refactorings."""
-    trainer = Trainer(SMOKE, dataset())
+    trainer = Trainer(replace(SMOKE, training=replace(SMOKE.training, total_images=512)), dataset())
     assert [trainer.train_step() for _ in range(8)] == pytest.approx(GOLDEN, abs=2e-3)
 
 
@@ -544,7 +544,8 @@ def test_short_runs_warm_up_over_a_fifth() -> None:
 
 
 def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
-    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+    short = replace(SMOKE, training=replace(SMOKE.training, total_images=128))
+    trainer, path = Trainer(short, dataset()), tmp_path / "state.safetensors"
     saved: list[bool] = []
     train_loop(
         trainer,
@@ -554,5 +555,5 @@ def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
         save_seconds=0.0,
         on_step=lambda trainer, mean, rate: saved.append(path.exists()),
     )
-    assert saved == [False] + [True] * 31
-    assert [row["images"] for row in trainer.history] == [512]
+    assert saved == [False] + [True] * 7
+    assert [row["images"] for row in trainer.history] == [128]
