@@ -1,6 +1,6 @@
 """The commands in the bash blocks of README and of the quick start run unchanged, with the same service.
 
-Service and commands share one core with a process that is always busy, as on a laptop that does something else.
+Service and commands share one core, and the CPU time of each request is limited to what half a core gives it.
 Commands that take minutes are in blocks without a language; test_docs checks their options.
 """
 
@@ -86,16 +86,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-@pytest.fixture(scope="module")
-def core() -> Iterator[int]:
-    """One core, on which another process is busy."""
-    core = min(os.sched_getaffinity(0))
-    busy = subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"])
-    yield core
-    busy.kill()
-    busy.wait()
-
-
 class Served(NamedTuple):
     port: int
     core: int
@@ -108,12 +98,12 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def served(workspace: Path, core: int) -> Iterator[Served]:
+def served(workspace: Path) -> Iterator[Served]:
     """README's first command, on one core; Ctrl-C ends it and must leave nothing behind.
 
     Requests wait longer than by default, so that the time that other programs of this machine take decides nothing.
     """
-    port = free_port()
+    port, core = free_port(), min(os.sched_getaffinity(0))
     environment = os.environ | {"PORT": str(port), "NCML_DATA_DIR": str(workspace / "state"), "NCML_WAIT_S": "600"}
     with (workspace / "serve.log").open("w") as log:
         make = subprocess.Popen(
