@@ -50,6 +50,8 @@ TOGETHER = (
     "tests/flow/commands/test_evaluate",
     "tests/flow/commands/test_train.py",
     "tests/flow/test_end_to_end.py",
+    "tests/flow/test_export.py",
+    "tests/flow/test_onnx_graphs.py",
     "tests/ncml/calibration/test_detector.py",
     "tests/ncml/calibration/test_tiles.py",
     "tests/ncml/cli/test_scoring.py",

@@ -188,13 +188,30 @@ def _trace(graph: _DetectorGraph) -> torch.onnx.ONNXProgram:
                 output_names=names,
                 opset_version=OPSET,
                 dynamo=True,
+                optimize=False,
                 verbose=False,
             )
     finally:
         logger.setLevel(level)
     assert program is not None
     _rename_modes(program)
+    _simplify(program)
     return program
+
+
+def _simplify(program: torch.onnx.ONNXProgram) -> None:
+    """Compute what is constant, and once what occurs twice.
+
+    The exporter's own optimizer also looks for hundreds of patterns at every node, which takes longer than everything
+    else and leaves a graph that is no faster.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(program.model)
+    common.CommonSubexpressionEliminationPass()(program.model)
+    common.DeduplicateInitializersPass()(program.model)
+    optimizer.remove_unused_nodes(program.model)
 
 
 def _rename_modes(program: torch.onnx.ONNXProgram) -> None:

@@ -31,8 +31,6 @@ def _small_scale() -> Iterator[None]:
     """Judge small images at their size, and search for parts at a coarser one."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_scale(patch)
-        patch.setattr("ncml.ood.views.alignment.SEARCH_SIDE", 40)
-        patch.setattr("ncml.ood.views.alignment.COARSE_SIDE", 60)
         patch.setattr("ncml.ood.views.pose_search.ANGLE_STEP", 15)
         yield
 
