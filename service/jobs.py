@@ -145,10 +145,8 @@ class JobService:
     ) -> dict[str, Any]:
         """Return the fields that all kinds of jobs share.
 
-        Raises the 403 `Problem` for a reserved priority, and `InputError` for a webhook that is not allowed.
+        Raises the 403 `Problem` for a reserved priority.
         """
-        if params.webhook is not None:
-            self._receivers.check(params.webhook)
         names = self.settings.high_priority_keys
         if params.priority is Priority.HIGH and names and request.state.owner not in names:
             detail = "priority: high is reserved for certain API keys; send normal or low."
@@ -262,7 +260,10 @@ class JobService:
         traceparent: str,
         held_s: float | None = None,
     ) -> tuple[str, bool]:
-        """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key."""
+        """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key.
+
+        Raises `InputError` for a webhook that is not allowed.
+        """
         fingerprint = parsed.fingerprint(path) if key else ""
         job_id = _keyed_id(owner, key) if key else None
         webhook = ""

@@ -41,6 +41,16 @@ def test_a_webhook_is_refused_unless_its_host_is_listed(client: TestClient, hook
     assert hooked.post("/generate?webhook=").status_code == 200  # as a form sends a field that is empty
 
 
+def test_a_request_checks_its_webhook_once(
+    hooked: TestClient, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receivers, checked = hooked.app.state.jobs._receivers, []
+    check = receivers.check
+    monkeypatch.setattr(receivers, "check", lambda url: checked.append(url) or check(url))
+    assert hooked.post("/generate", params={"webhook": receiver.url}).status_code == 200
+    assert checked == [receiver.url]
+
+
 FORGED = [
     "http://127.0.0.1:{port}/", "http://localhost:{port}/", "http://LOCALHOST:{port}/", "http://127.1:{port}/",
     "http://2130706433:{port}/", "http://0x7f000001:{port}/", "http://017700000001:{port}/", "http://0:{port}/",
