@@ -10,10 +10,12 @@ Shapes: N good images.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,20 +25,20 @@ from numpy.typing import NDArray
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
 from ncml.calibration.division import check_apart, divide_all, find_common_scenes, find_scenes, renumber
-from ncml.calibration.good_scores import GoodScores
+from ncml.calibration.good_scores import GoodScores, check_finite
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
 from ncml.data.inventory import counted
 from ncml.data.scenes import Integers
-from ncml.errors import InputError, ModelError
+from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.model import Model
 from ncml.network import efficientnet
 from ncml.ood.detector_calibration import DetectorCalibration, Scale
-from ncml.ood.judging import VIEWS, Detector, save_views
+from ncml.ood.judging import VIEWS, Detector, adopt_views, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
@@ -177,30 +179,31 @@ def make_detector(
         views, scores, lost = _estimate_and_rank(
             good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
         )
-    checkpoint.copy(model.folder, folder)
-    if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
-        kept_images.keep(folder, known, reviewed, group)
-    for name in (checkpoint.DETECTOR, checkpoint.DETECTOR_PICTURES):  # earlier ones would not match the new arrays
-        (folder / name).unlink(missing_ok=True)
-    if not keep_images:
-        kept_images.discard(folder)
-    values, digest = save_views(folder, views)
-    calibration = DetectorCalibration(
-        model.version,
-        scores.scales,
-        scores.ranks,
-        len(estimating),
-        len(np.unique(scenes_N[estimating])),
-        false_positive_rate,
-        confidence,
-        values,
-        digest,
-        {kind: view.description for kind, view in views.items()},
-        notes=_notes(good, views, duplicates, lost),
-        sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
-        region=judged,
-    )
-    calibration.save(folder)
+    with _replacing(folder) as written:
+        checkpoint.copy(model.folder, written)
+        if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
+            kept_images.keep(written, known, reviewed, group)
+        else:
+            kept_images.discard(written)
+        values, digest = save_views(written, views)
+        calibration = DetectorCalibration(
+            model.version,
+            scores.scales,
+            scores.ranks,
+            len(estimating),
+            len(np.unique(scenes_N[estimating])),
+            false_positive_rate,
+            confidence,
+            values,
+            digest,
+            {kind: view.description for kind, view in views.items()},
+            notes=_notes(good, views, duplicates, lost),
+            sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
+            region=judged,
+        )
+        calibration.save(written)
+        adopt_views(written)
+        (written / checkpoint.DETECTOR_PICTURES).unlink(missing_ok=True)
     detector = Detector(calibration, views)
     if power_images:
         on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
@@ -217,6 +220,21 @@ def make_detector(
             *(count for images in (defective, check) for count in count_flagged(detector, images)),
         )
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield the folder to write to: that of a model, or a hidden one, which is renamed when it is complete."""
+    if folder.exists() or folder.name.startswith("."):
+        yield folder
+        return
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # a process that was killed has left it
+    try:
+        yield new
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def count_flagged(detector: Detector, images: GoodImages | None) -> tuple[int, int]:
@@ -263,8 +281,7 @@ def _estimate_and_rank(
         only_scaled += estimated.only_scaled
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
-            if not np.isfinite(own_N).all():
-                raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
+            check_finite(name, own_N, [good.names[i] for i in estimating])
             margins[name] = estimated.view.margin(name)
             scores[name] = np.empty(len(good))
             scores[name][estimating] = own_N
@@ -274,6 +291,8 @@ def _estimate_and_rank(
             for name, measurement in view.measure(image_HWC).items():
                 scores[name][index] = measurement.score
         on_progress(Progress("rank", done + 1, len(ranking)))
+    for name, scores_N in scores.items():
+        check_finite(name, scores_N, good.names)
     return views, GoodScores(scores, margins, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed), lost
 
 

@@ -6,15 +6,28 @@ Shapes: N good images, the reviewed ones last; V scores of views.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ncml.data.inventory import enumerated
 from ncml.data.scenes import Integers
+from ncml.errors import InputError
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.scene_ranks import SceneRanks
+
+MAX_NAMES = 20
+"""Names of images that an error lists at most."""
+
+
+def check_finite(name: str, scores_N: Floats, names: Sequence[str]) -> None:
+    """Raise `InputError` for the images whose score is not finite: values of a network have overflowed."""
+    faulty = [names[i] for i in np.flatnonzero(~np.isfinite(scores_N)).tolist()]
+    if faulty:
+        remedy = "leave these images out, or save them again as PNG; if all are listed, use another --device"
+        raise InputError("data", f"the score {name} of {enumerated(faulty, MAX_NAMES)} is not finite: {remedy}.")
 
 
 @dataclass(frozen=True)

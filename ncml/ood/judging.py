@@ -27,6 +27,9 @@ from ncml.results import Detection
 VIEWS: dict[str, type[View]] = {view.kind: view for view in (FeaturesView, AppearanceView, LikelihoodView)}
 """The views by kind, in the order in which they are computed."""
 
+NEW_TENSORS = f".{TENSORS}.new"
+"""The arrays of a detector that takes the place of another one."""
+
 
 class Detector:
     """A detector: its calibration, and its views on a device."""
@@ -38,9 +41,7 @@ class Detector:
     @classmethod
     def load(cls, folder: Path, calibration: DetectorCalibration, device: str = "cpu") -> Detector:
         """Load the views of a detector; raise `ModelError` for damaged files, or without a network that it needs."""
-        path = folder / TENSORS
-        if file_digest(path) != calibration.tensors:
-            raise ModelError(f"{path} does not match {FILE}: copy the folder again, or {REMEDY}.")
+        path = _find_arrays(folder, calibration.tensors)
         views: dict[str, View] = {}
         with storage.refusing_damage(path):
             tensors = load_file(path)
@@ -91,13 +92,32 @@ def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measureme
 
 
 def save_views(folder: Path, views: Mapping[str, View]) -> tuple[dict[str, Mapping[str, object]], str]:
-    """Write the arrays of views into a model folder; return their values by kind and the digest of the file."""
+    """Write the arrays of views into a model folder; return their values by kind and the digest of the file.
+
+    They replace those of an earlier detector when `adopt_views` is called, after `detector.json` is written: this file
+    chooses between both, so that a process that is killed leaves one detector or the other.
+    """
     tensors: dict[str, NDArray[np.generic]] = {}
     values: dict[str, Mapping[str, object]] = {}
     for kind, view in views.items():
         stored = view.store()
         values[kind] = stored.values
         tensors |= {f"{kind}/{name}": np.ascontiguousarray(array) for name, array in stored.tensors.items()}
-    path = folder / TENSORS
+    path = folder / NEW_TENSORS
     checkpoint.replace_file(path, lambda new: save_file(tensors, new))
     return values, file_digest(path)
+
+
+def adopt_views(folder: Path) -> None:
+    """Put the arrays that `save_views` wrote in place of earlier ones."""
+    (folder / NEW_TENSORS).replace(folder / TENSORS)
+
+
+def _find_arrays(folder: Path, digest: str) -> Path:
+    """Return the file of arrays with a digest; raise `ModelError` if there is none."""
+    path, new = folder / TENSORS, folder / NEW_TENSORS
+    if new.is_file() and file_digest(new) == digest:  # a process was killed before it adopted them
+        return new
+    if file_digest(path) != digest:
+        raise ModelError(f"{path} does not match {FILE}: copy the folder again, or {REMEDY}.")
+    return path

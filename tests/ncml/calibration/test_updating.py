@@ -18,7 +18,7 @@ from ncml.data import kept_images
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Box
-from ncml.ood.detector_calibration import Scale
+from ncml.ood.detector_calibration import DetectorCalibration, Scale
 from ncml.ood.judging import Detector
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.view import Estimated, Measurement, Reader, Stored
@@ -193,6 +193,27 @@ def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_fla
     assert with_all < expected < 10
 
 
+class Overflowing(TwoLevels):
+    """A view of which a score of light images is not finite."""
+
+    def measure(self, image_HWC: np.ndarray) -> dict[str, Measurement]:
+        measured = super().measure(image_HWC)
+        return measured | {"left": Measurement(np.inf)} if image_HWC.mean() > 180 else measured
+
+
+@pytest.mark.parametrize("part", ["estimating", "ranking"])
+def test_images_whose_score_is_not_finite_are_named(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Overflowing})
+    estimating, ranking = divide(np.arange(40), 0.05)
+    faulty = (estimating if part == "estimating" else ranking)[:2].tolist()
+    good = write(tmp_path, **{f"{i:02}": levels(*((200, 220) if i in faulty else (100, 110)), i) for i in range(40)})
+    expected = rf"the score left of {faulty[0]:02}.png, {faulty[1]:02}.png is not finite: leave these images out"
+    with pytest.raises(InputError, match=expected):
+        make_detector(model, good, tmp_path / "part", group="image", power_images=0)
+
+
 def test_images_that_have_a_part_in_the_detector_cannot_check_it(
     model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
 ) -> None:
@@ -293,6 +314,49 @@ def test_an_update_in_place_is_repeated_after_a_kill_while_its_images_are_copied
     updated = update_detector(ncml.load(folder), reviewed, folder, power_images=0)
     assert updated.made.calibration.n_fit == kept.calibration.n_fit + 1
     assert [path.name for path in folder.iterdir() if "images" in path.name] == ["images"]
+
+
+@pytest.mark.parametrize("place", ["calibration", "arrays"])
+def test_a_detector_that_is_replaced_is_whole_after_a_kill(
+    kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(kept.folder, folder)
+    reviewed = write(tmp_path / "flagged", a=brighter(300))
+
+    def kill(*arguments: object) -> NoReturn:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if place == "calibration":
+            patch.setattr(DetectorCalibration, "save", kill)
+        else:
+            patch.setattr("ncml.calibration.detector.adopt_views", kill)
+        with pytest.raises(Killed):
+            update_detector(ncml.load(folder), reviewed, folder, power_images=0)
+    left = ncml.load(folder)
+    assert left.detector is not None
+    assert (left.detector.version == kept.calibration.version) == (place == "calibration")
+    assert left.score([good_image(900)])[0].ood is not None
+    assert update_detector(left, reviewed, folder, power_images=0).made.calibration.n_fit == kept.calibration.n_fit + 1
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_new_folder_appears_with_its_detector(
+    model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def kill(*arguments: object) -> NoReturn:
+            patch.setattr(shutil, "rmtree", lambda *others, **options: None)  # what a killed process does not clean up
+            raise Killed
+
+        patch.setattr(DetectorCalibration, "save", kill)
+        with pytest.raises(Killed):
+            make_detector(model, good, tmp_path / "part", **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [".part.new"]
+    make_detector(model, good, tmp_path / "part", **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
 
 
 def test_reading_kept_images_leaves_those_that_another_process_copies(kept: MadeDetector, tmp_path: Path) -> None:
