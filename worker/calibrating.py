@@ -134,7 +134,9 @@ def _calibrate(model: Model, job: CalibrateJob, folder: Path, batch_size: int, o
 
 def _update(model: Model, job: UpdateJob, folder: Path, incoming: Path, on_progress: OnProgress) -> Calibrated:
     reviewed = _open(job.reviewed, incoming / "reviewed", on_progress)
-    defective = _open(job.defective, incoming / "defective", on_progress) if job.defective else None
+    defective = None
+    if job.defective:
+        defective = _open(job.defective, incoming / "defective", on_progress, seeks_points=False)
     updated = update_detector(
         model,
         reviewed,
@@ -164,12 +166,14 @@ def _update(model: Model, job: UpdateJob, folder: Path, incoming: Path, on_progr
     )
 
 
-def _open(images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress) -> GoodImages:
+def _open(
+    images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress, *, seeks_points: bool = True
+) -> GoodImages:
     """Write images to a folder and open them."""
     folder.mkdir(parents=True)
     for image in images:
         (folder / image.name).write_bytes(image.file)
-    return open_folder(folder, sorted(folder.iterdir()), on_progress)
+    return open_folder(folder, sorted(folder.iterdir()), on_progress, seeks_points=seeks_points)
 
 
 def _read_result(folder: Path, request: str) -> Calibrated:

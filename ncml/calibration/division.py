@@ -5,6 +5,8 @@ Shapes: N images, in the order of their folder, and reviewed ones after them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ncml.data import scenes as finding
@@ -27,12 +29,31 @@ MAX_NAMES = 100
 """Names of images that are listed at most, so that they can be removed from a folder."""
 
 
+class RankedScenesError(InputError):
+    """Reviewed images show scenes of images that rank."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        subject = f"{counted(len(names), 'reviewed image')} {'shows' if len(names) == 1 else 'show'}"
+        super().__init__(
+            "reviewed",
+            f"{subject} scenes of good images that rank, which would make the rate wrong: leave out "
+            f"{enumerated(names, MAX_REFUSED)} (on a service, delete the reviews).",
+        )
+        self.names = tuple(names)
+        """The names of all these images."""
+
+
 def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
-    """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files."""
+    """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files.
+
+    Raises `InputError` for images that are all equal, and for a name that states no scene.
+    """
     if group != finding.AUTO:
         return finding.scenes_by_name(good.names, group)
     if len(set(good.digests)) == 1:
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
+    if good.points is None:
+        raise ValueError("these images were opened without their points")
     return finding.merge(finding.near_duplicates(good.thumbnails, good.digests), overlapping(good.points))
 
 
@@ -88,7 +109,7 @@ def divide_all(
 
     common_N: the scene of each image by near-duplicates and overlaps, with the reviewed ones last; None without any.
 
-    Raises `InputError` as `divide` does, and for a reviewed image that shows a scene among which images are ranked.
+    Raises `InputError` as `divide` does, and `RankedScenesError`.
     """
     estimating, ranking = divide(scenes_N, false_positive_rate)
     if reviewed is None or common_N is None:
@@ -97,12 +118,7 @@ def divide_all(
     ranked = set(common_N[ranking].tolist())
     refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
     if refused:
-        subject = f"{counted(len(refused), 'reviewed image')} {'shows' if len(refused) == 1 else 'show'}"
-        raise InputError(
-            "reviewed",
-            f"{subject} scenes of good images that rank, which would make the rate wrong: leave out "
-            f"{enumerated(refused, MAX_REFUSED)} (on a service, delete the reviews).",
-        )
+        raise RankedScenesError(refused)
     scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
     for scene in np.unique(common_N[len(good) :]).tolist():
         scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)

@@ -22,7 +22,7 @@ from ncml.cli.terminal import (
     progress_bar,
 )
 from ncml.data.good_images import open_folder
-from ncml.data.scenes import AUTO, check_group
+from ncml.data.scenes import AUTO, are_compared, check_group
 from ncml.data.sources import open_source, readable_rows
 from ncml.errors import InputError
 from ncml.images.region import read_region
@@ -119,17 +119,20 @@ def adapt(
             raise InputError(field, f"{folder} is not a folder: name a folder of {contents}.")
     comparison: list[str] = []
     with progress_bar() as on_progress:
+        compared = are_compared(group, has_others=reviewed is not None or check is not None)
         opened = {
-            folder: open_folder(folder, sorted_files(folder), on_progress)
-            for folder, _ in folders.values()
+            field: open_folder(
+                folder, sorted_files(folder), on_progress, seeks_points=compared and field != "defective"
+            )
+            for field, (folder, _) in folders.items()
             if folder is not None
         }
         for reason in [reason for images in opened.values() for reason in images.unreadable][:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
         common: dict[str, Any] = {
-            "defective": opened[defective] if defective else None,
-            "check": opened[check] if check else None,
+            "defective": opened.get("defective"),
+            "check": opened.get("check"),
             "device": device,
             "on_message": _print_message,
             "on_progress": on_progress,
@@ -138,7 +141,7 @@ def adapt(
         if update:
             from ncml.calibration.updating import update_detector
 
-            updated = update_detector(loaded, opened[data], out, **common)
+            updated = update_detector(loaded, opened["data"], out, **common)
             made, comparison = updated.made, updated.comparison
         else:
             if max_seconds:
@@ -147,13 +150,13 @@ def adapt(
 
             made = make_detector(
                 loaded,
-                opened[data],
+                opened["data"],
                 out,
                 false_positive_rate=false_positive_rate,
                 confidence=confidence,
                 group=group,
                 leave_out=leave_out is not None,
-                reviewed=opened[reviewed] if reviewed else None,
+                reviewed=opened.get("reviewed"),
                 keep_images=keep_images,
                 region=judged,
                 align=align,

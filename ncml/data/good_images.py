@@ -39,8 +39,8 @@ class GoodImages:
     digests: tuple[str, ...]
     thumbnails: np.ndarray
     """[N, side, side]."""
-    points: tuple[Points, ...]
-    """Points by which overlapping images are found."""
+    points: tuple[Points, ...] | None
+    """Points by which overlapping images are found; None if they were not sought."""
     unreadable: tuple[str, ...] = ()
     """Why each of the other files is not used, in a sentence that names it."""
 
@@ -73,7 +73,7 @@ class GoodImages:
             self.shapes + others.shapes,
             self.digests + others.digests,
             np.concatenate([self.thumbnails, others.thumbnails]),
-            self.points + others.points,
+            None if self.points is None or others.points is None else self.points + others.points,
             self.unreadable + others.unreadable,
         )
 
@@ -86,13 +86,21 @@ class GoodImages:
             tuple(self.shapes[i] for i in selected),
             tuple(self.digests[i] for i in selected),
             self.thumbnails[selected],
-            tuple(self.points[i] for i in selected),
+            None if self.points is None else tuple(self.points[i] for i in selected),
             self.unreadable,
         )
 
 
-def open_folder(folder: Location, paths: Sequence[Location], on_progress: OnProgress = ignore_progress) -> GoodImages:
+def open_folder(
+    folder: Location,
+    paths: Sequence[Location],
+    on_progress: OnProgress = ignore_progress,
+    *,
+    seeks_points: bool = True,
+) -> GoodImages:
     """Open the images of a folder once, to count and compare them.
+
+    seeks_points: whether overlapping images may be looked for, which takes two thirds of the time.
 
     Raises `InputError` if none can be judged.
     """
@@ -116,7 +124,8 @@ def open_folder(folder: Location, paths: Sequence[Location], on_progress: OnProg
             shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
             digests.append(finding.digest(image_HWC))
             thumbnails.append(finding.thumbnail(image_HWC))
-            points.append(find_points(image_HWC))
+            if seeks_points:
+                points.append(find_points(image_HWC))
         on_progress(Progress("read", done + 1, len(paths)))
     if not kept:
         reason = f"; the first file: {unreadable[0]}" if unreadable else ": name a folder of good images."
@@ -127,7 +136,7 @@ def open_folder(folder: Location, paths: Sequence[Location], on_progress: OnProg
         tuple(shapes),
         tuple(digests),
         np.stack(thumbnails),
-        tuple(points),
+        tuple(points) if seeks_points else None,
         tuple(unreadable),
     )
 

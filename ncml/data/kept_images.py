@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ncml import checkpoint
 from ncml.data.good_images import GoodImages, open_folder
+from ncml.data.scenes import IMAGE
 from ncml.errors import InputError, ModelError
 from ncml.paths import copy_file, list_local_files, size_of
 from ncml.progress import OnProgress, ignore_progress
@@ -102,12 +103,13 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
     made = checkpoint.read_json(folder / FOLDER / MADE)
     if made.get("format") != FORMAT:
         raise ModelError(f"{folder / FOLDER / MADE} is not of format {FORMAT}: upgrade ncml.")
-    good, reviewed = (_open(folder / FOLDER / name, on_progress) for name in (GOOD, REVIEWED))
+    group = str(made.get("group"))
+    good, reviewed = (_open(folder / FOLDER / name, group != IMAGE, on_progress) for name in (GOOD, REVIEWED))
     if good is None:
         raise ModelError(f"{folder / FOLDER} has lost its good images: make the detector again.")
-    return KeptImages(good, reviewed, str(made.get("group")))
+    return KeptImages(good, reviewed, group)
 
 
-def _open(folder: Path, on_progress: OnProgress) -> GoodImages | None:
+def _open(folder: Path, seeks_points: bool, on_progress: OnProgress) -> GoodImages | None:
     files = sorted(list_local_files(folder)) if folder.is_dir() else []
-    return open_folder(folder, files, on_progress) if files else None
+    return open_folder(folder, files, on_progress, seeks_points=seeks_points) if files else None

@@ -54,6 +54,14 @@ def check_group(group: str) -> None:
         raise InputError("group", f"{detail}, such as '(.*)_[0-9]+'.")
 
 
+def are_compared(group: str, has_others: bool) -> bool:
+    """Return whether the pixels of images have a part in finding their scenes.
+
+    has_others: whether there are reviewed or checking images, whose names need not state scenes.
+    """
+    return group == AUTO or (has_others and group != IMAGE)
+
+
 def scenes_by_name(names: Sequence[str], group: str) -> Integers:
     """Return the scene of each image from its name, relative to the folder of images.
 

@@ -1,12 +1,19 @@
 """Overlaps: crops of one photograph are one scene, images of parts that look alike are not."""
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 
+from ncml.calibration.division import find_scenes
+from ncml.cli.adapt import adapt
 from ncml.data import scenes
+from ncml.data.good_images import GoodImages, open_folder
 from ncml.data.overlaps import find_points, overlapping
 from tests.detectors import good_image
+from tests.ncml import nets
 
 
 def photograph(seed: int, height: int = 220, width: int = 300) -> np.ndarray:
@@ -62,3 +69,46 @@ def test_even_images_have_no_points() -> None:
 def test_scenes_are_merged_along_pairs() -> None:
     labels_N = scenes.merge(np.array([0, 1, 1, 2, 3, 4]), [(0, 1), (4, 5)])
     assert labels_N.tolist() == [0, 0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "sought"),
+    [
+        ({}, {"data": True, "defective": False}),
+        ({"group": "image", "check": "check"}, {"data": False, "check": False, "defective": False}),
+        ({"group": "([0-9]+)"}, {"data": False, "defective": False}),
+        ({"group": "([0-9]+)", "reviewed": "reviewed"}, {"data": True, "reviewed": True, "defective": False}),
+    ],
+)
+def test_points_are_sought_only_in_images_that_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], sought: dict[str, bool]
+) -> None:
+    class Opened(Exception):
+        """All folders are open."""
+
+    sought_in: dict[str, bool] = {}
+
+    def open_and_note(folder: Path, *arguments: Any, **keywords: Any) -> GoodImages:
+        opened = open_folder(folder, *arguments, **keywords)
+        sought_in[folder.name] = opened.points is not None
+        return opened
+
+    def stop(*_: object) -> NoReturn:
+        raise Opened
+
+    monkeypatch.setattr("ncml.cli.adapt.open_folder", open_and_note)
+    monkeypatch.setattr("ncml.cli.adapt.load", stop)
+    for name in sought:
+        nets.save_images(tmp_path / name, np.zeros((1, 40, 40, 3), np.uint8))
+    paths = {name: value if name == "group" else tmp_path / value for name, value in options.items()}
+    with pytest.raises(Opened):
+        adapt(tmp_path / "data", out=tmp_path / "out", defective=tmp_path / "defective", **paths)  # pyright: ignore
+    assert sought_in == sought
+
+
+def test_images_opened_without_points_are_not_searched_for_overlaps(tmp_path: Path) -> None:
+    nets.save_images(tmp_path, np.arange(2 * 4800, dtype=np.uint8).reshape(2, 40, 40, 3))
+    images = open_folder(tmp_path, sorted(tmp_path.iterdir()), seeks_points=False)
+    assert len(find_scenes(images.join(images).take([0, 1]), "image")) == 2
+    with pytest.raises(ValueError, match="without their points"):
+        find_scenes(images)
