@@ -273,9 +273,10 @@ def _estimate_and_rank(
                 "missing parts will hardly be found"
             )
             continue
-        estimate = (
-            functools.partial(FeaturesView.estimate, align=align) if view_type is FeaturesView else view_type.estimate
-        )
+        estimate = view_type.estimate
+        if view_type is FeaturesView:
+            judged_HW = None if region is None or region.mask is None else region.judged_HW
+            estimate = functools.partial(FeaturesView.estimate, align=align, judged_HW=judged_HW)
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
         lost += [good.names[estimating[i]] for i in estimated.lost]
         only_scaled += estimated.only_scaled

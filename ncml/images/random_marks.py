@@ -18,9 +18,12 @@ MAX_SHARE = 0.25
 """A mark is at most this share of the image's height and width."""
 
 
-def add_marks(image_HWC: Pixels, rng: np.random.Generator, count: int) -> tuple[Pixels, NDArray[np.float32]]:
+def add_marks(
+    image_HWC: Pixels, rng: np.random.Generator, count: int, judged_HW: NDArray[np.bool_] | None = None
+) -> tuple[Pixels, NDArray[np.float32]]:
     """Return an image with this number of marks, and the share of each kind at each pixel, [K, H, W].
 
+    judged_HW: the pixels that marks change, at least one; None: all.
     The share is 0 where black or white leaves no room for half of the change.
     """
     height, width = image_HWC.shape[:2]
@@ -32,8 +35,13 @@ def add_marks(image_HWC: Pixels, rng: np.random.Generator, count: int) -> tuple[
         share_HW = _DRAW[KINDS[kind]](rng, most)
         side = len(share_HW)
         contrast = rng.uniform(*CONTRAST) * rng.choice([-1, 1])
-        top, left = (int(rng.integers(room - side + 1)) for room in (height, width))
+        if judged_HW is None:
+            top, left = (int(rng.integers(room - side + 1)) for room in (height, width))
+        else:
+            top, left = _around(int(rng.choice(np.flatnonzero(judged_HW))), side, height, width)
         place = slice(top, top + side), slice(left, left + side)
+        if judged_HW is not None:
+            share_HW = np.where(judged_HW[place], share_HW, 0)
         before_HWC, wanted_HW = marked_HWC[place], contrast * share_HW
         after_HWC = np.clip(np.rint(before_HWC + wanted_HW[..., None]), 0, 255)
         change_HW = np.abs(after_HWC - before_HWC).max(2) + 0.5  # grey levels are rounded
@@ -41,6 +49,12 @@ def add_marks(image_HWC: Pixels, rng: np.random.Generator, count: int) -> tuple[
         is_seen_HW = change_HW >= np.abs(wanted_HW) / 2
         shares_KHW[kind][place] = np.maximum(shares_KHW[kind][place], np.where(is_seen_HW, np.abs(share_HW), 0))
     return marked_HWC, shares_KHW
+
+
+def _around(pixel: int, side: int, height: int, width: int) -> tuple[int, int]:
+    """Return the top and left of a square inside an image, with a pixel in its middle unless that is near the edge."""
+    row, column = divmod(pixel, width)
+    return min(max(row - side // 2, 0), height - side), min(max(column - side // 2, 0), width - side)
 
 
 def _line(rng: np.random.Generator, most: int) -> Floats:

@@ -113,9 +113,12 @@ class FeaturesView:
         device: str,
         on_progress: OnProgress,
         align: bool = True,
+        judged_HW: NDArray[np.bool_] | None = None,
     ) -> Estimated:
-        """Keep patches of good images. align: whether they may be brought to one position first.
+        """Keep patches of good images.
 
+        align: whether they may be brought to one position first.
+        judged_HW: the pixels that a mask judges, of images of its size; None: all.
         Raises `ModelError` if the package of the network is not installed.
         """
         network = efficientnet.load(device)
@@ -133,14 +136,14 @@ class FeaturesView:
             on_progress(Progress("compare features", 0, 1))
             estimated = cls._of(network, described, scenes_N, value)
         elif is_at_one_place is False:
-            marked = _mark(network, readers, described, on_progress)
+            marked = _mark(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
             estimated = cls._of(network, described, scenes_N, value, marked)
         else:
             places = cls._of(network, described, scenes_N, value)
             if described.template is not None:
                 described = _describe(network, readers, size, None, on_progress)
-            marked = _mark(network, readers, described, on_progress)
+            marked = _mark(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
             bank = cls._of(network, described, scenes_N, value, marked)
             is_by_place = share_found(places, Places.name, readers) > share_found(bank, Bank.name, readers)
@@ -290,6 +293,7 @@ def _mark(
     network: efficientnet.EfficientNetLite0,
     readers: Sequence[Reader],
     described: _Described,
+    judged_HW: NDArray[np.bool_] | None,
     on_progress: OnProgress,
 ) -> dict[int, Marked]:
     """Put marks into images that are not aligned, and return the patches that marks cover, by position."""
@@ -298,7 +302,7 @@ def _mark(
     for i in positions:
         image_HWC = readers[i]()
         size = described.size or judged_size(*image_HWC.shape[:2])
-        marked[i] = Marked.of(network, image_HWC, size, described.deviation_F, seed=i)
+        marked[i] = Marked.of(network, image_HWC, size, described.deviation_F, seed=i, judged_HW=judged_HW)
         on_progress(Progress("marks", len(marked), len(positions)))
     return marked
 

@@ -58,15 +58,21 @@ class Marked(NamedTuple):
         judged_size: tuple[int, int],
         deviation_F: Tensor,
         seed: int,
+        judged_HW: NDArray[np.bool_] | None = None,
     ) -> Self:
-        """Put marks into an image as it is judged or, if it is enlarged for that, as it is: no mark is thinner."""
+        """Put marks into an image as it is judged or, if it is enlarged for that, as it is: no mark is thinner.
+
+        judged_HW: the pixels of the image that marks change; None: all.
+        """
         resize = judged_resize(judged_size)
         is_enlarged = judged_size[0] > image_HWC.shape[0]
         good_HWC = image_HWC if is_enlarged else resize(image_HWC)
+        if judged_HW is not None and not is_enlarged:
+            judged_HW = _reduced(judged_HW, judged_size)
         parts: list[Tensor] = []
         covered: list[Tensor] = []
         for copy in range(COPIES):
-            marked_HWC, shares_KHW = add_marks(good_HWC, np.random.default_rng([seed, copy]), MARKS)
+            marked_HWC, shares_KHW = add_marks(good_HWC, np.random.default_rng([seed, copy]), MARKS, judged_HW)
             shares = torch.from_numpy(shares_KHW)
             if is_enlarged:
                 marked_HWC = resize(marked_HWC)
@@ -206,6 +212,12 @@ class _Moments(NamedTuple):
         covariance_GFF = square_GFF - mean_GF[:, :, None] * mean_GF[:, None]
         ridge_FF = RIDGE * torch.eye(mean_GF.shape[1], dtype=mean_GF.dtype, device=mean_GF.device)
         return mean_GF, covariance_GFF + ridge_FF
+
+
+def _reduced(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask at a size, True where its share is at least half of the largest: never empty if the mask is not."""
+    share_HW = F.interpolate(torch.from_numpy(mask_HW)[None, None].float(), size, mode="area")[0, 0]
+    return (share_HW >= share_HW.max() / 2).numpy()
 
 
 def marked_images(count: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ncml.calibration.division import divide, find_scenes
 from ncml.data.good_images import open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images import open_image
+from ncml.images.random_marks import add_marks
 from ncml.images.tiling import Box
 from ncml.limits import MAX_SHEET_BYTES
 from ncml.network import efficientnet
@@ -27,7 +29,7 @@ from ncml.ood import detector_calibration as detectors
 from ncml.ood.detection import box_of
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.judging import Detector
-from ncml.ood.views import bank, patches, places
+from ncml.ood.views import bank, marks, patches, places
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood import LikelihoodView
@@ -460,6 +462,36 @@ def test_only_what_a_mask_shows_is_judged(model: ncml.Model, folder: Path, tmp_p
     assert found.score > whole.score + 1
     with pytest.raises(InputError, match="the mask of 50x40 pixels does not have the size of the images, 96x72"):
         make_detector(model, good, tmp_path / "e", region=np.ones((40, 50), bool))
+
+
+@pytest.mark.parametrize("is_mask", [True, False])
+def test_marks_are_put_into_what_a_mask_shows(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mask: bool
+) -> None:
+    """Of a texture, on which patches are compared anywhere."""
+    masks: list[np.ndarray | None] = []
+
+    def record(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        masks.append(arguments[3])
+        return add_marks(*arguments)
+
+    monkeypatch.setattr(marks, "add_marks", record)
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for seed in range(32):
+        pixels = np.random.default_rng(seed).integers(0, 256, (72, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed:02}.png")
+    mask_HW = np.zeros((72, 96), bool)
+    mask_HW[8:64, 8:56] = True
+    if is_mask:
+        mask_HW[8:20, 8:20] = False
+    good = open_folder(folder, sorted(folder.iterdir()))
+    made = make_detector(model, good, tmp_path / "d", power_images=0, region=mask_HW)
+    assert "marks" in made.calibration.scales
+    assert masks
+    for judged_HW in masks:
+        assert (judged_HW is not None) == is_mask
+        assert judged_HW is None or (judged_HW == mask_HW[8:64, 8:56]).all()
 
 
 def test_a_region_that_cannot_be_judged_is_refused_and_nothing_is_written(

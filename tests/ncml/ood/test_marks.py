@@ -1,5 +1,7 @@
 """The score of marks: what marks do to patches, learned from marks in good images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -147,9 +149,9 @@ def test_marks_have_the_widths_of_pixels_of_the_image_unless_it_is_reduced(
 ) -> None:
     sizes: list[int] = []
 
-    def record(image_HWC: np.ndarray, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def record(image_HWC: np.ndarray, *others: Any) -> tuple[np.ndarray, np.ndarray]:
         sizes.append(len(image_HWC))
-        return add_marks(image_HWC, rng, count)
+        return add_marks(image_HWC, *others)
 
     monkeypatch.setattr(marks, "add_marks", record)
     image_HWC = np.full((side, side, 3), 128, np.uint8)
@@ -160,3 +162,42 @@ def test_marks_have_the_widths_of_pixels_of_the_image_unless_it_is_reduced(
     assert marked.features_PF.shape == (marked.covered_KP.shape[1], len(plain_F))
     assert marked.covered_KP.any(0).all()
     assert ((marked.features_PF - plain_F).abs().amax(1) > 0.1).float().mean() > 0.95  # what is covered has changed
+
+
+@pytest.mark.parametrize("corner", [(slice(0, 24), slice(0, 24)), (slice(200, 208), slice(60, 256))])
+def test_marks_change_only_what_a_mask_judges_and_lie_there(corner: tuple[slice, slice]) -> None:
+    image_HWC = np.full((208, 256, 3), 128, np.uint8)
+    judged_HW = np.zeros((208, 256), bool)
+    judged_HW[corner] = True
+    marked_HWC, shares_KHW = add_marks(image_HWC, np.random.default_rng(0), 9, judged_HW)
+    is_changed_HW = (marked_HWC != image_HWC).any(2)
+    assert not is_changed_HW[~judged_HW].any()
+    assert (shares_KHW[:, ~judged_HW] == 0).all()
+    assert is_changed_HW[judged_HW].mean() > 0.1
+    for kind in range(len(KINDS)):
+        assert shares_KHW[kind].max() > 0.5
+
+
+@pytest.mark.parametrize(("side", "drawn"), [(96, 96), (192, 96), (64, 64)])
+def test_a_mask_is_judged_at_the_size_at_which_marks_are_put(
+    side: int, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of thin lines, which a smaller image only half shows."""
+    masks: list[np.ndarray] = []
+
+    def record(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        masks.append(arguments[3])
+        return add_marks(*arguments)
+
+    monkeypatch.setattr(marks, "add_marks", record)
+    judged_HW = np.zeros((96, 96), bool)
+    judged_HW[:, 12::24] = True
+    image_HWC = np.full((96, 96, 3), 128, np.uint8)
+    network = efficientnet.load("cpu")
+    deviation_F = torch.ones(patch_features(network, image_HWC).shape[2])
+    marked = Marked.of(network, image_HWC, (side, side), deviation_F, 0, judged_HW)
+    assert marked.covered_KP.any(1).all()
+    for mask_HW in masks:
+        assert np.flatnonzero(mask_HW.all(0)).tolist() == [column * drawn // 96 for column in (12, 36, 60, 84)]
+        assert mask_HW.shape == (drawn, drawn)
+        assert mask_HW.sum() == 4 * drawn
