@@ -318,7 +318,7 @@ FAULTS = (
     Fault(
         "detector: a bank of other weights is used",
         "ncml/ood/judging.py",
-        "if file_digest(path) != calibration.tensors:",
+        "if file_digest(path) != digest:",
         "if False:",
         DETECTOR_TESTS,
     ),

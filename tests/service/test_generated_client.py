@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ncml.images import to_png
+from ncml.images import open_image, to_png
 from service.app import create_app
 from service.settings import Settings
 from tests.service.live import served
@@ -115,6 +115,8 @@ def test_a_generated_client_works_for_every_operation(generated: Generated, queu
     review_id = generated.call("reviews.review", "tiny", body=reviewed).parsed.id
     [listed] = generated.call("reviews.list_reviews", "tiny").parsed.reviews
     assert (listed.id, listed.file) == (review_id, "part.png")
+    thumbnail = generated.call("reviews.get_review_thumbnail", "tiny", review_id).content
+    assert open_image(thumbnail).shape == open_image(PART).shape
     update = generated.model("UpdateJsonBody")(model="tiny", name="tiny-2")
     assert generated.call("models.update", body=update).parsed.calibration.reviews.good == 1
     assert generated.call("reviews.delete_review", "tiny", review_id).status_code == 204
