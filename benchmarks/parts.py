@@ -9,8 +9,8 @@ scales, neighbourhoods and views on, five only to report (`part_images.kinds`). 
 rendering one takes .1 to 2 s of CPU time. Seconds are CPU time of one thread, so other programs on the machine do not
 change them much.
 
-`--images` keeps the images, in the layout of MVTec AD, and reuses those that are there. `--power` also measures the
-power on altered images, which takes minutes.
+`--images` keeps the images, in the layout of MVTec AD, and reuses those of the same options. `--power` also measures
+the power on altered images, which takes minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from part_images import KINDS, write_folders
+from part_images import KINDS, reuse_or_write_folders
 from sklearn.metrics import roc_auc_score
 
 import ncml
@@ -79,9 +79,7 @@ def main() -> None:
 
 def rendered(root: Path, kind: str, options: argparse.Namespace) -> Path:
     """Return the folder of a kind's images, rendered unless it is there."""
-    if (root / kind / "truth.json").is_file():
-        return root / kind
-    return write_folders(
+    return reuse_or_write_folders(
         root,
         kind,
         training=options.training,

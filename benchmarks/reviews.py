@@ -7,6 +7,7 @@ For each kind of part: make a detector from good images. For each variation that
 a label, a moved lamp, a batch of another colour, a stain that is allowed), judge good images that have it until
 `--reviewed` are flagged, and update the detector with these, as `ncml adapt --update` does. Both versions judge fresh
 images with the variation, fresh good images without it, and defective ones; a row has how many of each are flagged.
+Reviewed images that an update refuses, because they show scenes of images that rank, are left out and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from PIL import Image
 
 import ncml
 from ncml import images
-from ncml.calibration.detector import make_detector
+from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.calibration.division import RankedScenesError
 from ncml.calibration.updating import update_detector
 from ncml.data.good_images import open_folder
 from ncml.ood.detector_calibration import DetectorCalibration
@@ -124,12 +126,28 @@ def measure(
     if not reviewed:
         return result | {"after": before}
     out = first.parent / f"{kind}-{variation}"
-    updated = update_detector(ncml.load(first), open_folder(reviewed[0].parent, reviewed), out, power_images=0)
+    made, refused = update(first, reviewed, out)
+    if made is None:
+        return result | {"after": before, "refused": refused}
     detector = load(out)
     after = {"varied": [sum(detector.flags(images.open_image(path)) for path in fresh), len(fresh)]}
     after |= judge_usual(out, folder)
-    assert updated.made.reviews is not None
-    return result | {"after": after, "still flagged": updated.made.reviews.still_flagged}
+    assert made.reviews is not None
+    return result | {"after": after, "still flagged": made.reviews.still_flagged, "refused": refused}
+
+
+def update(first: Path, reviewed: list[Path], out: Path) -> tuple[MadeDetector | None, int]:
+    """Update a detector with the reviewed images that it does not refuse; return it, and how many it refuses."""
+    accepted = list(reviewed)
+    while accepted:
+        images = open_folder(accepted[0].parent, accepted)
+        try:
+            made = update_detector(ncml.load(first), images, out, power_images=0).made
+        except RankedScenesError as error:
+            accepted = [path for path in accepted if path.name not in error.names]
+        else:
+            return made, len(reviewed) - len(accepted)
+    return None, len(reviewed)
 
 
 def total(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -146,7 +164,8 @@ def print_row(name: str, result: dict[str, Any]) -> None:
     """Print how many images were reviewed, and what both versions flag."""
     before, after = result["before"], result["after"]
     shares = "  ".join(f"{own} {before[own][0]} -> {after[own][0]} of {after[own][1]}" for own in FLAGGED)
-    print(f"{name:18} reviewed {result['reviewed'][0]} of {result['reviewed'][1]}  {shares}", flush=True)
+    refused = f" ({result['refused']} refused)" if result.get("refused") else ""
+    print(f"{name:18} reviewed {result['reviewed'][0]} of {result['reviewed'][1]}{refused}  {shares}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -207,3 +208,31 @@ def write_folders(
             }
     (folder / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
     return folder
+
+
+def reuse_or_write_folders(
+    root: Path, kind_name: str, *, training: int, good: int, defective: int, foreign_images: int, seed: int = 0
+) -> Path:
+    """Return the folder that `write_folders` writes, with the images that are there; end for those of other options."""
+    folder = root / kind_name
+    if not (folder / "truth.json").is_file():
+        counts = {"training": training, "good": good, "defective": defective, "foreign_images": foreign_images}
+        return write_folders(root, kind_name, **counts, seed=seed)
+    numbers = {
+        "train/good": training, "test/good": good, "test/foreign": foreign_images,
+        **{f"test/{defect}": defective for defect in defects_of(kind_name)},
+    }  # fmt: skip
+    has_numbers = all(sum(1 for _ in (folder / part).glob("*")) == number for part, number in numbers.items())
+    if not has_numbers or not _begins_with_seed(folder, seed):
+        raise SystemExit(f"{folder} has images of other options: name another folder with --images, or remove it.")
+    return folder
+
+
+def _begins_with_seed(folder: Path, seed: int) -> bool:
+    """Return whether the first image of a folder is what is rendered with a seed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        written = write_folders(
+            Path(temporary), folder.name, training=1, good=0, defective=0, foreign_images=0, seed=seed
+        )
+        [first] = (written / "train" / "good").iterdir()
+        return (folder / "train" / "good" / first.name).read_bytes() == first.read_bytes()
