@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from ncml import checkpoint
-from ncml.errors import ModelError
+from ncml.errors import InputError, ModelError
 from ncml.images.region import Region
 from ncml.limits import DETECTOR
 from ncml.ood import conformal, storage
@@ -166,7 +167,14 @@ class DetectorCalibration:
         return bool(self.views.get("features", {}).get("aligned"))
 
     def standardise(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return the standardised score of each view."""
+        """Return the standardised score of each view.
+
+        Raises `InputError` for one that is not finite: it is above no other, so its image would pass for a good one.
+        """
+        for name, score in scores.items():
+            if not math.isfinite(score):
+                remedy = "save it again as PNG, or compute on another device"
+                raise InputError("image", f"the score {name} of the image is not finite: {remedy}.")
         return {name: self.scales[name].standardise(score) for name, score in scores.items()}
 
     def p_value(self, score: float) -> float:

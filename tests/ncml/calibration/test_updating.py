@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -212,6 +213,19 @@ def test_images_whose_score_is_not_finite_are_named(
     expected = rf"the score left of {faulty[0]:02}.png, {faulty[1]:02}.png is not finite: leave these images out"
     with pytest.raises(InputError, match=expected):
         make_detector(model, good, tmp_path / "part", group="image", power_images=0)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_an_image_whose_score_is_not_finite_never_passes_for_a_good_one(kept: MadeDetector, score: float) -> None:
+    detector = Detector.load(kept.folder, kept.calibration)
+    view = next(iter(detector.views.values()))
+    measured = view.measure(good_image(0))
+    name = next(iter(measured))
+    overflowing = SimpleNamespace(measure=lambda image_HWC: measured | {name: Measurement(score)})
+    broken = Detector(kept.calibration, detector.views | {next(iter(detector.views)): overflowing})
+    for judge in (broken.judge, broken.flags, broken.score):
+        with pytest.raises(InputError, match=f"^the score {name} of the image is not finite: save it again"):
+            judge(good_image(0))
 
 
 def test_images_that_have_a_part_in_the_detector_cannot_check_it(
