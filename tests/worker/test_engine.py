@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ncml.calibration import held_out_power
+from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.progress import Progress
@@ -145,9 +146,17 @@ def test_a_folder_that_ends_engines_after_others_are_served_is_not_loaded_again(
     assert supervisor._settings.quarantined == {lethal.folder: ()}
 
 
+@pytest.fixture(autouse=True)
+def few_power_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the power of calibrations on few images, in this process."""
+    monkeypatch.setattr(held_out_power, "GENERATED", 5)
+    monkeypatch.setitem(calibrate.__kwdefaults__, "power_images", 10)
+
+
 def load_quickly(folder: Path, *, device: str) -> Model:
-    """Load a model in an engine whose calibrations generate few images to measure their power."""
+    """Load a model in an engine whose calibrations measure their power on few images, too."""
     held_out_power.GENERATED = 5
+    calibrate.__kwdefaults__["power_images"] = 10
     return load_model(folder, device=device)
 
 

@@ -43,7 +43,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = nets.network(nets.config(((4, 1),)), dtype=torch.float32, spread=0.08)
     checkpoint.save(folder, network, metrics={"test_bpd": 5.0}, card="# sound\n")
     model = ncml.load(folder)
-    calibrate(model, nets.FIT, nets.RANK).save(folder)
+    calibrate(model, nets.FIT, nets.RANK, power_images=10).save(folder)
     images = [nets.images(1, 16, 16, seed=seed).numpy()[0] for seed in range(28)]
     tile_estimation.calibrate(model, [lambda i=i: i for i in images[:8]], [lambda i=i: i for i in images[8:]]).save(
         folder
