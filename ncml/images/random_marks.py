@@ -1,4 +1,4 @@
-"""Marks of random sizes and contrasts, which are put into good images to learn what marks look like.
+"""Marks and stains of random sizes and contrasts, which are put into good images to learn what they look like.
 
 Unlike the alterations that measure power, marks of a kind vary in size, and are lighter or darker than what they cover.
 
@@ -7,34 +7,46 @@ Shapes: H rows and W columns of an image, K kinds of marks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml.images.alterations import Floats, Pixels, cover, offsets
 
-CONTRAST = 15.0, 60.0
-"""Least and largest difference from what a mark covers, in grey levels."""
+CONTRAST, STAIN_CONTRAST = (15.0, 60.0), (10.0, 45.0)
+"""Least and largest difference from what a mark or the middle of a stain covers, in grey levels."""
+LEAST_TINT = 0.6
+"""A stain changes each colour by this share of its contrast at least."""
 MAX_SHARE = 0.25
 """A mark is at most this share of the image's height and width."""
 
 
 def add_marks(
-    image_HWC: Pixels, rng: np.random.Generator, count: int, judged_HW: NDArray[np.bool_] | None = None
+    image_HWC: Pixels,
+    rng: np.random.Generator,
+    count: int,
+    judged_HW: NDArray[np.bool_] | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> tuple[Pixels, NDArray[np.float32]]:
     """Return an image with this number of marks, and the share of each kind at each pixel, [K, H, W].
 
     judged_HW: the pixels that marks change, at least one; None: all.
+    kinds: of `KINDS` and `STAIN`; None: `KINDS`.
     The share is 0 where black or white leaves no room for half of the change.
     """
     height, width = image_HWC.shape[:2]
     most = int(MAX_SHARE * min(height, width))
     marked_HWC = image_HWC.copy()
-    shares_KHW = np.zeros((len(KINDS), height, width), np.float32)
+    kinds = KINDS if kinds is None else kinds
+    shares_KHW = np.zeros((len(kinds), height, width), np.float32)
     for number in range(count):
-        kind = number % len(KINDS)
-        share_HW = _DRAW[KINDS[kind]](rng, most)
+        kind = number % len(kinds)
+        is_stain = kinds[kind] == STAIN
+        share_HW = _DRAW[kinds[kind]](rng, most)
         side = len(share_HW)
-        contrast = rng.uniform(*CONTRAST) * rng.choice([-1, 1])
+        contrast = rng.uniform(*(STAIN_CONTRAST if is_stain else CONTRAST)) * rng.choice([-1, 1])
+        contrast_C = contrast * (rng.uniform(LEAST_TINT, 1, 3) if is_stain else np.ones(3))
         if judged_HW is None:
             top, left = (int(rng.integers(room - side + 1)) for room in (height, width))
         else:
@@ -42,11 +54,11 @@ def add_marks(
         place = slice(top, top + side), slice(left, left + side)
         if judged_HW is not None:
             share_HW = np.where(judged_HW[place], share_HW, 0)
-        before_HWC, wanted_HW = marked_HWC[place], contrast * share_HW
-        after_HWC = np.clip(np.rint(before_HWC + wanted_HW[..., None]), 0, 255)
+        before_HWC, wanted_HWC = marked_HWC[place], contrast_C * share_HW[..., None]
+        after_HWC = np.clip(np.rint(before_HWC + wanted_HWC), 0, 255)
         change_HW = np.abs(after_HWC - before_HWC).max(2) + 0.5  # grey levels are rounded
         marked_HWC[place] = after_HWC
-        is_seen_HW = change_HW >= np.abs(wanted_HW) / 2
+        is_seen_HW = change_HW >= np.abs(wanted_HWC).max(2) / 2
         shares_KHW[kind][place] = np.maximum(shares_KHW[kind][place], np.where(is_seen_HW, np.abs(share_HW), 0))
     return marked_HWC, shares_KHW
 
@@ -85,5 +97,14 @@ def _turned(side: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
-_DRAW = {"line": _line, "spot": _spot, "pit": _pit}
-KINDS = tuple(_DRAW)
+def _stain(rng: np.random.Generator, most: int) -> Floats:
+    """An ellipse that fades towards its edge."""
+    radius, stretch = rng.uniform(8, 36), rng.uniform(0.7, 1.4)
+    along, across = _turned(min(most, int(2 * radius) + 3), rng)
+    distance = np.hypot(along * stretch, across / stretch) / radius
+    return np.cos(np.minimum(distance, 1) * np.pi / 2) ** 2
+
+
+STAIN = "stain"
+_DRAW = {"line": _line, "spot": _spot, "pit": _pit, STAIN: _stain}
+KINDS = "line", "spot", "pit"

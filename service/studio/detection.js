@@ -10,6 +10,7 @@ import { calibrationOf } from "./verdict.js";
 export const DETECTOR_VIEWS = {
   patches: "patches unlike those of good images",
   patches_area: "an area unlike good images",
+  stains: "patches like those with a soft stain",
   marks: "patches like those with a scratch, a spot or a pit",
   colour_spots: "a spot of another colour than its surroundings",
   places: "patches unlike those of good images at the same place: something is missing, moved or added",

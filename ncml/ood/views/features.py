@@ -4,7 +4,8 @@
 compared in one of two ways:
 
 - `places` (`places.py`), where good images have the same things at the same places: with those of good images at about
-  the same place. If they agree better so, parts are first brought to one position (`alignment.py`).
+  the same place. If they agree better so, parts are first brought to one position (`alignment.py`). A further score
+  there, `stains` (`stains.py`), recognises what soft stains do to patches.
 - `patches` and `patches_area` (`bank.py`), for textures and images of several aspect ratios: with those of good images
   anywhere. A further score there, `marks` (`marks.py`), recognises what scratches, spots and pits do to patches.
 
@@ -18,7 +19,7 @@ Shapes: N estimation images, h and w rows and columns of cells, F features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -29,13 +30,14 @@ from PIL import Image
 from torch import Tensor
 
 from ncml.errors import ModelError
+from ncml.images.random_marks import STAIN, add_marks
 from ncml.network import efficientnet
 from ncml.ood.views import alignment
 from ncml.ood.views.alignment import Agreement, Pose, Template
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.choice import share_found
 from ncml.ood.views.colour_spots import ColourSpots, Contrasts, measure_contrasts
-from ncml.ood.views.marks import Marked, Marks, marked_images
+from ncml.ood.views.marks import Marked, Marks, marked_images, resized_mask
 from ncml.ood.views.patches import (
     CELL,
     MOST_SIDE,
@@ -48,6 +50,7 @@ from ncml.ood.views.patches import (
     patch_features,
 )
 from ncml.ood.views.places import Places
+from ncml.ood.views.stains import COUNT, Averaged, Stained, Stains
 from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
@@ -61,6 +64,7 @@ class _Described:
 
     size: tuple[int, int] | None
     template: Template | None
+    poses: Sequence[Pose | None]
     lost: tuple[int, ...]
     """Positions of the images in which the part was not found."""
     deviation_F: Tensor
@@ -87,6 +91,8 @@ class FeaturesView:
     """None in a detector that was made without."""
     marks: Marks | None
     """None where patches are compared by place, and in a detector that was made without."""
+    stains: Stains | None
+    """None where patches are compared anywhere, and in a detector that was made without."""
     agreement: float | None
     """Correlation of good images at the same place, as they are compared; None for several aspect ratios."""
     names: tuple[str, ...]
@@ -101,8 +107,8 @@ class FeaturesView:
         return f"{before}patches are compared {where} at {size}, where marks under about 3 pixels vanish"
 
     def margin(self, name: str) -> float:
-        """Return no margin for patches: the marks that they find hardly exceed what good images have."""
-        return MARGIN if name == ColourSpots.name else 0.0
+        """Return no margin for patches by themselves: the marks that they find hardly exceed what good images have."""
+        return MARGIN if name in (ColourSpots.name, Stains.name) else 0.0
 
     @classmethod
     def estimate(
@@ -133,19 +139,21 @@ class FeaturesView:
         value, is_at_one_place = (None, False) if agreement is None else (agreement.value, agreement.is_at_one_place)
         described = _describe(network, readers, size, agreement, on_progress)
         if is_at_one_place:
+            stained = _stain(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
-            estimated = cls._of(network, described, scenes_N, value)
+            estimated = cls._of(network, described, scenes_N, value, stained=stained)
         elif is_at_one_place is False:
             marked = _mark(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
-            estimated = cls._of(network, described, scenes_N, value, marked)
+            estimated = cls._of(network, described, scenes_N, value, marked=marked)
         else:
-            places = cls._of(network, described, scenes_N, value)
+            stained = _stain(network, readers, described, judged_HW, on_progress)
+            places = cls._of(network, described, scenes_N, value, stained=stained)
             if described.template is not None:
                 described = _describe(network, readers, size, None, on_progress)
             marked = _mark(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
-            bank = cls._of(network, described, scenes_N, value, marked)
+            bank = cls._of(network, described, scenes_N, value, marked=marked)
             is_by_place = share_found(places, Places.name, readers) > share_found(bank, Bank.name, readers)
             estimated = places if is_by_place else bank
         on_progress(Progress("compare features", 1, 1))
@@ -158,18 +166,28 @@ class FeaturesView:
         described: _Described,
         scenes_N: NDArray[np.int64],
         agreement: float | None,
-        marked: dict[int, Marked] | None = None,
+        *,
+        stained: Mapping[int, Stained] | None = None,
+        marked: Mapping[int, Marked] | None = None,
     ) -> Estimated:
-        """Estimate from described images: by place, or anywhere, with marked patches of images by position."""
+        """Estimate from described images: by place with stained patches by position, else anywhere with marked ones."""
         marks: Marks | None = None
-        if marked is None:
+        stains: Stains | None = None
+        if stained is not None:
             neighbourhood = NEIGHBOURHOOD if described.template is None else ALIGNED_NEIGHBOURHOOD
             reference, own_N = Places.estimate(described.features, described.inside, scenes_N, neighbourhood)
             scores = {reference.name: own_N}
+            averaged = [
+                Averaged.of(features_hwF.float(), inside_hw)
+                for features_hwF, inside_hw in zip(described.features, described.inside, strict=True)
+            ]
+            stains, scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
         else:
             reference, scores = Bank.estimate(described.features, scenes_N)
-            marks, scores[Marks.name] = Marks.estimate(described.features, marked, scenes_N)
-        spots, scores[ColourSpots.name] = ColourSpots.estimate(described.contrasts, scenes_N, by_place=marked is None)
+            marks, scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)
+        spots, scores[ColourSpots.name] = ColourSpots.estimate(
+            described.contrasts, scenes_N, by_place=stained is not None
+        )
         view = cls(
             network,
             described.size,
@@ -178,6 +196,7 @@ class FeaturesView:
             reference,
             spots,
             marks,
+            stains,
             agreement,
             tuple(scores),
         )
@@ -209,6 +228,8 @@ class FeaturesView:
         else:
             map_hw = self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
             scores = {self.reference.name: Candidates.of(map_hw)}
+        if self.stains is not None:
+            scores[Stains.name] = self.stains.candidates(query_hwF, inside_hw.to(query_hwF.device))
         if self.marks is not None:
             scores[Marks.name] = self.marks.candidates(query_hwF)
         if self.spots is not None:
@@ -224,6 +245,8 @@ class FeaturesView:
             tensors |= self.spots.store()
         if self.marks is not None:
             tensors |= self.marks.store()
+        if self.stains is not None:
+            tensors |= self.stains.store()
         values = {
             "scores": list(self.names),
             "size": self.size and list(self.size),
@@ -249,6 +272,7 @@ class FeaturesView:
         size = size and (int(size[0]), int(size[1]))
         agreement = None if size is None else float(stored.values["agreement"])
         template: Template | None = None
+        stains: Stains | None = None
         if size is None or "bank" in tensors:
             reference = Bank.load(tensors, len(deviation_F))
         else:
@@ -256,13 +280,14 @@ class FeaturesView:
             template = Template.load(tensors) if stored.values["aligned"] else None
             neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
             reference = Places.load(tensors, cells, len(deviation_F), neighbourhood)
+            stains = Stains.load(tensors, cells, len(deviation_F))
         spots = ColourSpots.load(tensors)
         marks = Marks.load(tensors, len(deviation_F))
         names = tuple(str(name) for name in stored.values.get("scores", [reference.name]))
-        own_names = {*reference.names, *(own.name for own in (spots, marks) if own is not None)}
+        own_names = {*reference.names, *(own.name for own in (spots, marks, stains) if own is not None)}
         if not set(names) <= own_names:
             raise ValueError("its scores do not match its patches")
-        return cls(network, size, template, deviation_F, reference, spots, marks, agreement, names)
+        return cls(network, size, template, deviation_F, reference, spots, marks, stains, agreement, names)
 
 
 def _describe(
@@ -286,7 +311,7 @@ def _describe(
     deviation_F = deviations(features)
     features = [(features_hwF / deviation_F).half() for features_hwF in features]
     template, lost = (None, ()) if agreement is None else (agreement.template, agreement.lost)
-    return _Described(size, template, lost, deviation_F, features, inside, contrasts)
+    return _Described(size, template, poses, lost, deviation_F, features, inside, contrasts)
 
 
 def _mark(
@@ -307,9 +332,39 @@ def _mark(
     return marked
 
 
+def _stain(
+    network: efficientnet.EfficientNetLite0,
+    readers: Sequence[Reader],
+    described: _Described,
+    judged_HW: NDArray[np.bool_] | None,
+    on_progress: OnProgress,
+) -> dict[int, Stained]:
+    """Put stains into images of one size before they are aligned, and return what they cover, by position."""
+    stained: dict[int, Stained] = {}
+    positions = marked_images(len(readers)).tolist()
+    for i in positions:
+        good_HWC, pose = _resized(readers[i](), described.size), described.poses[i]
+        shown_HW = None if judged_HW is None else resized_mask(judged_HW, good_HWC.shape[:2])
+        stained_HWC, shares_1HW = add_marks(good_HWC, np.random.default_rng(i), COUNT, shown_HW, kinds=(STAIN,))
+        share_HWC = np.rint(255 * shares_1HW[0]).astype(np.uint8)[..., None].repeat(3, 2)
+        (aligned_HWC, inside_hw), (share_HWC, _) = (_align(own_HWC, pose) for own_HWC in (stained_HWC, share_HWC))
+        features_hwF = patch_features(network, aligned_HWC) / described.deviation_F
+        averaged = Averaged.of(features_hwF, inside_hw.to(features_hwF.device))
+        stained[i] = Stained.of(averaged, torch.from_numpy(share_HWC[..., 0] / np.float32(255)))
+        on_progress(Progress("stains", len(stained), len(positions)))
+    return stained
+
+
 def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -> tuple[Pixels, Tensor]:
     """Return an image at the judged size and in the template's position, and the cells that it shows, [h, w]."""
-    resized_HWC = judged_resize(size or judged_size(*image_HWC.shape[:2]))(image_HWC)
+    return _align(_resized(image_HWC, size), pose)
+
+
+def _resized(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
+    return judged_resize(size or judged_size(*image_HWC.shape[:2]))(image_HWC)
+
+
+def _align(resized_HWC: Pixels, pose: Pose | None) -> tuple[Pixels, Tensor]:
     cells = resized_HWC.shape[0] // CELL, resized_HWC.shape[1] // CELL
     if pose is None:
         return resized_HWC, torch.ones(cells, dtype=torch.bool)

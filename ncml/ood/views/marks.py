@@ -68,7 +68,7 @@ class Marked(NamedTuple):
         is_enlarged = judged_size[0] > image_HWC.shape[0]
         good_HWC = image_HWC if is_enlarged else resize(image_HWC)
         if judged_HW is not None and not is_enlarged:
-            judged_HW = _reduced(judged_HW, judged_size)
+            judged_HW = resized_mask(judged_HW, judged_size)
         parts: list[Tensor] = []
         covered: list[Tensor] = []
         for copy in range(COPIES):
@@ -105,26 +105,27 @@ class Marks:
         folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
         common_F = torch.stack([own.flatten(0, 1).double().mean(0) for own in features]).mean(0)
         moments = [
-            _Moments.of(
+            Moments.of(
                 common_F,
                 [features[i].flatten(0, 1) for i in np.flatnonzero(folds_N == fold).tolist()],
                 [own for i, own in marked.items() if folds_N[i] == fold],
+                len(KINDS),
             )
             for fold in range(folds_N.max() + 1)
         ]
         largest_NK = np.empty((len(features), len(KINDS)))
         for fold in range(len(moments)):
-            others = cls._of(_Moments.sum(moments[:fold] + moments[fold + 1 :]), common_F)
+            others = cls._of(Moments.sum(moments[:fold] + moments[fold + 1 :]), common_F)
             for i in np.flatnonzero(folds_N == fold).tolist():
                 largest_NK[i] = [float(map_hw.max()) for map_hw in others._maps(features[i].float())]
-        view = cls._of(_Moments.sum(moments), common_F)
+        view = cls._of(Moments.sum(moments), common_F)
         return replace(view, typical_K2=typical(largest_NK, LEAST_DEVIATION)), largest_excess(
             largest_NK, folds_N, LEAST_DEVIATION
         )
 
     @classmethod
-    def _of(cls, moments: _Moments, common_F: Tensor) -> Self:
-        mean_GF, covariance_GFF = moments.gaussians()
+    def _of(cls, moments: Moments, common_F: Tensor) -> Self:
+        mean_GF, covariance_GFF = moments.gaussians(RIDGE)
         difference_KF = mean_GF[1:] - mean_GF[:1]
         precision_GFF = torch.linalg.inv(covariance_GFF)
         linear_KF = (precision_GFF[1:] @ difference_KF[:, :, None])[:, :, 0]
@@ -173,7 +174,7 @@ class Marks:
         return cls(*parts, typical_K2=typical_K2)
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Numbers, sums and sums of products of patches minus a common one, fp64.
 
     Without it, features whose mean is far above their deviation would leave covariances of rounding errors.
@@ -184,12 +185,12 @@ class _Moments(NamedTuple):
     product_GFF: Tensor
 
     @classmethod
-    def of(cls, common_F: Tensor, good: Sequence[Tensor], marked: Sequence[Marked]) -> Self:
-        """Return those of some images, and of their marked patches."""
+    def of(cls, common_F: Tensor, good: Sequence[Tensor], marked: Sequence[Marked], kinds: int) -> Self:
+        """Return those of some images, and of their patches that marks of a number of kinds cover."""
         device, width = good[0].device, good[0].shape[1]
-        count_G = torch.zeros(1 + len(KINDS), dtype=torch.float64, device=device)
+        count_G = torch.zeros(1 + kinds, dtype=torch.float64, device=device)
         sum_GF, product_GFF = count_G.new_zeros(len(count_G), width), count_G.new_zeros(len(count_G), width, width)
-        groups = [good, *([own.features_PF[own.covered_KP[kind]] for own in marked] for kind in range(len(KINDS)))]
+        groups = [good, *([own.features_PF[own.covered_KP[kind]] for own in marked] for kind in range(kinds))]
         for group, parts in enumerate(groups):
             for patches_PF in (part_PF.double() - common_F for part_PF in parts):
                 count_G[group] += len(patches_PF)
@@ -198,23 +199,23 @@ class _Moments(NamedTuple):
         return cls(count_G, sum_GF, product_GFF)
 
     @classmethod
-    def sum(cls, parts: Sequence[_Moments]) -> Self:
+    def sum(cls, parts: Sequence[Moments]) -> Self:
         """Return those of all parts."""
         return cls(*(torch.stack(own).sum(0) for own in zip(*parts, strict=True)))
 
-    def gaussians(self) -> tuple[Tensor, Tensor]:
-        """Return the mean, [G, F], and the covariance, [G, F, F], of each group."""
-        share_G = torch.full_like(self.count_G, PRIOR) / self.count_G[0]
+    def gaussians(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return the mean, [G, F], and the covariance, [G, F, F], of each group. ridge: added to the variances."""
+        share_G = torch.full_like(self.count_G, PRIOR) / self.count_G[0].clamp(min=1)
         share_G[0] = 0
-        count_G = self.count_G + share_G * self.count_G[0]
+        count_G = (self.count_G + share_G * self.count_G[0]).clamp(min=1)
         mean_GF = (self.sum_GF + share_G[:, None] * self.sum_GF[0]) / count_G[:, None]
         square_GFF = (self.product_GFF + share_G[:, None, None] * self.product_GFF[0]) / count_G[:, None, None]
         covariance_GFF = square_GFF - mean_GF[:, :, None] * mean_GF[:, None]
-        ridge_FF = RIDGE * torch.eye(mean_GF.shape[1], dtype=mean_GF.dtype, device=mean_GF.device)
+        ridge_FF = ridge * torch.eye(mean_GF.shape[1], dtype=mean_GF.dtype, device=mean_GF.device)
         return mean_GF, covariance_GFF + ridge_FF
 
 
-def _reduced(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+def resized_mask(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return a mask at a size, True where its share is at least half of the largest: never empty if the mask is not."""
     share_HW = F.interpolate(torch.from_numpy(mask_HW)[None, None].float(), size, mode="area")[0, 0]
     return (share_HW >= share_HW.max() / 2).numpy()

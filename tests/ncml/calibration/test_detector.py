@@ -154,7 +154,7 @@ def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded:
     measure_power(Detector.load(made.folder, loaded.detector), readers)
     assert set(opened.values()) == {1}
     FeaturesView.estimate(readers, np.arange(4), device="cpu", on_progress=ignore_progress)
-    assert set(opened.values()) == {3}  # once to compare sizes and align, once to describe patches
+    assert set(opened.values()) == {4}  # to compare sizes and align, to describe patches, and to put stains into them
 
 
 def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:

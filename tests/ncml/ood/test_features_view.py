@@ -1,18 +1,23 @@
 """The view of features: how patches are compared, and spots of another colour."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ncml.ood.views import choice, colour_spots
+from ncml.images.random_marks import add_marks
+from ncml.network import efficientnet
+from ncml.ood.views import choice, colour_spots, features
 from ncml.ood.views.alignment import Agreement
 from ncml.ood.views.bank import AREA, Bank
 from ncml.ood.views.colour_spots import ColourSpots, measure_contrasts
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.places import Places
+from ncml.ood.views.poses import Pose
+from ncml.ood.views.stains import Averaged
 from ncml.ood.views.view import Estimated, Stored
 from ncml.progress import ignore_progress
 from tests.detectors import good_image, use_small_scale
@@ -135,6 +140,7 @@ def test_a_stored_view_has_the_same_scores_and_an_earlier_one_its_own(by_place: 
         images[0] = np.asarray(Image.fromarray(images[0]).resize((128, 64)))
     view = estimated(images).view
     assert ("marks" in view.names) is not by_place
+    assert ("stains" in view.names) is by_place
     stored = view.store()
     image = good_image(100)
     expected = {name: measurement.score for name, measurement in view.measure(image).items()}
@@ -142,7 +148,9 @@ def test_a_stored_view_has_the_same_scores_and_an_earlier_one_its_own(by_place: 
     assert loaded.names == view.names
     for name, measurement in loaded.measure(image).items():
         assert measurement.score == pytest.approx(expected[name], rel=1e-2, abs=1e-2)
-    tensors = {name: array for name, array in stored.tensors.items() if not name.startswith(("spots.", "marks."))}
+    tensors = {
+        name: array for name, array in stored.tensors.items() if not name.startswith(("spots.", "marks.", "stains."))
+    }
     values = {name: value for name, value in stored.values.items() if name != "scores"}
     earlier = FeaturesView.load(Stored(tensors, values), device="cpu")
     reference = (Places if by_place else Bank).name
@@ -150,3 +158,45 @@ def test_a_stored_view_has_the_same_scores_and_an_earlier_one_its_own(by_place: 
     assert earlier.measure(image)[reference].score == loaded.measure(image)[reference].score
     with pytest.raises(ValueError, match="do not match its patches"):
         FeaturesView.load(Stored(tensors, stored.values), device="cpu")
+
+
+@pytest.mark.usefixtures("small")
+def test_stains_are_put_into_images_before_these_are_aligned_and_cover_what_they_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Images are turned by half a turn, so that a stain comes to lie on the other side."""
+    monkeypatch.setattr(features, "COUNT", 1)
+    readers = [lambda seed=seed: good_image(seed, 144, 192) for seed in range(6)]
+    pose = Pose(torch.tensor([np.pi, 0, 0, 0], dtype=torch.float64), 1.0)
+    agreement = Agreement(None, [pose] * len(readers), 0.9)
+    network = efficientnet.load("cpu")
+    described = features._describe(network, readers, (144, 192), agreement, ignore_progress)
+    stained = features._stain(network, readers, described, None, ignore_progress)
+    assert sorted(stained) == list(range(6))
+    changes: list[torch.Tensor] = []
+    for i, own in stained.items():
+        averaged = Averaged.of(described.features[i].float(), described.inside[i])
+        changes.append((own.features_PF - averaged.features_hwF.flatten(0, 1)[own.cells_P]).abs().amax(1))
+    assert all(map(len, changes))
+    assert float((torch.cat(changes) > 0.2).float().mean()) > 0.95
+
+
+@pytest.mark.usefixtures("small")
+def test_stains_change_only_what_a_mask_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[np.ndarray] = []
+
+    def record(*arguments: Any, kinds: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        masks.append(arguments[3])
+        return add_marks(*arguments, kinds=kinds)
+
+    monkeypatch.setattr(features, "add_marks", record)
+    judged_HW = np.zeros((72, 96), bool)
+    judged_HW[:36] = True
+    readers = [lambda seed=seed: good_image(seed) for seed in range(4)]
+    made = FeaturesView.estimate(readers, np.arange(4), device="cpu", on_progress=ignore_progress, judged_HW=judged_HW)
+    assert "stains" in made.scores
+    assert len(masks) == 4
+    for mask_HW in masks:
+        assert mask_HW.shape == made.view.size
+        assert mask_HW[: len(mask_HW) // 2].all()
+        assert not mask_HW[len(mask_HW) // 2 :].any()
