@@ -131,10 +131,14 @@ class Stains:
         return cls(total.mean_hwF, deviation_hw, _Ratio.of(Moments.sum(moments))), scores_N
 
     def candidates(self, query_hwF: Tensor, inside_hw: Tensor) -> Candidates:
-        """Return the score of an image by its patches, and a map of how much each resembles a stain, at least 0."""
+        """Return the score of an image by its patches, and a map of how much each resembles a stain.
+
+        The map counts from the least, to have an order also where no patch does; 0 at places not judged or shown.
+        """
         averaged = Averaged.of(query_hwF, inside_hw)
-        map_hw = self.ratio.log_ratios(_difference(averaged, self.mean_hwF) / self.deviation_hw[..., None])
-        return Candidates(map_hw.max()[None], (map_hw.clamp(min=0),))
+        ratio_hw = self.ratio.log_ratios(_difference(averaged, self.mean_hwF) / self.deviation_hw[..., None])
+        is_judged_hw = averaged.inside_hw & self.deviation_hw.isfinite()
+        return Candidates(ratio_hw.max()[None], (torch.where(is_judged_hw, ratio_hw - ratio_hw.min(), 0.0),))
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
