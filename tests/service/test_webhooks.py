@@ -47,7 +47,7 @@ def test_the_end_of_a_job_is_sent_with_a_signature(hooked: TestClient, receiver:
     assert message == {"type": "job.succeeded", "timestamp": document["ended_at"], "data": document}
 
 
-def test_the_models_document_says_whether_requests_may_name_a_webhook(hooked: TestClient, receiver: Receiver) -> None:
+def test_the_models_document_states_whether_requests_may_name_a_webhook(hooked: TestClient, receiver: Receiver) -> None:
     response = hooked.get("/models")
     assert response.json()["webhooks_allowed"] is True
     assert receiver.entry not in response.text
