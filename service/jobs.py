@@ -35,7 +35,7 @@ from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.service_metrics import Metrics
 from service.settings import Settings
-from service.webhooks.targets import Receivers
+from service.webhooks.targets import Receivers, Target
 from worker.contract import Job, JobStatus, Lane, Priority, ScoreJob, Task, is_alone
 from worker.deliveries import receiver_of
 from worker.descriptors import ModelDescriptor
@@ -142,16 +142,17 @@ class JobService:
 
     def job_fields(
         self, request: Request, params: JobParams, model: ModelDescriptor, version: str | None
-    ) -> dict[str, Any]:
-        """Return the fields that all kinds of jobs share.
+    ) -> tuple[dict[str, Any], Target | None]:
+        """Return the fields that all kinds of jobs share, and the receiver of the webhook, if the request names one.
 
-        Raises the 403 `Problem` for a reserved priority.
+        Raises the 403 `Problem` for a reserved priority, and `InputError` for a webhook that is not allowed: before
+        images are decoded.
         """
         names = self.settings.high_priority_keys
         if params.priority is Priority.HIGH and names and request.state.owner not in names:
             detail = "priority: high is reserved for certain API keys; send normal or low."
             raise Problem(403, detail, kind="priority", errors=[FieldError(field="priority", detail=detail)])
-        return {
+        fields = {
             "model": model.name,
             "version": version,
             "priority": params.priority,
@@ -159,6 +160,7 @@ class JobService:
             "timeout_s": self.settings.job_timeout_s,
             "start_within_s": self.settings.start_within_s,
         }
+        return fields, self._receivers.check(params.webhook) if params.webhook else None
 
     async def decode(self, request: Request, field: str, call: Callable[[], T]) -> T:
         """Run a call that decodes an image in a limited process; kill it if the client disconnects."""
@@ -211,10 +213,13 @@ class JobService:
         request: Request,
         parsed: ParsedRequest[Any],
         job: Job,
+        webhook: Target | None,
         media: str,
         prepare: Callable[[], Awaitable[Job]] | None = None,
     ) -> Response:
         """Submit the job; respond with its result as `media`, or with 202 if it takes longer than the client waits.
+
+        `webhook` is the receiver of its end, as `job_fields` returns it.
 
         `prepare` returns the job with its input: it runs in the background, few for all clients at once, and an
         `InputError` of it ends the job.
@@ -228,7 +233,7 @@ class JobService:
         owner, client = str(request.state.owner), client_name(request)
         traceparent = str(request.state.traceparent)
         request.state.interruption.lift()  # from here on, the response reports the job
-        submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
+        submit = functools.partial(self._submit, job, parsed, webhook, key, request.url.path, owner, traceparent)
         if prepare is None:
             limiter = self._carrying.get(job.task) if is_alone(job) else None
             job_id, _ = await anyio.to_thread.run_sync(submit, limiter=limiter)
@@ -240,7 +245,7 @@ class JobService:
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                view = await self.wait(receive, job_id, preference, cancels=not key and not parsed.params.webhook)
+                view = await self.wait(receive, job_id, preference, cancels=not key and not webhook)
                 await self.respond(view, media, preference, client, scope, receive, send)
             except (RedisError, asyncio.CancelledError) as error:  # the client needs the address
                 if scope["state"]["has_begun"]:
@@ -254,22 +259,18 @@ class JobService:
         self,
         job: Job,
         parsed: ParsedRequest[Any],
+        webhook: Target | None,
         key: str | None,
         path: str,
         owner: str,
         traceparent: str,
         held_s: float | None = None,
     ) -> tuple[str, bool]:
-        """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key.
-
-        Raises `InputError` for a webhook that is not allowed.
-        """
+        """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key."""
         fingerprint = parsed.fingerprint(path) if key else ""
         job_id = _keyed_id(owner, key) if key else None
-        webhook = ""
-        if parsed.params.webhook:
-            webhook = self._receivers.check(parsed.params.webhook).url
-            self._check_undelivered(webhook)
+        if webhook:
+            self._check_undelivered(webhook.url)
         try:
             job_id = self.queue.submit(
                 job,
@@ -281,7 +282,7 @@ class JobService:
                 files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
                 digests=parsed.digests if isinstance(job, ScoreJob) and job.originals else (),
                 traceparent=traceparent,
-                webhook=webhook,
+                webhook=webhook.url if webhook else "",
                 held_s=held_s,
             )
         except QueueFull as error:

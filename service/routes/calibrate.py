@@ -70,7 +70,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     parsed = await parse_request(request, CalibrateParams, max_images=jobs.settings.max_calibration_images)
     params = parsed.params
     model, version = await jobs.find_model(params, Task.CALIBRATE)
-    common = jobs.job_fields(request, params, model, version)
+    common, webhook = jobs.job_fields(request, params, model, version)
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
     _check_count(sum(max_count(upload.data) for upload in parsed.uploads), params)
@@ -84,7 +84,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
         false_positive_rate=params.false_positive_rate,
     )
     prepare = functools.partial(_prepare, jobs, params, model, parsed.uploads, job)
-    return await jobs.run(request, parsed, job, media, prepare)
+    return await jobs.run(request, parsed, job, webhook, media, prepare)
 
 
 @router.post(
@@ -122,7 +122,7 @@ async def update(request: Request, jobs: Jobs) -> Response:
         fault = "is not a detector" if model.detector is None else "keeps no good images"
         detail = f"model: {model.name} {fault}; name one that was made with ncml adapt --keep-images."
         raise invalid_field("model", detail)
-    common = jobs.job_fields(request, params, model, version)
+    common, webhook = jobs.job_fields(request, params, model, version)
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
     reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
@@ -132,7 +132,7 @@ async def update(request: Request, jobs: Jobs) -> Response:
     job = UpdateJob(
         **common, name=params.name, reviewed=tuple(reviewed["good"]), defective=tuple(reviewed["defective"])
     )
-    return await jobs.run(request, parsed, job, media)
+    return await jobs.run(request, parsed, job, webhook, media)
 
 
 def _read_reviews(jobs: JobService, owner: str, model: str) -> dict[Verdict, list[ReviewedImage]]:

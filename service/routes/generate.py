@@ -53,10 +53,9 @@ async def generate(request: Request, jobs: Jobs) -> Response:
     parsed = await parse_request(request, GenerateParams, max_images=0)
     media = negotiate(request.headers, IMAGE_OFFERS, parsed.params.format)
     model, version = await jobs.find_model(parsed.params, Task.GENERATE)
-    job = GenerateJob(
-        **jobs.job_fields(request, parsed.params, model, version), **_sampling_fields(jobs, parsed.params, model)
-    )
-    return await jobs.run(request, parsed, job, media)
+    common, webhook = jobs.job_fields(request, parsed.params, model, version)
+    job = GenerateJob(**common, **_sampling_fields(jobs, parsed.params, model))
+    return await jobs.run(request, parsed, job, webhook, media)
 
 
 @router.post(
@@ -81,6 +80,7 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     params, upload = parsed.params, parsed.uploads[0]
     media = negotiate(request.headers, IMAGE_OFFERS, params.format)
     model, version = await jobs.find_model(params, Task.COMPLETE)
+    common, webhook = jobs.job_fields(request, params, model, version)
     call = functools.partial(
         place_known_half,
         upload.data,
@@ -92,12 +92,12 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     )
     canvas, keep = await jobs.decode(request, upload.field, call)
     job = CompleteJob(
-        **jobs.job_fields(request, params, model, version),
+        **common,
         **_sampling_fields(jobs, params, model),
         image=Pixels(height=model.height, width=model.width, data=canvas.tobytes()),
         keep=keep,
     )
-    return await jobs.run(request, parsed, job, media)
+    return await jobs.run(request, parsed, job, webhook, media)
 
 
 def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescriptor) -> dict[str, Any]:

@@ -84,7 +84,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
         )
     _check_tile_options(params, len(uploads))
     model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
-    common = jobs.job_fields(request, params, model, version)
+    common, webhook = jobs.job_fields(request, params, model, version)
     if params.tile:
         image = await _open_for_tiles(request, jobs, params, model, uploads[0])
         scan = ScanJob(
@@ -96,7 +96,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
             tile_size=params.tile_size,
             map=params.map or media != JSON,
         )
-        return await jobs.run(request, parsed, scan, media)
+        return await jobs.run(request, parsed, scan, webhook, media)
     statistics = _check_statistics(params, model)
     options = params.scoring
     options["map"] |= media == PNG
@@ -119,7 +119,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
         statistics=statistics,
         **options,
     )
-    return await jobs.run(request, parsed, job, media)
+    return await jobs.run(request, parsed, job, webhook, media)
 
 
 def _uses_detector(params: ScoreParams, model: ModelDescriptor) -> bool:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpcore2
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from ncml.images import to_png
 from ncml.webhooks import SecretError, Signer
 from service.app import from_environment
+from service.decoders import DecoderPool
 from service.webhooks import sending
 from service.webhooks.addresses import CheckedNetwork, ForbiddenAddress, is_public
 from service.webhooks.sending import Sender
@@ -41,14 +44,32 @@ def test_a_webhook_is_refused_unless_its_host_is_listed(client: TestClient, hook
     assert hooked.post("/generate?webhook=").status_code == 200  # as a form sends a field that is empty
 
 
+@pytest.mark.parametrize("path", ["/score", "/complete"])
+def test_a_webhook_is_refused_before_an_image_is_decoded(
+    hooked: TestClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    run = DecoderPool.run
+    monkeypatch.setattr(DecoderPool, "run", lambda self, field, call: decoded.append(field) or run(self, field, call))
+    image = to_png(np.zeros((8, 8, 3), np.uint8))
+    hooked.post(path, files={"image": image})
+    assert decoded == ["image"]
+    refusal = hooked.post(path, params={"webhook": "https://example.org/hook"}, files={"image": image})
+    assert (refusal.status_code, refusal.json()["errors"][0]["field"]) == (422, "webhook")
+    assert decoded == ["image"]
+
+
 def test_a_request_checks_its_webhook_once(
     hooked: TestClient, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receivers, checked = hooked.app.state.jobs._receivers, []
     check = receivers.check
     monkeypatch.setattr(receivers, "check", lambda url: checked.append(url) or check(url))
-    assert hooked.post("/generate", params={"webhook": receiver.url}).status_code == 200
-    assert checked == [receiver.url]
+    image = to_png(np.zeros((8, 8, 3), np.uint8))
+    for path, files in (("/generate", None), ("/score", {"image": image})):
+        checked.clear()
+        assert hooked.post(path, params={"webhook": receiver.url}, files=files).status_code == 200
+        assert checked == [receiver.url]
 
 
 FORGED = [
