@@ -73,7 +73,8 @@ class Settings(BaseSettings):
     max_calibration_images: int = Field(default=2000, ge=40, le=MAX_CALIBRATION_IMAGES)
     """Maximum images of one calibration."""
     max_review_bytes: int = Field(default=64 * 2**20, ge=2**16, le=512 * 2**20)
-    """Maximum bytes of the images of all reviews, a quarter of them of one API key; each counts at least 4096."""
+    """Maximum bytes of reviewed images and their thumbnails, a quarter of them of one API key; a review counts at least
+    4096."""
     review_days: float = Field(default=30, gt=0, le=3650)
     """Days after which a review is deleted."""
     default_model: str = ""
@@ -113,7 +114,7 @@ class Settings(BaseSettings):
 
     @property
     def owner_review_bytes(self) -> int:
-        """Maximum bytes of the images of the reviews of one API key."""
+        """Maximum bytes of the images and thumbnails of the reviews of one API key."""
         return self.max_review_bytes // 4
 
     @property

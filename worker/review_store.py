@@ -97,9 +97,12 @@ class Reviews:
         return data
 
     def thumbnail(self, owner: str, model: str, review_id: str) -> bytes | None:
-        """Return the small JPEG of an owner's review for a model; None if there is no such review."""
+        """Return the small JPEG of an owner's review for a model; None if there is no such review.
+
+        It is empty for a review that an earlier version of the service kept.
+        """
         own_model, thumbnail = self._redis.hmget(review_key(owner, review_id), "model", "thumbnail")
-        return thumbnail if own_model == model.encode() else None
+        return thumbnail or b"" if own_model == model.encode() else None
 
     def remove(self, owner: str, model: str, review_id: str) -> bool:
         """Delete a review of an owner for a model; return whether there was one."""
@@ -117,7 +120,8 @@ class Reviews:
         return [member.decode() for member in members if member.startswith(f"{owner}:".encode())]
 
     def _ids(self, owner: str) -> list[str]:
-        return [member.split(":")[1] for member in self._members(owner)]
+        # an earlier version could count an image twice, by other bytes
+        return list(dict.fromkeys(member.split(":")[1] for member in self._members(owner)))
 
     def _read(self, owner: str, ids: list[str]) -> list[Review]:
         names = ("model", "verdict", "file", "is_ood", "p_value", "created_at", "expires_at")

@@ -110,7 +110,7 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
         kept = await anyio.to_thread.run_sync(add)
     except TooManyReviews as error:
         if error.is_own:
-            detail = f"The images of your reviews would have more than {owner_bytes} bytes; delete some reviews."
+            detail = f"Your reviews and thumbnails would have more than {owner_bytes} bytes; delete some reviews."
         else:
             detail = "The reviews of all clients take all their room; retry later."
         headers = {"Retry-After": str(RETRY_AFTER_S)}
@@ -155,6 +155,9 @@ async def review_thumbnail(name: Name, review_id: ReviewId, request: Request, jo
     thumbnail = await anyio.to_thread.run_sync(jobs.queue.reviews.thumbnail, owner, model, review_id)
     if thumbnail is None:
         raise _no_such_review(model, review_id)
+    if not thumbnail:
+        detail = f"The review {review_id} was kept by an earlier version, without a thumbnail; review it again."
+        raise Problem(404, detail, kind="no-such-review")
     return Response(thumbnail, 200, THUMBNAIL_CACHING, JPEG)
 
 

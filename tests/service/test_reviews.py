@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from ncml.images import open_image, to_png
 from service.keys import digest
 from worker.redis_keys import REVIEWS, review_key
+from worker.review_store import TooManyReviews
 
 ANN, BOB = "ncml_ann-0123456789", "ncml_bob-0123456789"
 REVIEWS_PATH = "/models/tiny/reviews"
@@ -77,7 +78,7 @@ def test_a_judged_image_is_reviewed_listed_and_deleted(client: TestClient, queue
     assert queue.reviews.image("", answer["id"]) is None
 
 
-def test_a_reviewed_image_has_a_thumbnail(client: TestClient) -> None:
+def test_a_reviewed_image_has_a_thumbnail(client: TestClient, queue: Any) -> None:
     rng = np.random.default_rng(0)
     large = to_png(np.kron(rng.integers(190, 255, (10, 20, 3), np.uint8), np.ones((20, 20, 1), np.uint8)))
     kept = review(client, large, score(client, large)).json()
@@ -88,7 +89,14 @@ def test_a_reviewed_image_has_a_thumbnail(client: TestClient) -> None:
     thumbnail, original = open_image(response.content), open_image(large)
     assert thumbnail.shape == (64, 128, 3)
     assert abs(thumbnail.mean((0, 1)) - original.mean((0, 1))).max() < 2
+    [member] = queue.redis.zrange(REVIEWS, 0, -1)
+    assert member.decode() == f":{kept['id']}:{len(large) + len(response.content)}"  # what it counts
     assert client.get(f"/models/other/reviews/{kept['id']}/thumbnail").status_code == 404
+    queue.redis.hdel(review_key("", kept["id"]), "thumbnail")  # as an earlier version kept it
+    without = client.get(f"{REVIEWS_PATH}/{kept['id']}/thumbnail")
+    assert (without.status_code, without.json()["detail"]) == (
+        404, f"The review {kept['id']} was kept by an earlier version, without a thumbnail; review it again."
+    )  # fmt: skip
     client.delete(f"{REVIEWS_PATH}/{kept['id']}")
     missing = client.get(f"{REVIEWS_PATH}/{kept['id']}/thumbnail")
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:ncml:problem:no-such-review")
@@ -99,6 +107,33 @@ def test_a_later_review_of_an_image_replaces_the_earlier_one(client: TestClient)
     first, second = review(client, FLAGGED, job).json(), review(client, FLAGGED, job, "defective").json()
     assert first["id"] == second["id"]
     assert [entry["verdict"] for entry in client.get(REVIEWS_PATH).json()["reviews"]] == ["defective"]
+
+
+def test_a_review_that_counts_other_bytes_replaces_the_earlier_one(queue: Any) -> None:
+    """Another version may make another thumbnail of the same image."""
+
+    def keep(thumbnail: int, owner_bytes: int = 12_000) -> None:
+        queue.reviews.add(
+            "ann", "tiny", "good", bytes(6000), thumbnail=bytes(thumbnail), file="part.png", is_ood=True, p_value=0.5,
+            keep_s=100, owner_bytes=owner_bytes, all_bytes=12_000,
+        )  # fmt: skip
+
+    def counted() -> list[int]:
+        return [int(member.rpartition(b":")[2]) for member in queue.redis.zrange(REVIEWS, 0, -1)]
+
+    keep(10)
+    keep(20)
+    assert counted() == [6020]
+    keep(0, owner_bytes=5000)  # it counts less than before
+    assert counted() == [6000]
+    with pytest.raises(TooManyReviews):
+        keep(10, owner_bytes=6005)
+    assert counted() == [6000]
+    [review] = queue.reviews.find("ann", "tiny")
+    queue.redis.zadd(REVIEWS, {f"ann:{review.id}:{size}": time.time() + 100 for size in (5000, 5500)})
+    assert len(queue.reviews.find("ann", "tiny")) == 1
+    keep(10)
+    assert counted() == [6010]
 
 
 def test_an_image_that_the_model_never_judged_is_refused(client: TestClient, worker: Any) -> None:
@@ -173,7 +208,7 @@ def test_one_key_may_use_a_quarter_of_the_room(
     refused = review(client, images[4], jobs[4], headers=bearer(ANN))
     assert (refused.status_code, refused.json()["type"]) == (429, "urn:ncml:problem:too-many-reviews")
     assert refused.json()["detail"] == (
-        "The images of your reviews would have more than 16384 bytes; delete some reviews."
+        "Your reviews and thumbnails would have more than 16384 bytes; delete some reviews."
     )
     assert "retry-after" in refused.headers
     assert review(client, images[0], jobs[0], "defective", headers=bearer(ANN)).status_code == 201  # it is replaced
