@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def rendered(root: Path, kind: str, options: argparse.Namespace) -> Path:
-    """Return the folder of a kind's images, rendered unless it is there."""
+    """Return the folder of a kind's images, rendered unless it has those of the same options."""
     return reuse_or_write_folders(
         root,
         kind,

@@ -37,6 +37,8 @@ FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
 CALIBRATION, TILES = "calibration.json", "calibration-tiles.json"
 DETECTOR, DETECTOR_ARRAYS, DETECTOR_PICTURES = "detector.json", "detector.safetensors", "detector.jpg"
+NEW_DETECTOR_ARRAYS = f".{DETECTOR_ARRAYS}.new"
+"""The arrays of a detector that takes the place of another one."""
 CALIBRATION_SECTION = "Calibration"
 """First word of the title of a card's section on a calibration; the name of the calibration follows."""
 
@@ -118,7 +120,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS, lambda path: weights.write(path, network, dtype))
-    for calibration in (CALIBRATION, TILES, DETECTOR, DETECTOR_ARRAYS, DETECTOR_PICTURES):
+    for calibration in (CALIBRATION, TILES, DETECTOR, DETECTOR_ARRAYS, NEW_DETECTOR_ARRAYS, DETECTOR_PICTURES):
         (folder / calibration).unlink(missing_ok=True)
     version = digest(network.config, folder / WEIGHTS)
     description: dict[str, Any] = {

@@ -16,6 +16,7 @@ from pathlib import Path
 from ncml import checkpoint, paths
 from ncml.checkpoint import CALIBRATION, CARD, CONFIG, DETECTOR, DETECTOR_ARRAYS, TILES, WEIGHTS, Description
 from ncml.errors import InputError, ModelError
+from ncml.ood.detector_calibration import adopt_arrays
 from ncml.paths import printable
 
 SCHEME = "hf://"
@@ -107,6 +108,7 @@ def push(
         raise InputError("repository", f"{repository} names a revision: name a branch with --revision instead.")
     description = checkpoint.describe(find_model(model))
     checkpoint.check_version(description)
+    adopt_arrays(description.folder)
     card = published_card(description, license)
     with _translate_errors(repository_id, revision):
         import huggingface_hub

@@ -323,6 +323,27 @@ FAULTS = (
         DETECTOR_TESTS,
     ),
     Fault(
+        "detector: a second kill loses the arrays that detector.json names",
+        "ncml/ood/judging.py",
+        "    adopt_arrays(folder)  # those that `detector.json` names must not be overwritten\n",
+        "",
+        "ncml/calibration/test_updating.py",
+    ),
+    Fault(
+        "detector: an image whose score is not finite passes for a good one",
+        "ncml/ood/detector_calibration.py",
+        "if not math.isfinite(score):",
+        "if False:",
+        "ncml/calibration/test_updating.py",
+    ),
+    Fault(
+        "detector: the usual patches with which a stain is compared include its own scene",
+        "ncml/ood/views/stains.py",
+        "mean_hwF = total.without(_Sums.of([images[i] for i in own])).mean_hwF",
+        "mean_hwF = total.mean_hwF",
+        "ncml/ood/test_stains.py",
+    ),
+    Fault(
         "detector: the whole image is judged instead of the region",
         "ncml/ood/judging.py",
         "image_HWC if region is None else region.crop(image_HWC)",

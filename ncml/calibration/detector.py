@@ -37,13 +37,13 @@ from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.model import Model
 from ncml.network import efficientnet
-from ncml.ood.detector_calibration import DetectorCalibration, Scale
-from ncml.ood.judging import VIEWS, Detector, adopt_views, save_views
+from ncml.ood.detector_calibration import DetectorCalibration, Scale, adopt_arrays
+from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.view import Reader, View
-from ncml.paths import check_space
+from ncml.paths import check_space, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 DETECTOR_BYTES = 128 * 2**20
@@ -202,7 +202,7 @@ def make_detector(
             region=judged,
         )
         calibration.save(written)
-        adopt_views(written)
+        adopt_arrays(written)
         (written / checkpoint.DETECTOR_PICTURES).unlink(missing_ok=True)
     detector = Detector(calibration, views)
     if power_images:
@@ -232,7 +232,11 @@ def _replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(new, ignore_errors=True)  # a process that was killed has left it
     try:
         yield new
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError as error:
+            reason = f"{printable(folder)} was written while the detector was made"
+            raise InputError("out", f"{reason}: name another folder.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

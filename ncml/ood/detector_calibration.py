@@ -14,6 +14,7 @@ what it finds and misses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -38,6 +39,7 @@ from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 NAME, STATISTIC = DETECTOR, "largest view"
 FORMAT = 2
 FILE, TENSORS, PICTURES = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.DETECTOR_PICTURES
+NEW_TENSORS = checkpoint.NEW_DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95
 """Confidence of the bound of the rate that is reported."""
@@ -268,6 +270,23 @@ class DetectorCalibration:
 def read_if_present(folder: Path, model_version: str) -> DetectorCalibration | None:
     """Return the calibration of a detector, if the folder is one. Raises `ModelError` if it cannot be used."""
     return DetectorCalibration.read(folder, model_version) if (folder / FILE).is_file() else None
+
+
+def adopt_arrays(folder: Path) -> None:
+    """Put the new arrays of a detector in place of the earlier ones if `detector.json` names them, else delete them.
+
+    A process that was killed before it did so has left them.
+    """
+    new = folder / NEW_TENSORS
+    if not new.is_file():
+        return
+    named = None
+    with contextlib.suppress(ModelError):  # a missing or damaged `detector.json` names none
+        named = checkpoint.read_json(folder / FILE, checkpoint.MAX_CALIBRATION_BYTES).get("tensors")
+    if named == file_digest(new):
+        new.replace(folder / TENSORS)
+    else:
+        new.unlink()
 
 
 def file_digest(path: Path) -> str:

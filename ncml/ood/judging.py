@@ -17,7 +17,15 @@ from ncml.data.good_images import check_side
 from ncml.errors import ModelError
 from ncml.ood import storage
 from ncml.ood.detection import detect, scores_of
-from ncml.ood.detector_calibration import FILE, REMEDY, TENSORS, DetectorCalibration, file_digest
+from ncml.ood.detector_calibration import (
+    FILE,
+    NEW_TENSORS,
+    REMEDY,
+    TENSORS,
+    DetectorCalibration,
+    adopt_arrays,
+    file_digest,
+)
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood import LikelihoodView
@@ -26,9 +34,6 @@ from ncml.results import Detection
 
 VIEWS: dict[str, type[View]] = {view.kind: view for view in (FeaturesView, AppearanceView, LikelihoodView)}
 """The views by kind, in the order in which they are computed."""
-
-NEW_TENSORS = f".{TENSORS}.new"
-"""The arrays of a detector that takes the place of another one."""
 
 
 class Detector:
@@ -94,9 +99,10 @@ def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measureme
 def save_views(folder: Path, views: Mapping[str, View]) -> tuple[dict[str, Mapping[str, object]], str]:
     """Write the arrays of views into a model folder; return their values by kind and the digest of the file.
 
-    They replace those of an earlier detector when `adopt_views` is called, after `detector.json` is written: this file
+    They replace those of an earlier detector when `adopt_arrays` is called, after `detector.json` is written: this file
     chooses between both, so that a process that is killed leaves one detector or the other.
     """
+    adopt_arrays(folder)  # those that `detector.json` names must not be overwritten
     tensors: dict[str, NDArray[np.generic]] = {}
     values: dict[str, Mapping[str, object]] = {}
     for kind, view in views.items():
@@ -106,11 +112,6 @@ def save_views(folder: Path, views: Mapping[str, View]) -> tuple[dict[str, Mappi
     path = folder / NEW_TENSORS
     checkpoint.replace_file(path, lambda new: save_file(tensors, new))
     return values, file_digest(path)
-
-
-def adopt_views(folder: Path) -> None:
-    """Put the arrays that `save_views` wrote in place of earlier ones."""
-    (folder / NEW_TENSORS).replace(folder / TENSORS)
 
 
 def _find_arrays(folder: Path, digest: str) -> Path:

@@ -139,7 +139,7 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
             ([*serve, str(ports[1])], guarded),
         ]:
             processes.append(subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log))
-            stack.callback(processes[-1].wait, 300)
+            stack.callback(processes[-1].wait, 60)
             stack.callback(processes[-1].terminate)
         http = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30))
         deadline = time.monotonic() + 300

@@ -1,5 +1,7 @@
 """Updates of a detector: its own images and options, reviewed images, and defective images that only test it."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 import ncml
+from ncml import checkpoint, hub
 from ncml.calibration import descriptions, division
 from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
 from ncml.calibration.division import divide, find_common_scenes
@@ -330,30 +333,77 @@ def test_an_update_in_place_is_repeated_after_a_kill_while_its_images_are_copied
     assert [path.name for path in folder.iterdir() if "images" in path.name] == ["images"]
 
 
-@pytest.mark.parametrize("place", ["calibration", "arrays"])
-def test_a_detector_that_is_replaced_is_whole_after_a_kill(
-    kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize("places", [("calibration",), ("arrays",), ("arrays", "calibration"), ("arrays", "arrays")])
+def test_a_detector_that_is_replaced_is_whole_after_kills(
+    kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "part"
     shutil.copytree(kept.folder, folder)
-    reviewed = write(tmp_path / "flagged", a=brighter(300))
 
     def kill(*arguments: object) -> NoReturn:
         raise Killed
 
-    with monkeypatch.context() as patch:
-        if place == "calibration":
-            patch.setattr(DetectorCalibration, "save", kill)
-        else:
-            patch.setattr("ncml.calibration.detector.adopt_views", kill)
-        with pytest.raises(Killed):
-            update_detector(ncml.load(folder), reviewed, folder, power_images=0)
-    left = ncml.load(folder)
-    assert left.detector is not None
-    assert (left.detector.version == kept.calibration.version) == (place == "calibration")
-    assert left.score([good_image(900)])[0].ood is not None
-    assert update_detector(left, reviewed, folder, power_images=0).made.calibration.n_fit == kept.calibration.n_fit + 1
+    for number, place in enumerate(places):
+        reviewed = write(tmp_path / f"flagged-{number}", **{f"{number}": brighter(300 + number)})
+        with monkeypatch.context() as patch:
+            if place == "calibration":
+                patch.setattr(DetectorCalibration, "save", kill)
+            else:
+                patch.setattr("ncml.calibration.detector.adopt_arrays", kill)
+            with pytest.raises(Killed):
+                update_detector(ncml.load(folder), reviewed, folder, power_images=0)
+        left = ncml.load(folder)
+        assert left.detector is not None
+        assert left.score([good_image(900)])[0].ood is not None
+    assert (left.detector.version == kept.calibration.version) == (places == ("calibration",))
+    assert update_detector(
+        left, reviewed, folder, power_images=0
+    ).made.calibration.n_fit == kept.calibration.n_fit + len(places)
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_detector_that_a_kill_has_left_is_published_whole(
+    kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(kept.folder, folder)
+    (folder / checkpoint.DETECTOR_ARRAYS).rename(folder / checkpoint.NEW_DETECTOR_ARRAYS)
+    (folder / checkpoint.DETECTOR_ARRAYS).write_bytes(b"those of an earlier detector")
+    published: dict[str, bytes] = {}
+
+    class Hub:
+        def create_repo(self, *arguments: object, **options: object) -> None: ...
+
+        def list_repo_files(self, *arguments: object, **options: object) -> list[str]:
+            return []
+
+        def create_commit(self, repository: str, operations: list[Any], **options: object) -> SimpleNamespace:
+            for operation in operations:
+                with operation.as_file() as file:
+                    published[operation.path_in_repo] = file.read()
+            return SimpleNamespace(commit_url="", oid="1")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    hub.push(folder, "someone/part")
+    named = json.loads(published[checkpoint.DETECTOR])["tensors"]
+    assert hashlib.sha256(published[checkpoint.DETECTOR_ARRAYS]).hexdigest() == named
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(
+    model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = DetectorCalibration.save
+
+    def save_beside_others(calibration: DetectorCalibration, folder: Path) -> None:
+        save(calibration, folder)
+        (tmp_path / "part").mkdir()
+        (tmp_path / "part" / "mine").touch()
+
+    monkeypatch.setattr(DetectorCalibration, "save", save_beside_others)
+    with pytest.raises(InputError, match="part was written while the detector was made: name another folder") as error:
+        make_detector(model, good, tmp_path / "part", **OPTIONS)
+    assert error.value.field == "out"
+    assert [path.name for path in tmp_path.rglob("*")] == ["part", "mine"]
 
 
 def test_a_new_folder_appears_with_its_detector(
