@@ -22,7 +22,7 @@ from ncml.arguments import (
 )
 from ncml.errors import InputError, ModelError
 from ncml.hub import find_model
-from ncml.images.reading import Image, Images, list_images, name_of, read_image
+from ncml.images.reading import Image, Images, list_images, name_image, name_of, read_image
 from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.mixture import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
@@ -257,11 +257,12 @@ class Model:
         """Judge images at their own sizes, one at a time."""
         listed = list_images(images)
         detections: list[Detection] = []
-        for image in listed:
+        for position, image in enumerate(listed):
             try:
                 detections.append(judging.judge(read_image(image)))
             except InputError as error:
-                raise InputError(name_of(image) or "images", error.detail) from error
+                own_name = "image" if len(listed) == 1 else f"image[{position}]"
+                raise name_image(error, name_of(image) or own_name) from error
             callback(Progress("judge", len(detections), len(listed)))
         return detections
 

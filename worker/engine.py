@@ -39,7 +39,7 @@ from worker.messages import (
     Step,
 )
 from worker.registry import ModelNotServed, ModelRegistry, ModelUnknown
-from worker.scoring import read_original, scoring_options, wire_scan, wire_score
+from worker.scoring import name_in_job, read_original, scoring_options, wire_scan, wire_score
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -226,14 +226,17 @@ class BatchRunner:
     def _score(self, model: Model, job: ScoreJob, rows: list[_BatchImage], size: int, job_ids: Collection[str]) -> None:
         jobs = _jobs(rows, ScoreJob)
         originals = [read_original(job.originals[row.index]) for row in rows] if job.originals else []
-        scores = model.score(
-            originals or np.stack([_array(job.images[row.index]) for job, row in zip(jobs, rows, strict=True)]),
-            classes=_class_names(jobs),
-            statistics=job.statistics,
-            **scoring_options(model, job),
-            batch_size=size,
-            callback=self._stop_when_dropped(job_ids),
-        )
+        try:
+            scores = model.score(
+                originals or np.stack([_array(job.images[row.index]) for job, row in zip(jobs, rows, strict=True)]),
+                classes=_class_names(jobs),
+                statistics=job.statistics,
+                **scoring_options(model, job),
+                batch_size=size,
+                callback=self._stop_when_dropped(job_ids),
+            )
+        except InputError as error:
+            raise name_in_job(error, rows[0].index, job.n) from error
         self._add_time("score")
         for position, (row, score) in enumerate(zip(rows, scores, strict=True)):
             if not math.isfinite(score.bpd):

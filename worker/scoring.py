@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,18 @@ def scoring_options(model: Model, job: ScoreJob) -> dict[str, Any]:
     if is_left and not job.originals and model.detector is not None:
         options |= {"ood": False} if model.calibration is None else {"calibration": DEFAULT_NAME}
     return options
+
+
+def name_in_job(error: InputError, first: int, images: int) -> InputError:
+    """Return an error that names an image of a batch by its position in the job.
+
+    first: position of the batch's first image, of so many images of the job.
+    """
+    match = re.fullmatch(r"image(?:\[(\d+)\])?", error.field)
+    if match is None:
+        return error
+    name = "image" if images == 1 else f"image[{first + int(match[1] or 0)}]"
+    return InputError(name, name + error.detail.removeprefix(match[0]))
 
 
 def wire_score(score: results.Score, original_HWC: NDArray[np.uint8] | None = None) -> Score:

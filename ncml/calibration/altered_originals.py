@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from ncml.calibration.good_scores import is_flagged
 from ncml.calibration.power_pictures import PowerPictures
+from ncml.data.good_images import GoodImages
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_power import DetectorPower
 from ncml.ood.judging import Detector
-from ncml.ood.views.view import Pixels, Reader
+from ncml.ood.views.view import Pixels
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 POWER_IMAGES = 20
@@ -20,38 +20,41 @@ POWER_IMAGES = 20
 
 def measure_power(
     detector: Detector,
-    readers: Sequence[Reader],
+    good: GoodImages,
     *,
     count: int = POWER_IMAGES,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[DetectorPower, bytes]:
     """Return the shares of altered images that are flagged, and a sheet of examples, a JPEG.
 
-    readers: ranking images, of which `count` are taken evenly spaced; none of them estimated the views. An image that
+    good: ranking images, of which `count` are taken evenly spaced; none of them estimated the views. An image that
         is too small for an alteration is left out of it. Marks and parts lie in the region that the detector judges.
+
+    Raises `InputError` with the name of an altered image that cannot be judged.
     """
-    count = min(count, len(readers))
-    selected = [readers[i * len(readers) // count] for i in range(count)]
+    count = min(count, len(good))
+    selected = good.take([i * len(good) // count for i in range(count)])
+    readers = selected.readers(selected.all)
     flagged: dict[str, dict[str, list[bool]]] = {}
     pictures = PowerPictures()
     foreign: dict[str, list[bool]] = {"one colour": [], "random values": []}
     total, done = count * (len(ALTERATIONS) + len(foreign)), 0
-    first_HWC = other_HWC = selected[0]()
-    for seed in range(count):
-        image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else selected[seed + 1]()
+    first_HWC = other_HWC = readers[0]()
+    for seed, name in enumerate(selected.names):
+        image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else readers[seed + 1]()
         height, width = image_HWC.shape[:2]
         region = detector.calibration.region
         box = Box(0, 0, width, height) if region is None else region.rectangle()
         for alteration in ALTERATIONS:
             if alteration.fits(box.height, box.width):
                 altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
-                is_flagged = detector.flags(altered.image_HWC)
-                pictures.add(alteration, is_flagged, image_HWC, altered, box)
-                flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(is_flagged)
+                finds = is_flagged(detector, altered.image_HWC, f"{name} ({alteration.name})")
+                pictures.add(alteration, finds, image_HWC, altered, box)
+                flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(finds)
             done += 1
             on_progress(Progress("power", done, total))
         for kind, foreign_HWC in _foreign(image_HWC, seed).items():
-            foreign[kind].append(detector.flags(foreign_HWC))
+            foreign[kind].append(is_flagged(detector, foreign_HWC, f"{name} ({kind})"))
             done += 1
             on_progress(Progress("power", done, total))
     power = DetectorPower(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
 from ncml.calibration.division import check_apart, divide_all, find_common_scenes, find_scenes, renumber
-from ncml.calibration.good_scores import GoodScores, check_finite
+from ncml.calibration.good_scores import GoodScores, check_finite, is_flagged
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
@@ -205,20 +205,20 @@ def make_detector(
         adopt_arrays(written)
         (written / checkpoint.DETECTOR_PICTURES).unlink(missing_ok=True)
     detector = Detector(calibration, views)
-    if power_images:
-        on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
-        power, sheet = measure_power(detector, good.readers(ranking), count=power_images, on_progress=on_progress)
-        if power.sheet:
-            checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
-        calibration = calibration.with_power(power)
-        calibration.save(folder)
     reviews = None
-    if reviewed is not None or tests:
+    if reviewed is not None or tests:  # before minutes of measuring the power: one of them may be refused
         reviews = Reviews(
             len(good) - len(known),
             scores.count_flagged_again(calibration.cutoff),
             *(count for images in (defective, check) for count in count_flagged(detector, images)),
         )
+    if power_images:
+        on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
+        power, sheet = measure_power(detector, good.take(ranking), count=power_images, on_progress=on_progress)
+        if power.sheet:
+            checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
+        calibration = calibration.with_power(power)
+        calibration.save(folder)
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
 
 
@@ -242,10 +242,11 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def count_flagged(detector: Detector, images: GoodImages | None) -> tuple[int, int]:
-    """Return the number of images, and how many of them a detector flags."""
+    """Return the number of images, and how many of them a detector flags; `InputError` names one without a score."""
     if images is None:
         return 0, 0
-    return len(images), sum(detector.flags(reader()) for reader in images.readers(images.all))
+    named = zip(images.names, images.readers(images.all), strict=True)
+    return len(images), sum(is_flagged(detector, reader(), name) for name, reader in named)
 
 
 def _estimate_and_rank(
@@ -297,7 +298,7 @@ def _estimate_and_rank(
                 scores[name][index] = measurement.score
         on_progress(Progress("rank", done + 1, len(ranking)))
     for name, scores_N in scores.items():
-        check_finite(name, scores_N, good.names)
+        check_finite(name, scores_N[ranking], [good.names[i] for i in ranking])
     return views, GoodScores(scores, margins, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed), lost
 
 

@@ -1,4 +1,4 @@
-"""The scores of good images, standardised by those that estimate.
+"""The scores of good images, standardised by those that estimate, and the refusal of images without a finite one.
 
 Shapes: N good images, the reviewed ones last; V scores of views.
 """
@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ncml.data.inventory import enumerated
+from ncml.data.inventory import counted, enumerated
 from ncml.data.scenes import Integers
 from ncml.errors import InputError
+from ncml.images.reading import name_image
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_calibration import Scale
+from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import SceneRanks
+from ncml.ood.views.view import Pixels
 
 MAX_NAMES = 20
 """Names of images that an error lists at most."""
@@ -26,8 +29,19 @@ def check_finite(name: str, scores_N: Floats, names: Sequence[str]) -> None:
     """Raise `InputError` for the images whose score is not finite: values of a network have overflowed."""
     faulty = [names[i] for i in np.flatnonzero(~np.isfinite(scores_N)).tolist()]
     if faulty:
-        remedy = "leave these images out, or save them again as PNG; if all are listed, use another --device"
-        raise InputError("data", f"the score {name} of {enumerated(faulty, MAX_NAMES)} is not finite: {remedy}.")
+        raise InputError(
+            "data",
+            f"the score {name} of {counted(len(faulty), 'good image')} is not finite: leave out "
+            f"{enumerated(faulty, MAX_NAMES)}, or save them again as PNG, or compute on another device.",
+        )
+
+
+def is_flagged(detector: Detector, image_HWC: Pixels, name: str) -> bool:
+    """Return whether an image is flagged; raise `InputError` with its name for one that cannot be judged."""
+    try:
+        return detector.flags(image_HWC)
+    except InputError as error:
+        raise InputError("data", name_image(error, name).detail) from error
 
 
 @dataclass(frozen=True)

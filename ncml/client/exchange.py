@@ -267,16 +267,16 @@ class Exchanges:
         params = {name.rstrip("_"): _as_text(name, value) for name, value in fields.items() if value is not None}
         try:
             response = yield from self._send(Call("POST", path, params, files, headers))
+            while response.status_code == 202:
+                job_id = self._read(response, lambda document: str(document["id"]))
+                if on_progress:
+                    yield from self._follow(job_id, on_progress)
+                elif not self._wait_s:
+                    yield POLL_S
+                result = f"/jobs/{quote(job_id, safe='')}/result"
+                response = yield from self._send(Call("GET", result, headers=accept | {"Prefer": wait}))
         except ServiceError as error:
             raise _name_image(error, images, start) from error
-        while response.status_code == 202:
-            job_id = self._read(response, lambda document: str(document["id"]))
-            if on_progress:
-                yield from self._follow(job_id, on_progress)
-            elif not self._wait_s:
-                yield POLL_S
-            result = f"/jobs/{quote(job_id, safe='')}/result"
-            response = yield from self._send(Call("GET", result, headers=accept | {"Prefer": wait}))
         return self._read(response, read)
 
     def _follow(self, job_id: str, on_progress: OnJobProgress) -> Exchange[None]:

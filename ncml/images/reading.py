@@ -69,6 +69,11 @@ def name_of(image: Image) -> str | None:
     return printable(image) if isinstance(image, str | os.PathLike | StoragePath) else None
 
 
+def name_image(error: InputError, name: str) -> InputError:
+    """Return an error of an image that was judged, with its name instead of "image" as field and in the detail."""
+    return InputError(name, name + error.detail.removeprefix("image")) if error.field == "image" else error
+
+
 def read_image(image: Image, field: str = "images") -> NDArray[np.uint8]:
     """Return one image as uint8 [H, W, 3], in its own size."""
     return to_rgb(read_pil(image, field))

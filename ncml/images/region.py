@@ -62,7 +62,7 @@ class Region:
         if (height, width) != (self.height, self.width):
             raise InputError(
                 "image",
-                f"an image of {width}x{height} pixels cannot be judged in a region of images of "
+                f"image of {width}x{height} pixels cannot be judged in a region of images of "
                 f"{self.width}x{self.height}: bring it to that size, or make a detector without a region.",
             )
         left, top, box_width, box_height = self.box

@@ -171,12 +171,12 @@ class DetectorCalibration:
     def standardise(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Return the standardised score of each view.
 
-        Raises `InputError` for one that is not finite: it is above no other, so its image would pass for a good one.
+        Raises `InputError` for one that is not finite: NaN is above no other, so its image would pass for a good one.
         """
         for name, score in scores.items():
             if not math.isfinite(score):
                 remedy = "save it again as PNG, or compute on another device"
-                raise InputError("image", f"the score {name} of the image is not finite: {remedy}.")
+                raise InputError("image", f"image has a score {name} that is not finite: {remedy}.")
         return {name: self.scales[name].standardise(score) for name, score in scores.items()}
 
     def p_value(self, score: float) -> float:

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -22,6 +23,7 @@ from service.keys import digest
 from service.settings import Settings
 from tests.conftest import free_port
 from tests.service.live import served
+from worker.job_results import JobError
 
 
 def flat(level: int, h: int = 8, w: int = 8) -> np.ndarray:
@@ -259,6 +261,21 @@ def test_the_service_s_refusal_names_the_image(client: Client, tmp_path: Path) -
         assert (caught.value.field, caught.value.status) == (str(path), 422)
     with pytest.raises(ServiceError, match=r"^image\[65\] is not an image"):
         client.score([flat(1)] * 65 + [b"hello", flat(1)])
+
+
+def test_an_image_that_the_worker_refuses_is_named(client: Client, worker: Any, tmp_path: Path) -> None:
+    path = tmp_path / "dark.png"
+    path.write_bytes(to_png(flat(1)))
+    detail = "image[1] has a score places that is not finite: save it again as PNG."
+    worker.error = lambda job: JobError(reason="input", field="image[1]", detail=detail)
+    with pytest.raises(ServiceError, match=rf"^{path} has a score places that is not finite") as caught:
+        client.score([flat(1), path])
+    assert (caught.value.field, caught.value.kind) == (str(path), "job-input")
+    document = {"status": 422, "detail": detail, "errors": [{"field": "image[1]", "detail": detail}]}
+    late = httpx2.Response(422, json=document | {"type": "urn:ncml:problem:job-input"}, headers=PROBLEM)
+    slow, _ = scripted(httpx2.Response(202, json={"id": "1"}), late)
+    with pytest.raises(ServiceError, match=rf"^{path} has a score places that is not finite"):
+        slow.score([flat(1), path])
 
 
 def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None:

@@ -66,8 +66,8 @@ def registry(folder: Path, one_thread: None) -> ModelRegistry:
 def run(registry: ModelRegistry, folder: Path) -> Callable[..., Outcome]:
     """Compute a job as the engine does, with messages that arrive meanwhile."""
 
-    def compute(job: ScoreJob, *messages: object) -> Outcome:
-        settings = EngineSettings(directories=(folder.parent,), load=ncml.load)
+    def compute(job: ScoreJob, *messages: object, max_batch: int = 32) -> Outcome:
+        settings = EngineSettings(directories=(folder.parent,), load=ncml.load, max_batch=max_batch)
         runner = BatchRunner(Pipe(*messages), registry, settings)  # pyright: ignore[reportArgumentType]
         return runner.run(Batch(1, {"job": job})).outcomes["job"]
 
@@ -141,6 +141,27 @@ def test_a_canceled_job_judges_no_further_image(run: Callable[..., Outcome], mon
     outcome = run(job(*[good_image(seed) for seed in range(4)]), Drop(1, frozenset({"job"})))
     assert (outcome.error, outcome.scores) == (None, [])
     assert len(judged) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "max_batch", "name"), [(1, 32, "image"), (3, 32, "image[2]"), (3, 1, "image[2]"), (4, 2, "image[2]")]
+)
+def test_an_image_that_cannot_be_judged_is_named_by_its_position_in_the_request(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, images: int, max_batch: int, name: str
+) -> None:
+    judge = Detector.judge
+    faulty = good_image(2)
+
+    def overflowing(self: Detector, image_HWC: np.ndarray) -> Detection:
+        if np.array_equal(image_HWC, faulty):
+            self.calibration.standardise({"places": np.nan})
+        return judge(self, image_HWC)
+
+    monkeypatch.setattr(Detector, "judge", overflowing)
+    outcome = run(job(*([faulty] if images == 1 else map(good_image, range(images)))), max_batch=max_batch)
+    assert outcome.error is not None
+    assert (outcome.error.reason, outcome.error.field) == ("input", name)
+    assert outcome.error.detail.startswith(f"{name} has a score places that is not finite: save it again")
 
 
 def test_a_file_with_another_size_than_stated_is_refused(run: Callable[..., Outcome]) -> None:

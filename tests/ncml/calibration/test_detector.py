@@ -18,7 +18,7 @@ from ncml.calibration import descriptions
 from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, make_detector
 from ncml.calibration.division import divide, find_scenes
-from ncml.data.good_images import open_folder
+from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images import open_image
 from ncml.images.random_marks import add_marks
@@ -142,7 +142,7 @@ def test_an_image_is_flagged_without_the_views_after_the_one_that_flags_it(
         judging.flags(good_image(1000))
 
 
-def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded: ncml.Model) -> None:
+def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded: ncml.Model, folder: Path) -> None:
     opened = Counter[int]()
 
     def open_image(seed: int) -> np.ndarray:
@@ -150,8 +150,11 @@ def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded:
         return good_image(seed)
 
     readers = [lambda seed=seed: open_image(seed) for seed in range(4)]
+    good = open_folder(folder, sorted(folder.glob("*.png"))[:4])
     assert loaded.detector is not None
-    measure_power(Detector.load(made.folder, loaded.detector), readers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GoodImages, "readers", lambda self, indices: [readers[i] for i in indices])
+        measure_power(Detector.load(made.folder, loaded.detector), good)
     assert set(opened.values()) == {1}
     FeaturesView.estimate(readers, np.arange(4), device="cpu", on_progress=ignore_progress)
     assert set(opened.values()) == {4}  # to compare sizes and align, to describe patches, and to put stains into them

@@ -213,9 +213,38 @@ def test_images_whose_score_is_not_finite_are_named(
     estimating, ranking = divide(np.arange(40), 0.05)
     faulty = (estimating if part == "estimating" else ranking)[:2].tolist()
     good = write(tmp_path, **{f"{i:02}": levels(*((200, 220) if i in faulty else (100, 110)), i) for i in range(40)})
-    expected = rf"the score left of {faulty[0]:02}.png, {faulty[1]:02}.png is not finite: leave these images out"
-    with pytest.raises(InputError, match=expected):
+    names = f"{faulty[0]:02}.png, {faulty[1]:02}.png"
+    with pytest.raises(InputError) as caught:
         make_detector(model, good, tmp_path / "part", group="image", power_images=0)
+    expected = f"the score left of 2 good images is not finite: leave out {names}, or save them again as PNG, or "
+    assert caught.value.detail == f"{expected}compute on another device."
+
+
+@pytest.mark.parametrize("role", ["defective", "check"])
+def test_a_tested_image_whose_score_is_not_finite_is_named_before_the_power_is_measured(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Overflowing})
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("the power was measured")
+
+    monkeypatch.setattr("ncml.calibration.detector.measure_power", refuse)
+    good = write(tmp_path / "good", **{f"{i:02}": levels(100, 110, i) for i in range(40)})
+    tested = write(tmp_path / role, dark=levels(60, 60, 50), light=levels(200, 220, 51))
+    with pytest.raises(InputError, match=r"^light\.png has a score left that is not finite: save it again"):
+        make_detector(model, good, tmp_path / "part", group="image", power_images=1, **{role: tested})
+
+
+def test_an_altered_image_whose_score_is_not_finite_is_named(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Overflowing})
+    good = write(tmp_path / "good", **{f"{i:02}": levels(100, 110, i) for i in range(40)})
+    colours = {"one colour": np.full((40, 40, 3), 200, np.uint8)}
+    monkeypatch.setattr("ncml.calibration.altered_originals._foreign", lambda like_HWC, seed: colours)
+    with pytest.raises(InputError, match=r"^\d\d\.png \(one colour\) has a score left that is not finite: save"):
+        make_detector(model, good, tmp_path / "part", group="image", power_images=1)
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
@@ -227,7 +256,7 @@ def test_an_image_whose_score_is_not_finite_never_passes_for_a_good_one(kept: Ma
     overflowing = SimpleNamespace(measure=lambda image_HWC: measured | {name: Measurement(score)})
     broken = Detector(kept.calibration, detector.views | {next(iter(detector.views)): overflowing})
     for judge in (broken.judge, broken.flags, broken.score):
-        with pytest.raises(InputError, match=f"^the score {name} of the image is not finite: save it again"):
+        with pytest.raises(InputError, match=f"^image has a score {name} that is not finite: save it again"):
             judge(good_image(0))
 
 
