@@ -54,11 +54,11 @@ def add_marks(
         place = slice(top, top + side), slice(left, left + side)
         if judged_HW is not None:
             share_HW = np.where(judged_HW[place], share_HW, 0)
-        before_HWC, wanted_HWC = marked_HWC[place], contrast_C * share_HW[..., None]
-        after_HWC = np.clip(np.rint(before_HWC + wanted_HWC), 0, 255)
+        before_HWC, change_HWC = marked_HWC[place], contrast_C * share_HW[..., None]
+        after_HWC = np.clip(np.rint(before_HWC + change_HWC), 0, 255)
         change_HW = np.abs(after_HWC - before_HWC).max(2) + 0.5  # grey levels are rounded
         marked_HWC[place] = after_HWC
-        is_seen_HW = change_HW >= np.abs(wanted_HWC).max(2) / 2
+        is_seen_HW = change_HW >= np.abs(change_HWC).max(2) / 2
         shares_KHW[kind][place] = np.maximum(shares_KHW[kind][place], np.where(is_seen_HW, np.abs(share_HW), 0))
     return marked_HWC, shares_KHW
 

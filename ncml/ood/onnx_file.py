@@ -200,10 +200,10 @@ def _trace(graph: _DetectorGraph) -> torch.onnx.ONNXProgram:
 
 
 def _simplify(program: torch.onnx.ONNXProgram) -> None:
-    """Compute what is constant, and once what occurs twice.
+    """Fold constants and eliminate common subexpressions.
 
-    The exporter's own optimizer also looks for hundreds of patterns at every node, which takes longer than everything
-    else and leaves a graph that is no faster.
+    The exporter's own optimizer also looks for hundreds of patterns at every node. With it, an export for images of
+    800x600 takes 72 instead of 44 s, and the graph is no faster (`docs/export.md`).
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer

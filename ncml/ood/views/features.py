@@ -50,7 +50,7 @@ from ncml.ood.views.patches import (
     patch_features,
 )
 from ncml.ood.views.places import Places
-from ncml.ood.views.stains import COUNT, Averaged, Stained, Stains
+from ncml.ood.views.stains import STAINS, Averaged, Stained, Stains
 from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
@@ -345,7 +345,7 @@ def _stain(
     for i in positions:
         good_HWC, pose = _resized(readers[i](), described.size), described.poses[i]
         shown_HW = None if judged_HW is None else resized_mask(judged_HW, good_HWC.shape[:2])
-        stained_HWC, shares_1HW = add_marks(good_HWC, np.random.default_rng(i), COUNT, shown_HW, kinds=(STAIN,))
+        stained_HWC, shares_1HW = add_marks(good_HWC, np.random.default_rng(i), STAINS, shown_HW, kinds=(STAIN,))
         share_HWC = np.rint(255 * shares_1HW[0]).astype(np.uint8)[..., None].repeat(3, 2)
         (aligned_HWC, inside_hw), (share_HWC, _) = (_align(own_HWC, pose) for own_HWC in (stained_HWC, share_HWC))
         features_hwF = patch_features(network, aligned_HWC) / described.deviation_F

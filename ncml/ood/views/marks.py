@@ -186,7 +186,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, common_F: Tensor, good: Sequence[Tensor], marked: Sequence[Marked], kinds: int) -> Self:
-        """Return those of some images, and of their patches that marks of a number of kinds cover."""
+        """Compute the moments of good images and of the patches that marks cover. kinds: number of kinds of marks."""
         device, width = good[0].device, good[0].shape[1]
         count_G = torch.zeros(1 + kinds, dtype=torch.float64, device=device)
         sum_GF, product_GFF = count_G.new_zeros(len(count_G), width), count_G.new_zeros(len(count_G), width, width)

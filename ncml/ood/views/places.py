@@ -27,7 +27,7 @@ from ncml.ood.conformal import Floats
 IMAGES = 40
 """Images whose patches are kept."""
 AROUND = 5
-"""Cells of a side over which the usual distances are averaged."""
+"""Patches of a side over which values of good images are averaged."""
 LEAST_DEVIATION, LEAST_OF_MEAN = 0.1, 0.05
 """A deviation at a place is increased by these shares of the mean deviation and of the mean distance at the place."""
 LEAST_SHOWN = 0.5
@@ -48,13 +48,10 @@ class Usual:
         shown_hw, sum_hw, square_hw = sums_3hw
         count_hw = shown_hw.clamp(min=1)
         within_hw = square_hw - sum_hw.square() / count_hw
-        planes_13hw = torch.stack([shown_hw, sum_hw, within_hw])[None]
-        around_hw, around_sum_hw, around_within_hw = F.avg_pool2d(
-            planes_13hw, AROUND, 1, AROUND // 2, count_include_pad=False
-        )[0]
+        around_hw, around_sum_hw, around_within_hw = mean_around(torch.stack([shown_hw, sum_hw, within_hw]))
         around_hw = around_hw.clamp(min=1e-3)
         deviation_hw = (around_within_hw / around_hw).clamp(min=0).sqrt()
-        is_judged_hw = shown_hw >= LEAST_SHOWN * shown_hw.max()
+        is_judged_hw = judged_places(shown_hw)
         mean_hw = around_sum_hw / around_hw
         deviation_hw += LEAST_DEVIATION * float(deviation_hw[is_judged_hw].mean()) + LEAST_OF_MEAN * mean_hw + 1e-6
         return cls(mean_hw, torch.where(is_judged_hw, deviation_hw, torch.inf))
@@ -133,6 +130,16 @@ class Places:
         if mean_hw.shape != size or deviation_hw.shape != size or not bool((deviation_hw > 0).all()):
             raise ValueError("its usual distances do not match its patches by place")
         return cls(patches_hwNF, Usual(mean_hw, deviation_hw), neighbourhood)
+
+
+def mean_around(maps_Khw: Tensor) -> Tensor:
+    """Return the means of maps over `AROUND` patches of a side, [K, h, w]."""
+    return F.avg_pool2d(maps_Khw[None], AROUND, 1, AROUND // 2, count_include_pad=False)[0]
+
+
+def judged_places(shown_hw: Tensor) -> Tensor:
+    """Return whether each place is judged, [h, w]. shown_hw: numbers of good images that show it."""
+    return shown_hw >= LEAST_SHOWN * shown_hw.max()
 
 
 @torch.inference_mode()

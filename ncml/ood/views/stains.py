@@ -26,19 +26,16 @@ from torch.nn import functional as F
 from ncml.ood.conformal import Floats
 from ncml.ood.views.marks import COVERED, FOLDS, Marked, Moments
 from ncml.ood.views.patches import CELL, Candidates
+from ncml.ood.views.places import judged_places, mean_around
 
-COUNT = 8
+STAINS = 8
 """Stains in an image."""
-AROUND = 5
-"""Patches of a side over which the deviations of good images are averaged."""
 LEAST_SHARE = 0.1
 """A variance is increased by this share of the mean variance."""
 RIDGE = 0.05
 """Added to the variance of each feature, which is about 1 on average."""
 FREEDOM = 100.0
 """Degrees of freedom of the t-distributions, of 176 features."""
-LEAST_SHOWN = 0.5
-"""Share of the good images that show a place which is judged."""
 
 
 class Averaged(NamedTuple):
@@ -108,7 +105,7 @@ class Stains:
     ) -> tuple[Self, Floats]:
         """Estimate from good images, and stained patches by position; return each image's score without its own fold.
 
-        Its scene has no part in the mean and the deviations, its fold none in the distributions.
+        Its scene has no part in the mean and the deviations, and its fold's patches have none in the distributions.
         """
         total = _Sums.of(images)
         standard, deviation_hw = _standardise(images, stained, scenes_N, total)
@@ -246,8 +243,8 @@ def _difference(own: Averaged, mean_hwF: Tensor) -> Tensor:
 def _deviation(sums_2hw: Tensor) -> Tensor:
     """Return deviations from numbers of images that show a place and sums of squares, infinite if not judged."""
     shown_hw, _ = sums_2hw
-    around_hw, squares_hw = F.avg_pool2d(sums_2hw[None], AROUND, 1, AROUND // 2, count_include_pad=False)[0]
+    around_hw, squares_hw = mean_around(sums_2hw)
     variance_hw = squares_hw / around_hw.clamp(min=1e-3)
-    is_judged_hw = shown_hw >= LEAST_SHOWN * shown_hw.max()
+    is_judged_hw = judged_places(shown_hw)
     variance_hw = variance_hw + LEAST_SHARE * variance_hw[is_judged_hw].mean() + 1e-9
     return torch.where(is_judged_hw, variance_hw.sqrt(), torch.inf)

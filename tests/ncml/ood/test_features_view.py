@@ -165,7 +165,14 @@ def test_stains_are_put_into_images_before_these_are_aligned_and_cover_what_they
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Images are turned by half a turn, so that a stain comes to lie on the other side."""
-    monkeypatch.setattr(features, "COUNT", 1)
+    monkeypatch.setattr(features, "STAINS", 1)
+    before: list[np.ndarray] = []
+
+    def record(image_HWC: np.ndarray, *arguments: Any, kinds: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        before.append(image_HWC)
+        return add_marks(image_HWC, *arguments, kinds=kinds)
+
+    monkeypatch.setattr(features, "add_marks", record)
     readers = [lambda seed=seed: good_image(seed, 144, 192) for seed in range(6)]
     pose = Pose(torch.tensor([np.pi, 0, 0, 0], dtype=torch.float64), 1.0)
     agreement = Agreement(None, [pose] * len(readers), 0.9)
@@ -173,6 +180,7 @@ def test_stains_are_put_into_images_before_these_are_aligned_and_cover_what_they
     described = features._describe(network, readers, (144, 192), agreement, ignore_progress)
     stained = features._stain(network, readers, described, None, ignore_progress)
     assert sorted(stained) == list(range(6))
+    assert all(np.array_equal(own_HWC, reader()) for own_HWC, reader in zip(before, readers, strict=True))
     changes: list[torch.Tensor] = []
     for i, own in stained.items():
         averaged = Averaged.of(described.features[i].float(), described.inside[i])

@@ -43,30 +43,30 @@ def estimated(
     for seed in range(count):
         patches_hwF, share_HW = stained_patches(seed)
         stained[seed] = Stained.of(Averaged.of(patches_hwF, SHOWN), share_HW)
-    found, scores_N = Stains.estimate(images, stained, np.arange(count) if scenes_N is None else scenes_N)
-    return found, scores_N, images, stained
+    view, scores_N = Stains.estimate(images, stained, np.arange(count) if scenes_N is None else scenes_N)
+    return view, scores_N, images, stained
 
 
 def test_a_stain_is_found_that_changes_no_patch_much() -> None:
-    found, scores_N, _, _ = estimated()
+    view, scores_N, _, _ = estimated()
     count = len(scores_N)
     good = [good_patches(seed) for seed in range(count)]
     places, distances_N = Places.estimate(good, [SHOWN] * count, np.arange(count), 0)
     patches_hwF, share_HW = stained_patches(100, strength=1.5)
-    candidates = found.candidates(patches_hwF, SHOWN)
+    candidates = view.candidates(patches_hwF, SHOWN)
     assert float(candidates.scores_K.max()) > scores_N.max() + 3
     row, column = divmod(int(candidates.maps_K[0].argmax()), 16)
     assert share_HW[16 * row + 8, 16 * column + 8] == 1
     assert float(places.map(patches_hwF, SHOWN).max()) < np.quantile(distances_N, 0.9)
-    unstained = found.candidates(good_patches(101), SHOWN)
+    unstained = view.candidates(good_patches(101), SHOWN)
     assert float(unstained.scores_K.max()) < scores_N.max() + 1
 
 
 def test_the_box_of_an_image_that_no_patch_of_resembles_a_stain_covers_what_does_most() -> None:
-    found, scores_N, _, _ = estimated()
+    view, scores_N, _, _ = estimated()
     patches_hwF = torch.stack([good_patches(seed) for seed in range(len(scores_N))]).mean(0)
     patches_hwF[12:20, 20:28, 1] += 0.2
-    candidates = found.candidates(patches_hwF, SHOWN)
+    candidates = view.candidates(patches_hwF, SHOWN)
     assert float(candidates.scores_K[0]) < 0
     box = box_of(candidates.maps_K[0].numpy(), Box(0, 0, 256, 192))
     assert box == (160, 96, 64, 64)
@@ -78,7 +78,7 @@ def test_the_score_is_the_largest_ratio_of_two_t_distributions_of_the_difference
     """By a slow twin: the mean, the deviations and the distributions of each image leave out its scene."""
     monkeypatch.setattr(marks, "PRIOR", 0)
     scenes_N = np.array([0, 1, 2, 2, 3, 4, 5])
-    found, scores_N, images, stained = estimated(7, scenes_N)
+    view, scores_N, images, stained = estimated(7, scenes_N)
     averaged = np.stack([own.features_hwF.double().numpy() for own in images])
 
     def around(map_hw: np.ndarray) -> np.ndarray:
@@ -124,30 +124,30 @@ def test_the_score_is_the_largest_ratio_of_two_t_distributions_of_the_difference
     own /= deviation(scenes_N >= 0)[..., None]
     good, spoiled = ratio(list(range(7)))
     expected_hw = spoiled.logpdf(own) - good.logpdf(own)
-    candidates = found.candidates(query_hwF, SHOWN)
+    candidates = view.candidates(query_hwF, SHOWN)
     assert float(candidates.scores_K[0]) == pytest.approx(expected_hw.max(), rel=1e-3, abs=1e-3)
     np.testing.assert_allclose(candidates.maps_K[0].numpy(), expected_hw - expected_hw.min(), rtol=1e-3, atol=1e-3)
 
 
 def test_what_an_image_does_not_show_is_usual() -> None:
-    found, _, _, _ = estimated(8)
+    view, _, _, _ = estimated(8)
     shown_hw = SHOWN.clone()
     shown_hw[:, 20:] = False
     plain_hwF, changed_hwF = good_patches(50), good_patches(50)
     changed_hwF[:, 21:] += 9
-    plain, changed = (found.candidates(own, shown_hw) for own in (plain_hwF, changed_hwF))
+    plain, changed = (view.candidates(own, shown_hw) for own in (plain_hwF, changed_hwF))
     assert torch.equal(plain.maps_K[0], changed.maps_K[0])
     assert torch.equal(plain.scores_K, changed.scores_K)
-    nothing = found.candidates(plain_hwF, torch.zeros_like(SHOWN))
+    nothing = view.candidates(plain_hwF, torch.zeros_like(SHOWN))
     assert torch.isfinite(nothing.scores_K).all()
     assert float(nothing.scores_K[0]) < float(plain.scores_K[0])
 
 
 def test_images_that_show_no_whole_patch_have_finite_scores() -> None:
     images = [Averaged.of(good_patches(seed), torch.zeros_like(SHOWN)) for seed in range(4)]
-    found, scores_N = Stains.estimate(images, {}, np.arange(4))
+    view, scores_N = Stains.estimate(images, {}, np.arange(4))
     assert np.isfinite(scores_N).all()
-    assert torch.isfinite(found.candidates(good_patches(9), SHOWN).scores_K).all()
+    assert torch.isfinite(view.candidates(good_patches(9), SHOWN).scores_K).all()
 
 
 def test_places_that_few_good_images_show_are_not_judged() -> None:
@@ -156,20 +156,20 @@ def test_places_that_few_good_images_show_are_not_judged() -> None:
     images = [Averaged.of(good_patches(seed), SHOWN if seed < 3 else shown_hw) for seed in range(10)]
     patches_hwF, share_HW = stained_patches(1)
     stained = {0: Stained.of(Averaged.of(patches_hwF, SHOWN), share_HW)}
-    found, scores_N = Stains.estimate(images, stained, np.arange(10))
+    view, scores_N = Stains.estimate(images, stained, np.arange(10))
     assert np.isfinite(scores_N).all()
     patches_hwF = good_patches(50)
     patches_hwF[:6, :, 1] += 9
-    assert float(found.candidates(patches_hwF, SHOWN).maps_K[0][:3].max()) == 0
+    assert float(view.candidates(patches_hwF, SHOWN).maps_K[0][:3].max()) == 0
 
 
 def test_stains_are_stored_and_damaged_ones_refused() -> None:
-    found, _, _, _ = estimated(5)
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in found.store().items()}
+    view, _, _, _ = estimated(5)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in view.store().items()}
     loaded = Stains.load(tensors, (24, 32), FEATURES)
     assert loaded is not None
     query_hwF = stained_patches(50)[0]
-    for own, again in zip(found.candidates(query_hwF, SHOWN), loaded.candidates(query_hwF, SHOWN), strict=True):
+    for own, again in zip(view.candidates(query_hwF, SHOWN), loaded.candidates(query_hwF, SHOWN), strict=True):
         assert all(map(torch.equal, own, again))
     assert Stains.load({}, (24, 32), FEATURES) is None
     for name, damaged in (("stains.mean", torch.zeros(3)), ("stains.centres", torch.zeros(3))):
@@ -180,9 +180,9 @@ def test_stains_are_stored_and_damaged_ones_refused() -> None:
 def test_without_a_patch_that_a_stain_covers_the_score_is_finite() -> None:
     _, _, images, stained = estimated(5)
     nothing = Stained(stained[0].features_PF[:0], stained[0].cells_P[:0])
-    found, scores_N = Stains.estimate(images, {0: nothing}, np.arange(5))
+    view, scores_N = Stains.estimate(images, {0: nothing}, np.arange(5))
     assert np.isfinite(scores_N).all()
-    assert torch.isfinite(found.candidates(good_patches(9), SHOWN).scores_K).all()
+    assert torch.isfinite(view.candidates(good_patches(9), SHOWN).scores_K).all()
 
 
 def test_stains_are_soft_and_tinted() -> None:
