@@ -90,18 +90,23 @@ const day = (date) => new Date(date).toLocaleDateString("en", { day: "numeric", 
 /** The reviews of a detector with this key, and its update. */
 export function reviewSection(model) {
   const list = h("div", { class: "stack" });
-  const update = updateForm(model, (ids) => remove(model.name, ids));
+  const update = updateForm(model, { list: fetchReviews, remove: (ids) => remove(model.name, ids) });
   const heading = h("h3", {}, "Your reviews");
   const element = h("section", { class: "reviews stack" }, heading, list, update.element);
-  const thumbnails = new Map(); // by the id of the review, so that a change of the list loads none again
+  let thumbnails = new Map(); // of the list by id and name: a change of the list reloads none that it still has
   const listener = new AbortController();
   changes.addEventListener("change", () => (element.isConnected ? load() : listener.abort()), listener);
   load();
   return element;
 
+  async function fetchReviews() {
+    return (await requestJson(path(model.name))).reviews;
+  }
+
   async function load() {
     try {
-      const { reviews } = await requestJson(path(model.name));
+      const reviews = await fetchReviews();
+      thumbnails = new Map(reviews.map((review) => [thumbnailKey(review), thumbnailOf(review)]));
       keepFocus(list, heading, () => list.replaceChildren(reviews.length ? reviewList(reviews) : noReviews()));
       update.useReviews(reviews);
     } catch (error) {
@@ -113,17 +118,17 @@ export function reviewSection(model) {
     return h("ul", { class: "reviewed", "aria-label": "Reviewed images" }, reviews.map(reviewItem));
   }
 
-  function thumbnailOf({ id }, name) {
-    const forget = () => thumbnails.delete(id); // the next change of the list tries again
-    if (!thumbnails.has(id)) {
-      thumbnails.set(id, thumbnail(`${path(model.name)}/${id}/thumbnail`, `Reviewed image ${name}`, forget));
-    }
-    return thumbnails.get(id);
+  function thumbnailOf(review) {
+    const key = thumbnailKey(review);
+    const forget = () => thumbnails.delete(key); // the next change of the list tries again
+    const create = () =>
+      thumbnail(`${path(model.name)}/${review.id}/thumbnail`, `Reviewed image ${nameOf(review)}`, forget);
+    return thumbnails.get(key) ?? create();
   }
 
   function reviewItem(review) {
-    const { file, verdict, is_ood: isOod, p_value: pValue, expires_at: expiry } = review;
-    const name = file || review.id;
+    const { verdict, is_ood: isOod, p_value: pValue, expires_at: expiry } = review;
+    const name = nameOf(review);
     const notice = h("div");
     const deleteButton = button("Delete", deleteReview, "small");
     deleteButton.setAttribute("aria-label", `Delete the review of ${name}`);
@@ -144,7 +149,7 @@ export function reviewSection(model) {
       h(
         "div",
         { class: "row" },
-        thumbnailOf(review, name),
+        thumbnails.get(thumbnailKey(review)),
         h(
           "span",
           { class: "grow" },
@@ -158,6 +163,9 @@ export function reviewSection(model) {
     );
   }
 }
+
+const nameOf = ({ file, id }) => file || id;
+const thumbnailKey = (review) => `${review.id} ${nameOf(review)}`;
 
 const noReviews = () =>
   h("p", { class: "hint" }, "None yet. After scoring an image, say that it is good or defective.");

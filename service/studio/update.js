@@ -15,8 +15,8 @@ const STAGES = {
   power: "Measuring what it finds",
 };
 
-/** The form that updates a detector, and the updates that it started; `deleteReviews(ids)` deletes some. */
-export function updateForm(model, deleteReviews) {
+/** The form that updates a detector, and the updates that it started; `kept` lists and removes its reviews. */
+export function updateForm(model, kept) {
   const { name: base, detector } = model;
   if (!detector.keeps_images || !catalogue.calibrationAllowed) {
     const text = detector.keeps_images
@@ -44,7 +44,7 @@ export function updateForm(model, deleteReviews) {
     h("p", { id: hintId, class: "hint" }, hint),
   );
   const element = h("div", { class: "stack" }, form(field), updates);
-  for (const record of jobs.of("update")) if (record.base === base) watch(record, updates, deleteReviews);
+  for (const record of jobs.of("update")) if (record.base === base) watch(record, updates, kept);
   return { element, useReviews };
 
   function useReviews(reviews) {
@@ -57,12 +57,12 @@ export function updateForm(model, deleteReviews) {
     const submitted = await submit("update", { model: base, name: value }, signal);
     const record = { id: submitted.id, view: "update", name: value, base };
     jobs.add(record);
-    watch(record, updates, deleteReviews);
+    watch(record, updates, kept);
   }
 }
 
 /** Show an update and follow its job. */
-async function watch(record, updates, deleteReviews) {
+async function watch(record, updates, kept) {
   const notice = h("div");
   const body = h("div");
   const monitor = jobMonitor(record.id, { notice, describe: describeProgress });
@@ -79,7 +79,8 @@ async function watch(record, updates, deleteReviews) {
     if (result) body.replaceChildren(updateReport(result));
   } catch (error) {
     monitor.status.remove();
-    notice.replaceChildren(failure(error, null, refusedReviews(error, notice, deleteReviews)));
+    const ids = await refusedReviews(error, kept);
+    notice.replaceChildren(failure(error, null, ids.length ? deletionButton(ids, notice, kept) : null));
   }
   monitor.bar.remove();
   const remove = () => {
@@ -89,18 +90,24 @@ async function watch(record, updates, deleteReviews) {
   keepFocus(actions, heading, () => actions.replaceChildren(button("Remove", remove, "small")));
 }
 
-const REVIEW_IDS = /\b[0-9a-f]{16}(?=-)/g; // in the names of reviewed images, as the service makes them
+const REVIEW_IDS = /(?<=leave out |, )[0-9a-f]{16}(?=-)/g; // at the start of names, as the service makes them
 
-/** A button that deletes the reviews that an error of an update names, if it names any. */
-function refusedReviews(error, notice, deleteReviews) {
-  const ids = error.message.match(REVIEW_IDS);
-  if (!ids) return null;
+/** The ids of the reviews that an error of an update names and that still exist. */
+async function refusedReviews(error, kept) {
+  const named = new Set(error.message.match(REVIEW_IDS));
+  if (!named.size) return [];
+  const reviews = await kept.list().catch(() => []); // the section of the reviews shows why they cannot be listed
+  return reviews.map(({ id }) => id).filter((id) => named.has(id));
+}
+
+/** A button that deletes reviews. */
+function deletionButton(ids, notice, kept) {
   const label = ids.length > 1 ? `Delete these ${ids.length} reviews` : "Delete this review";
   const deleteButton = button(label, deleteNamed, "small");
   async function deleteNamed() {
     disable(deleteButton, true);
     try {
-      await deleteReviews(ids);
+      await kept.remove(ids);
       const text = `${plural(ids.length, "review")} deleted.`;
       keepFocus(notice, notice.closest(".run").querySelector("h4"), () => deleteButton.replaceWith(text));
       announce(text);

@@ -254,8 +254,8 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     rows.nth(1).scroll_into_view_if_needed()
     for row, name in enumerate(("good.png", "missing.png")):
         thumbnail = rows.nth(row).get_by_role("img", name=f"Reviewed image {name}")
-        expect(thumbnail).to_be_visible()
-        assert thumbnail.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [96, 72]
+        expect(thumbnail).to_have_js_property("naturalWidth", 96)
+        expect(thumbnail).to_have_js_property("naturalHeight", 72)
     section.get_by_role("button", name="Delete the review of good.png").click()
     expect(rows).to_have_count(1)
     expect(rows.get_by_role("img", name="Reviewed image missing.png")).to_be_visible()
@@ -294,6 +294,19 @@ def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> No
     rows.nth(49).scroll_into_view_if_needed()
     expect(rows.nth(49).get_by_role("img", name="Reviewed image 49.png")).to_be_visible()
     assert len(requested) == len(set(requested))
+    page.route("**/reviews/*", lambda route: route.fulfill(status=204))  # a deletion
+    first = reviews.pop(0)
+    reviews[-1]["file"] = "renamed.png"  # by a later review of the same image
+    rows.nth(0).get_by_role("button").click()
+    expect(rows).to_have_count(49)
+    rows.nth(48).scroll_into_view_if_needed()
+    expect(rows.nth(48).get_by_role("img", name="Reviewed image renamed.png")).to_be_visible()
+    reviews.insert(0, first)  # it was reviewed again
+    rows.nth(1).get_by_role("button").click()
+    expect(rows).to_have_count(50)
+    rows.nth(0).scroll_into_view_if_needed()
+    expect(rows.nth(0).get_by_role("img")).to_be_visible()
+    assert requested.count(first["id"]) == 2
 
 
 UPDATED = {
@@ -366,7 +379,10 @@ def test_an_update_learns_from_the_reviews(
     use.click()
     expect(page.locator("#view-score")).to_be_visible()
     expect(page.locator("#model")).to_have_value(re.compile("valve-2"))
-    detail = f"1 reviewed image shows scenes of good images that rank: leave out {sent.json()['id']}-missing.png."
+    # names of files with what looks like the id of a review, and a review that does not exist any more
+    ids = [sent.json()["id"], "0" * 16, sent.json()["id"]]
+    names = ", ".join(f"{review}-{'ab' * 8}-missing.png" for review in ids)
+    detail = f"1 reviewed image shows scenes of good images that rank: leave out {names}."
     error = {"reason": "input", "field": "reviewed", "detail": detail}
     page.unroute("**/jobs/an-update/events")
     page.route("**/jobs/an-update/events", stream([("failed", {"status": "failed", "error": error})]))
@@ -374,9 +390,12 @@ def test_an_update_learns_from_the_reviews(
     run.get_by_role("button", name="Remove").click()
     update.click()
     expect(run.get_by_role("alert")).to_contain_text(detail)
+    deleted: list[str] = []
+    page.on("request", lambda request: deleted.append(request.url) if request.method == "DELETE" else None)
     run.get_by_role("button", name="Delete this review").click()
     expect(run).to_contain_text("1 review deleted.")
     expect(run.locator("h4")).to_be_focused()
+    assert [url.rpartition("/")[2] for url in deleted] == [sent.json()["id"]]
     expect(section).to_contain_text("None yet.")
     assert site.http.get("/models/valve/reviews").json()["reviews"] == []
 
