@@ -1,7 +1,12 @@
 """Detectors over HTTP: what reaches the queue, and what comes back in each format; and that all ways judge alike."""
 
+import csv
 import io
 import json
+import multiprocessing
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +15,25 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+import ncml
 from ncml.cli import main as cli
 from ncml.client import Client
 from ncml.errors import ServiceError
 from ncml.images import open_image, resize_to, to_png
 from ncml.images.tiling import Box
+from ncml.ood.views.appearance import AppearanceView
+from ncml.ood.views.view import Measurement
 from service.app import create_app
 from service.settings import Settings
+from tests.conftest import eventually
 from tests.service.live import served
 from worker.contract import ScoreJob
+from worker.engine import BatchRunner
+from worker.job_results import JobError
+from worker.messages import Batch, EngineSettings
 from worker.queue import JobQueue
 from worker.redis_keys import pictures_key
+from worker.registry import ModelRegistry
 
 
 @pytest.fixture
@@ -272,3 +285,78 @@ def test_an_image_that_the_service_refuses_is_skipped(
     results = json.loads(out)
     assert [Path(row["file"]).name for row in results["results"]] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
     assert "at most 10000 are accepted" in results["errors"][0]["error"]
+
+
+@pytest.fixture
+def engine(worker: Any, detector: Any, detector_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The worker refuses the jobs that an engine with a detector refuses, whose score of light images is not finite."""
+    measure = AppearanceView.measure
+
+    def overflow(self: AppearanceView, image_HWC: np.ndarray) -> dict[str, Measurement]:
+        measured = measure(self, image_HWC)
+        return measured | {"appearance": Measurement(np.nan)} if image_HWC.mean() > 200 else measured
+
+    monkeypatch.setattr(AppearanceView, "measure", overflow)
+    registry = ModelRegistry([detector_folder.parent], ncml.load, device="cpu", keep=1)
+    registry.scan()
+    settings = EngineSettings(directories=(detector_folder.parent,), load=ncml.load)
+    inner, outer = multiprocessing.Pipe()
+
+    def refuse(job: ScoreJob) -> JobError | None:
+        batch = Batch(1, {"job": job.model_copy(update={"model": "part", "version": None})})
+        return BatchRunner(inner, registry, settings).run(batch).outcomes["job"].error
+
+    worker.error = refuse
+    with inner, outer:
+        yield
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder of dark images, and a light one."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, level in enumerate((60, 70, 250, 80, 90)):
+        (folder / f"{i}.png").write_bytes(flat(level))
+    return folder
+
+
+def test_an_image_whose_score_is_not_finite_is_refused_by_name(client: TestClient, engine: None) -> None:
+    for files, name in (([flat(250)], "image"), ([flat(60), flat(250)], "image[1]")):
+        refused = post(client, *files)
+        assert (refused.status_code, refused.json()["type"]) == (422, "urn:ncml:problem:job-input")
+        detail = (
+            f"{name} has a score appearance that is not finite: save it again as PNG, or compute on another device."
+        )
+        assert refused.json()["errors"] == [{"field": name, "detail": detail}]
+
+
+def test_an_image_whose_score_is_not_finite_costs_its_own_row_only(
+    url: str, engine: None, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_cli(capsys, mixed, "--server", url, "--output", tmp_path / "scores.csv")
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert [Path(row["file"]).name for row in rows if row["p_value"]] == ["0.png", "1.png", "3.png", "4.png"]
+    [error] = [row["error"] for row in rows if not row["p_value"]]
+    assert error.startswith(f"{mixed / '2.png'} has a score appearance that is not finite")
+
+
+def test_an_image_whose_score_is_not_finite_does_not_end_a_watch(
+    url: str, engine: None, mixed: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "verdicts.csv"
+    command = [sys.executable, "-m", "ncml.cli", "watch", str(mixed), "--server", url, "-o", str(table)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        judged = lambda: list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []  # noqa: E731
+        eventually(lambda: len(judged()) == 5 or process.poll() is not None)
+        (mixed / "5.png").write_bytes(flat(100))
+        eventually(lambda: len(judged()) == 6 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert [Path(row["file"]).name for row in judged() if row["error"]] == ["2.png"]
+    assert len(judged()) == 6
