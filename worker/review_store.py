@@ -97,9 +97,9 @@ class Reviews:
         return data
 
     def thumbnail(self, owner: str, model: str, review_id: str) -> bytes | None:
-        """Return the small JPEG of an owner's review for a model; None if there is no such review.
+        """Return the thumbnail of an owner's review for a model, or None if that review does not exist.
 
-        It is empty for a review that an earlier version of the service kept.
+        Reviews that an earlier version kept have an empty one.
         """
         own_model, thumbnail = self._redis.hmget(review_key(owner, review_id), "model", "thumbnail")
         return thumbnail or b"" if own_model == model.encode() else None

@@ -52,7 +52,7 @@ def scoring_options(model: Model, job: ScoreJob) -> dict[str, Any]:
 def name_in_job(error: InputError, first: int, images: int) -> InputError:
     """Return an error that names an image of a batch by its position in the job.
 
-    first: position of the batch's first image, of so many images of the job.
+    first: position in the job of the batch's first image. images: number of images of the job.
     """
     match = re.fullmatch(r"image(?:\[(\d+)\])?", error.field)
     if match is None:

@@ -202,8 +202,8 @@ def _trace(graph: _DetectorGraph) -> torch.onnx.ONNXProgram:
 def _simplify(program: torch.onnx.ONNXProgram) -> None:
     """Fold constants and eliminate common subexpressions.
 
-    The exporter's own optimizer also looks for hundreds of patterns at every node. With it, an export for images of
-    800x600 takes 72 instead of 44 s, and the graph is no faster (`docs/export.md`).
+    The exporter's own optimizer also searches every node for hundreds of patterns. That takes over a third of an
+    export, and the file judges no faster (`docs/export.md` has the times).
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer

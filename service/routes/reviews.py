@@ -27,7 +27,7 @@ RETRY_AFTER_S = 3600
 """Seconds after which a client may retry when the reviews of all keys take all their room: they expire after days."""
 
 THUMBNAIL_CACHING = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
-"""An id stands for the same image for ever; a browser must not show it under another key."""
+"""The image of an id never changes, but a browser must not show it to the user of another key."""
 
 ReviewId = Annotated[str, Path(description="The id of a review.", pattern=r"^[0-9a-f]{16}$")]
 

@@ -11,7 +11,7 @@ const changes = new EventTarget(); // dispatches "change" when this page has sen
 
 const path = (model) => `models/${encodeURIComponent(model)}/reviews`;
 
-/** Delete reviews; those that have been deleted already, or have expired, are no failure. */
+/** Delete reviews, and ignore those that are already gone. */
 async function remove(model, ids) {
   try {
     for (const id of ids) {
