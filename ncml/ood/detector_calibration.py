@@ -37,7 +37,7 @@ from ncml.ood.power import explain_weakness
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "largest view"
-FORMAT = 2
+FORMAT = 3
 FILE, TENSORS, PICTURES = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.DETECTOR_PICTURES
 NEW_TENSORS = checkpoint.NEW_DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"

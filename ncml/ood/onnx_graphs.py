@@ -148,7 +148,7 @@ class LikelihoodGraph(ViewGraph):
         return {
             mean: Candidates(self.whole(torch.cat(whole))[None], ()),
             window: Candidates(standard_KS[0], tuple(window_maps)),
-            peak: Candidates(standard_KS[1], tuple(peak_maps)),
+            peak: Candidates(_compressed(standard_KS[1]), tuple(peak_maps)),
         }
 
 
@@ -169,6 +169,11 @@ class _Gaussian(nn.Module):
         """Return the distance of [..., M] measurements: [...]."""
         standard_M = self.standardise(values_M)
         return torch.sqrt(((standard_M @ self.precision_MM) * standard_M).sum(-1) / standard_M.shape[-1])
+
+
+def _compressed(excess_S: Tensor) -> Tensor:
+    """`likelihood.compressed`."""
+    return torch.log1p(excess_S.clamp(min=0)) + excess_S.clamp(max=0)
 
 
 def _deviation(planes_KHW: Tensor) -> Tensor:

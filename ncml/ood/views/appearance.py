@@ -21,7 +21,7 @@ from PIL import Image
 from ncml.images.resizing import Resize
 from ncml.ood.conformal import Floats
 from ncml.ood.views.gaussian import ShrunkenGaussian
-from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 SIDE = 128
@@ -52,7 +52,7 @@ class AppearanceView:
 
     def margin(self, name: str) -> float:
         """Return the margin of a view of the whole image."""
-        return MARGIN
+        return WHOLE_IMAGE_MARGIN
 
     @classmethod
     def estimate(

@@ -1,10 +1,8 @@
 """A bank of patches of good images, with which patches of an image are compared wherever they lie.
 
-One score looks for small marks, the other for a larger area that is unusual without being so at any one place.
-
-For marks, the distance of a patch from its nearest neighbour is divided by the usual distance of that neighbour from
-patches of other scenes: a mark on even ground is nearer to good patches than two good patches of a varied ground are to
-each other.
+The distance of a patch from its nearest neighbour is divided by the usual distance of that neighbour from patches of
+other scenes: a mark on even ground is nearer to good patches than two good patches of a varied ground are to each
+other.
 
 Shapes: N images, h and w rows and columns of cells, F features, M patches of the bank.
 """
@@ -32,8 +30,6 @@ LEAST_USUAL = 0.1
 """Smallest usual distance, of the median one."""
 SMOOTHED = 3
 """Cells of a side over which scores are averaged, which costs marks little and a texture much."""
-AREA, AREA_SMOOTHED, AREA_SHARE = "patches_area", 5, 0.01
-"""Score of a larger unusual area: the mean of this share of the distances, after averaging over 5x5 cells."""
 ROWS = 512
 """Patches that are compared at once."""
 
@@ -48,34 +44,25 @@ class Bank:
     usual_M: Tensor
 
     @classmethod
-    def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, dict[str, Floats]]:
-        """Keep patches of good images; return the bank and the scores of each image without its own scene."""
-        patches_MF, scenes_M = _sample(features, scenes_N)
+    def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
+        """Keep patches of good images; return the bank and the score of each image without its own scene."""
+        patches_MF, scenes_M = sample(features, scenes_N, BANK)
         usual_M = _usual(patches_MF, scenes_M)
         bank = cls(patches_MF, usual_M)
-        rows = [
-            bank._without(scenes_M == scene).candidates(features_hwF.float())
+        scores = [
+            float(bank._without(scenes_M == scene).candidates(features_hwF.float()).scores_K)
             for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True)
         ]
-        scores = {name: np.array([float(row[name].scores_K) for row in rows]) for name in rows[0]}
-        return bank, scores
+        return bank, np.array(scores)
 
     def _without(self, is_own_M: Tensor) -> Bank:
         return Bank(self.patches_MF[~is_own_M], self.usual_M[~is_own_M])
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the scores."""
-        return self.name, AREA
-
-    def candidates(self, query_hwF: Tensor) -> dict[str, Candidates]:
-        """Return the scores of an image, of small marks and of an area, with maps of how unusual each patch is."""
+    def candidates(self, query_hwF: Tensor) -> Candidates:
+        """Return the score of an image, with a map of how unusual each patch is."""
         distance_hw, index_hw = nearest(query_hwF, self.patches_MF)
-        area_hw = _smooth(distance_hw, AREA_SMOOTHED)
-        count = max(1, int(AREA_SHARE * area_hw.numel()))
-        area = area_hw.flatten().topk(count).values.mean()
-        marks_hw = _smooth(distance_hw / self.usual_M[index_hw], SMOOTHED)
-        return {self.name: Candidates.of(marks_hw), AREA: Candidates(area[None], (area_hw,))}
+        relative_hw = (distance_hw / self.usual_M[index_hw])[None, None]
+        return Candidates.of(F.avg_pool2d(relative_hw, SMOOTHED, 1, SMOOTHED // 2, count_include_pad=False)[0, 0])
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
@@ -117,12 +104,8 @@ def _usual(patches_MF: Tensor, scenes_M: Tensor) -> Tensor:
     return usual_M.clamp(min=max(1e-6, LEAST_USUAL * float(usual_M.median())))
 
 
-def _smooth(map_hw: Tensor, side: int) -> Tensor:
-    return F.avg_pool2d(map_hw[None, None], side, 1, side // 2, count_include_pad=False)[0, 0]
-
-
-def _sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Return patches for the bank, the same number of every scene, and the scene of each."""
+def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64], bank: int) -> tuple[Tensor, Tensor]:
+    """Return about as many patches as a bank has, the same number of every scene, and the scene of each."""
     rng = np.random.default_rng(0)
     scenes, counts = np.unique(scenes_N, return_counts=True)
     count_of = dict(zip(scenes.tolist(), counts.tolist(), strict=True))
@@ -130,7 +113,7 @@ def _sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Te
     labels: list[Tensor] = []
     for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True):
         patches_PF = features_hwF.flatten(0, 1)
-        share = max(1, BANK // (len(scenes) * count_of[scene]))
+        share = max(1, bank // (len(scenes) * count_of[scene]))
         selected = np.sort(rng.permutation(len(patches_PF))[:share])
         parts.append(patches_PF[selected].float())
         labels.append(torch.full((len(selected),), scene))

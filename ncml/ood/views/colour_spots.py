@@ -99,10 +99,8 @@ class ColourSpots:
         return arrays
 
     @classmethod
-    def load(cls, tensors: dict[str, Tensor]) -> Self | None:
-        """Read the arrays, None of a detector that was made without; raises LookupError or ValueError if damaged."""
-        if "spots.typical" not in tensors:
-            return None
+    def load(cls, tensors: dict[str, Tensor]) -> Self:
+        """Read the arrays; raises LookupError or ValueError for damaged ones."""
         means = tuple(tensors[f"spots.mean{size}"].cpu() for size in SIZES)
         deviations = tuple(tensors[f"spots.deviation{size}"].cpu() for size in SIZES)
         typical_S2 = tensors["spots.typical"].cpu().double().numpy()

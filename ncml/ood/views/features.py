@@ -6,15 +6,16 @@ compared in one of two ways:
 - `places` (`places.py`), where good images have the same things at the same places: with those of good images at about
   the same place. If they agree better so, parts are first brought to one position (`alignment.py`). A further score
   there, `stains` (`stains.py`), recognises what soft stains do to patches.
-- `patches` and `patches_area` (`bank.py`), for textures and images of several aspect ratios: with those of good images
-  anywhere. A further score there, `marks` (`marks.py`), recognises what scratches, spots and pits do to patches.
+- `patches` (`bank.py`), for textures and images of several aspect ratios: with those of good images anywhere. Two
+  further scores there: `areas` (`areas.py`) compares larger cells, and `marks` (`marks.py`) recognises what scratches,
+  spots and pits do to patches.
 
 Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). The
 score `colour_spots` (`colour_spots.py`) compares colours of the image as it is judged.
 
 Images are judged with a longer side of 448 to 640 pixels: at one size, or each at its own aspect ratio.
 
-Shapes: N estimation images, h and w rows and columns of cells, F features.
+Shapes: N estimation images, h and w rows and columns of cells, F features; r and c of areas, G of their features.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from torch import Tensor
 from ncml.errors import ModelError
 from ncml.images.random_marks import STAIN, add_marks
 from ncml.network import efficientnet
+from ncml.ood.conformal import Floats
 from ncml.ood.views import alignment
 from ncml.ood.views.alignment import Agreement, Pose, Template
+from ncml.ood.views.areas import Areas
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.choice import share_found
 from ncml.ood.views.colour_spots import ColourSpots, Contrasts, measure_contrasts
@@ -44,9 +47,11 @@ from ncml.ood.views.patches import (
     Candidates,
     common_size,
     describe_patches,
+    describe_patches_and_areas,
     deviations,
     judged_resize,
     judged_size,
+    patch_and_area_features,
     patch_features,
 )
 from ncml.ood.views.places import Places
@@ -69,6 +74,7 @@ class _Described:
     """Positions of the images in which the part was not found."""
     deviation_F: Tensor
     features: list[Tensor]
+    areas: list[Tensor]
     inside: list[Tensor]
     contrasts: list[Contrasts]
 
@@ -87,16 +93,20 @@ class FeaturesView:
     deviation_F: Tensor
     """Standard deviation of each feature over the patches of good images, by which it is divided."""
     reference: Places | Bank
-    spots: ColourSpots | None
-    """None in a detector that was made without."""
-    marks: Marks | None
-    """None where patches are compared by place, and in a detector that was made without."""
     stains: Stains | None
-    """None where patches are compared anywhere, and in a detector that was made without."""
+    """None where patches are compared anywhere."""
+    areas: Areas | None
+    """None where patches are compared by place, as are `marks`."""
+    marks: Marks | None
+    spots: ColourSpots
     agreement: float | None
     """Correlation of good images at the same place, as they are compared; None for several aspect ratios."""
-    names: tuple[str, ...]
-    """The names of the scores: those that the detector was made with."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        parts = (self.reference, self.stains, self.areas, self.marks, self.spots)
+        return tuple(part.name for part in parts if part is not None)
 
     @property
     def description(self) -> str:
@@ -107,8 +117,8 @@ class FeaturesView:
         return f"{before}patches are compared {where} at {size}, where marks under about 3 pixels vanish"
 
     def margin(self, name: str) -> float:
-        """Return no margin for patches by themselves: the marks that they find hardly exceed what good images have."""
-        return MARGIN if name in (ColourSpots.name, Stains.name) else 0.0
+        """Return no margin for scores that find what hardly exceeds good images: small marks and missing parts."""
+        return MARGIN if name in (Bank.name, ColourSpots.name, Stains.name) else 0.0
 
     @classmethod
     def estimate(
@@ -171,19 +181,23 @@ class FeaturesView:
         marked: Mapping[int, Marked] | None = None,
     ) -> Estimated:
         """Estimate from described images: by place with stained patches by position, else anywhere with marked ones."""
+        areas: Areas | None = None
         marks: Marks | None = None
         stains: Stains | None = None
+        scores: dict[str, Floats] = {}
         if stained is not None:
             neighbourhood = NEIGHBOURHOOD if described.template is None else ALIGNED_NEIGHBOURHOOD
-            reference, own_N = Places.estimate(described.features, described.inside, scenes_N, neighbourhood)
-            scores = {reference.name: own_N}
+            reference, scores[Places.name] = Places.estimate(
+                described.features, described.inside, scenes_N, neighbourhood
+            )
             averaged = [
                 Averaged.of(features_hwF.float(), inside_hw)
                 for features_hwF, inside_hw in zip(described.features, described.inside, strict=True)
             ]
             stains, scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
         else:
-            reference, scores = Bank.estimate(described.features, scenes_N)
+            reference, scores[Bank.name] = Bank.estimate(described.features, scenes_N)
+            areas, scores[Areas.name] = Areas.estimate(described.areas, scenes_N)
             marks, scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)
         spots, scores[ColourSpots.name] = ColourSpots.estimate(
             described.contrasts, scenes_N, by_place=stained is not None
@@ -194,11 +208,11 @@ class FeaturesView:
             described.template,
             described.deviation_F,
             reference,
-            spots,
-            marks,
             stains,
+            areas,
+            marks,
+            spots,
             agreement,
-            tuple(scores),
         )
         return Estimated(view, scores, lost=described.lost)
 
@@ -222,33 +236,32 @@ class FeaturesView:
 
         judged_HWC: uint8, on the device of the view.
         """
-        query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
+        scores: dict[str, Candidates] = {}
+        if self.areas is None:
+            query_hwF = describe_patches(self.network, judged_HWC)
+        else:
+            query_hwF, areas_rcG = describe_patches_and_areas(self.network, judged_HWC)
+            scores[Areas.name] = self.areas.candidates(areas_rcG)
+        query_hwF = query_hwF / self.deviation_F
         if isinstance(self.reference, Bank):
-            scores = self.reference.candidates(query_hwF)
+            scores[Bank.name] = self.reference.candidates(query_hwF)
         else:
             map_hw = self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
-            scores = {self.reference.name: Candidates.of(map_hw)}
+            scores[Places.name] = Candidates.of(map_hw)
         if self.stains is not None:
             scores[Stains.name] = self.stains.candidates(query_hwF, inside_hw.to(query_hwF.device))
         if self.marks is not None:
             scores[Marks.name] = self.marks.candidates(query_hwF)
-        if self.spots is not None:
-            scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
+        scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
         return {name: scores[name] for name in self.names}
 
     def store(self) -> Stored:
         """Return the patches in fp16, and the digest of the network's weights."""
         tensors: dict[str, NDArray[Any]] = {"deviation": self.deviation_F.cpu().numpy()} | self.reference.store()
-        if self.template is not None:
-            tensors |= self.template.store()
-        if self.spots is not None:
-            tensors |= self.spots.store()
-        if self.marks is not None:
-            tensors |= self.marks.store()
-        if self.stains is not None:
-            tensors |= self.stains.store()
+        for part in (self.template, self.stains, self.areas, self.marks, self.spots):
+            if part is not None:
+                tensors |= part.store()
         values = {
-            "scores": list(self.names),
             "size": self.size and list(self.size),
             "aligned": self.template is not None,
             "agreement": self.agreement,
@@ -273,8 +286,12 @@ class FeaturesView:
         agreement = None if size is None else float(stored.values["agreement"])
         template: Template | None = None
         stains: Stains | None = None
+        areas: Areas | None = None
+        marks: Marks | None = None
         if size is None or "bank" in tensors:
             reference = Bank.load(tensors, len(deviation_F))
+            areas = Areas.load(tensors)
+            marks = Marks.load(tensors, len(deviation_F))
         else:
             cells = size[0] // CELL, size[1] // CELL
             template = Template.load(tensors) if stored.values["aligned"] else None
@@ -282,12 +299,7 @@ class FeaturesView:
             reference = Places.load(tensors, cells, len(deviation_F), neighbourhood)
             stains = Stains.load(tensors, cells, len(deviation_F))
         spots = ColourSpots.load(tensors)
-        marks = Marks.load(tensors, len(deviation_F))
-        names = tuple(str(name) for name in stored.values.get("scores", [reference.name]))
-        own_names = {*reference.names, *(own.name for own in (spots, marks, stains) if own is not None)}
-        if not set(names) <= own_names:
-            raise ValueError("its scores do not match its patches")
-        return cls(network, size, template, deviation_F, reference, spots, marks, stains, agreement, names)
+        return cls(network, size, template, deviation_F, reference, stains, areas, marks, spots, agreement)
 
 
 def _describe(
@@ -300,18 +312,21 @@ def _describe(
     """Describe images in the poses of an agreement, or as they are."""
     poses = [None] * len(readers) if agreement is None else agreement.poses
     features: list[Tensor] = []
+    areas: list[Tensor] = []
     inside: list[Tensor] = []
     contrasts: list[Contrasts] = []
     for reader, pose in zip(readers, poses, strict=True):
         judged_HWC, inside_hw = _bring(reader(), size, pose)
-        features.append(patch_features(network, judged_HWC).half())
+        patches_hwF, areas_rcG = patch_and_area_features(network, judged_HWC)
+        features.append(patches_hwF.half())
+        areas.append(areas_rcG)
         inside.append(inside_hw.to(features[0].device))
         contrasts.append(measure_contrasts(torch.from_numpy(np.array(judged_HWC)), inside_hw).half())
         on_progress(Progress("features", len(features), len(readers)))
     deviation_F = deviations(features)
     features = [(features_hwF / deviation_F).half() for features_hwF in features]
     template, lost = (None, ()) if agreement is None else (agreement.template, agreement.lost)
-    return _Described(size, template, poses, lost, deviation_F, features, inside, contrasts)
+    return _Described(size, template, poses, lost, deviation_F, features, areas, inside, contrasts)
 
 
 def _mark(

@@ -6,7 +6,8 @@ largest over the scales, which are standardised by good images:
 - `likelihood_mean`: Mahalanobis distance of the image's mean bits/dim and of their variation, fine and coarse, at all
   scales together. It finds processing: blur, noise, compression.
 - `likelihood_window`: the largest Mahalanobis distance of a window's mean and deviation. It finds changes of a region.
-- `likelihood_peak`: the largest mean of 5x5 pixels, minus that of the image. It finds small marks on even ground.
+- `likelihood_peak`: the largest mean of 5x5 pixels, minus that of the image. It finds small marks on even ground. A few
+  good images have peaks far above the others', so excesses above 0 count by the logarithm of 1 plus themselves.
 
 Large images are halved first, and small ones enlarged to the smallest size at which they can be measured.
 
@@ -36,7 +37,7 @@ from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
-from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import BUNDLED, DETECTOR_BASE
 from ncml.progress import OnProgress, Progress
 
@@ -121,7 +122,7 @@ class LikelihoodView:
 
     def margin(self, name: str) -> float:
         """Return the margin of a view of the whole image."""
-        return MARGIN
+        return WHOLE_IMAGE_MARGIN
 
     @classmethod
     def estimate(
@@ -160,7 +161,7 @@ class LikelihoodView:
             for index in np.flatnonzero(is_own_N):
                 own_whole_N[index] = whole.distance(whole_NM[index])
                 own_NKS[index] = _extremes(rows[index], gaussians)
-        scores_KN = [largest_excess(own_NS, scenes_N, MIN_DEVIATION) for own_NS in own_NKS.swapaxes(0, 1)]
+        window_N, peak_N = (largest_excess(own_NS, scenes_N, MIN_DEVIATION) for own_NS in own_NKS.swapaxes(0, 1))
         view = cls(
             network,
             precision,
@@ -170,7 +171,8 @@ class LikelihoodView:
             halvings,
         )
         # A peak is the most surprising pixels of an image, whatever other images are like.
-        return Estimated(view, dict(zip(NAMES, (own_whole_N, *scores_KN), strict=True)), only_scaled=NAMES[2:])
+        own_scores = (own_whole_N, window_N, compressed(peak_N))
+        return Estimated(view, dict(zip(NAMES, own_scores, strict=True)), only_scaled=NAMES[2:])
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image."""
@@ -182,7 +184,7 @@ class LikelihoodView:
         return {
             NAMES[0]: Measurement(float(self.whole.distance(_whole(row)))),
             NAMES[1]: Measurement(float(standard_KS[0].max()), window_map_hw),
-            NAMES[2]: Measurement(float(standard_KS[1].max()), row[peak_scale].peak_hw),
+            NAMES[2]: Measurement(float(compressed(standard_KS[1].max())), row[peak_scale].peak_hw),
         }
 
     def store(self) -> Stored:
@@ -330,6 +332,11 @@ def _extremes(row: Sequence[ScaleMeasurements], gaussians: Sequence[ShrunkenGaus
         for measurements, gaussian in zip(row, gaussians, strict=True)
     ]
     return np.array([distances_S, [measurements.peak for measurements in row]])
+
+
+def compressed(excess_N: Floats) -> Floats:
+    """Return log(1 + excess) of excesses above 0, and the others as they are."""
+    return np.log1p(np.maximum(excess_N, 0)) + np.minimum(excess_N, 0)
 
 
 def _standardise(extremes_KS: Floats, typical_KS2: Floats) -> Floats:

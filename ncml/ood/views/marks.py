@@ -159,10 +159,8 @@ class Marks:
         }
 
     @classmethod
-    def load(cls, tensors: dict[str, Tensor], features: int) -> Self | None:
-        """Read the arrays, None of a detector that was made without; raises LookupError or ValueError if damaged."""
-        if "marks.centre" not in tensors:
-            return None
+    def load(cls, tensors: dict[str, Tensor], features: int) -> Self:
+        """Read the arrays; raises LookupError or ValueError for damaged ones."""
         parts = tuple(tensors[f"marks.{name}"] for name in ("centre", "quadratic", "linear", "constant"))
         typical_K2 = tensors["marks.typical"].cpu().double().numpy()
         K = len(typical_K2)

@@ -1,10 +1,13 @@
-"""Patches of an image, described by hidden activations of EfficientNet-Lite0.
+"""Patches and areas of an image, described by hidden activations of EfficientNet-Lite0.
 
 A patch is a cell of 8x8 pixels of the judged size. Its features are the outputs of three stages of the network: at a
 stride of 4, averaged over the cell; at a stride of 8; and at a stride of 16, interpolated. They are not averaged over
 neighbours, which would hide small marks.
 
-Shapes: N images, h and w rows and columns of cells, P patches, F features.
+An area is a cell of 32x32 pixels. Its features are those of an earlier stage at a stride of 16, averaged over the cell,
+and of one at a stride of 32, which depends on what lies around the cell.
+
+Shapes: N images, h and w rows and columns of patches, r and c of areas, P patches, F features of patches, G of areas.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from ncml.ood.views.view import Pixels
 LEAST_SIDE, MOST_SIDE = 448, 640
 """Pixels of the longer side at which an image is judged at least and at most; in between it is its own."""
 STAGES = (1, 2, 4)
-"""Stages of the network, at strides 4, 8 and 16."""
+"""Stages of the network that describe patches, at strides 4, 8 and 16."""
+AREA_STAGES = (3, 5)
+"""Stages that describe areas, at strides 16 and 32."""
 CELL, COARSE_CELL = 8, 16
 """Pixels of a cell, and of one of the coarsest stage, of which judged sizes are multiples."""
 MIN_DEVIATION = 1e-2
@@ -84,9 +89,27 @@ def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
     return describe_patches(network, torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device))
 
 
+@torch.inference_mode()
+def patch_and_area_features(network: EfficientNetLite0, judged_HWC: Pixels) -> tuple[Tensor, Tensor]:
+    """Return the features of the patches, [h, w, F], and of the areas of an image, [r, c, G], in one pass."""
+    pixels_HWC = torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device)
+    return describe_patches_and_areas(network, pixels_HWC)
+
+
 def describe_patches(network: EfficientNetLite0, judged_HWC: Tensor) -> Tensor:
     """Return the features of the patches of an image on the network's device: [h, w, F]."""
-    fine, middle, coarse = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), STAGES)
+    return _patches(*network.activations(judged_HWC.permute(2, 0, 1)[None].float(), STAGES))
+
+
+def describe_patches_and_areas(network: EfficientNetLite0, judged_HWC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features of the patches, [h, w, F], and of the areas, [r, c, G], on the network's device."""
+    stages = STAGES + AREA_STAGES
+    *patch_parts, inner, outer = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), stages)
+    area_features = torch.cat([F.avg_pool2d(inner, 2), outer], 1)[0].permute(1, 2, 0)
+    return _patches(*patch_parts), area_features
+
+
+def _patches(fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
     coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear")
     return torch.cat([F.avg_pool2d(fine, 2), middle, coarse], 1)[0].permute(1, 2, 0)
 

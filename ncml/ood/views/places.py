@@ -72,11 +72,6 @@ class Places:
     neighbourhood: int
     """Cells by which a place of a good image may differ."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The name of the score."""
-        return (self.name,)
-
     @classmethod
     def estimate(
         cls, features: Sequence[Tensor], inside: Sequence[Tensor], scenes_N: NDArray[np.int64], neighbourhood: int

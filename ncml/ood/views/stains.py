@@ -148,13 +148,8 @@ class Stains:
         }
 
     @classmethod
-    def load(cls, tensors: dict[str, Tensor], size: tuple[int, int], features: int) -> Self | None:
-        """Read the arrays for a number of rows and columns of cells, None of a detector that was made without.
-
-        Raises LookupError or ValueError for damaged ones.
-        """
-        if "stains.mean" not in tensors:
-            return None
+    def load(cls, tensors: dict[str, Tensor], size: tuple[int, int], features: int) -> Self:
+        """Read the arrays for a number of rows and columns; raises LookupError or ValueError for damaged ones."""
         mean_hwF, deviation_hw = tensors["stains.mean"], tensors["stains.deviation"]
         grid = size[0] // 2, size[1] // 2
         if mean_hwF.shape != (*grid, features) or deviation_hw.shape != grid or not bool((deviation_hw > 0).all()):

@@ -24,8 +24,9 @@ Pixels = NDArray[np.uint8]
 Reader = Callable[[], Pixels]
 """Opens a good image: uint8 [H, W, 3] at its own size. Called once or more; images are not all held in memory."""
 
-MARGIN = 1.0
-"""Margin of views of the whole image and of spots of another colour. Chosen on rendered parts: `docs/ood-method.md`."""
+MARGIN, WHOLE_IMAGE_MARGIN = 1.0, 0.5
+"""Margins of scores that find only what is far from good images, so that their chance excesses do not decide; the
+second is of views of the whole image. Chosen by measurement: `docs/ood-method.md`."""
 
 
 @dataclass(frozen=True)

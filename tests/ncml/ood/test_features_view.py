@@ -12,10 +12,10 @@ from ncml.images.random_marks import add_marks
 from ncml.network import efficientnet
 from ncml.ood.views import choice, colour_spots, features
 from ncml.ood.views.alignment import Agreement
-from ncml.ood.views.bank import AREA, Bank
+from ncml.ood.views.areas import Areas
 from ncml.ood.views.colour_spots import ColourSpots, measure_contrasts
 from ncml.ood.views.features import FeaturesView
-from ncml.ood.views.places import Places
+from ncml.ood.views.patches import AREA_STAGES, patch_and_area_features, patch_features
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.stains import Averaged
 from ncml.ood.views.view import Estimated, Stored
@@ -79,16 +79,33 @@ def test_scores_of_good_images_are_those_without_their_own_scene() -> None:
 
 def test_an_area_that_is_unusual_at_no_one_place_has_a_score() -> None:
     generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(24, 24, 6, generator=generator) for _ in range(6)]
-    good, scores = Bank.estimate(features, np.arange(6))
-    usual = torch.randn(24, 24, 6, generator=generator)
-    area = usual.clone()
-    area[4:16, 4:16] *= 1.5
-    assert (
-        float(good.candidates(area)[AREA].scores_K)
-        > max(scores[AREA].max(), float(good.candidates(usual)[AREA].scores_K)) + 0.2
-    )
-    assert good.candidates(usual)[AREA].maps_K[0].shape == (24, 24)
+    *areas, usual = (torch.randn(12, 12, 8, generator=generator) for _ in range(7))
+    unusual = usual.clone()
+    unusual[2:6, 2:6] += 1.5
+    view, scores_N = Areas.estimate(areas, np.arange(6))
+    assert float(view.candidates(usual).scores_K) < 1.1 * scores_N.max()
+    assert float(view.candidates(unusual).scores_K) > 1.3 * scores_N.max()
+    assert view.candidates(unusual).maps_K[0].argmax() // 12 in range(2, 6)
+
+
+def test_patches_and_areas_of_one_pass_are_those_of_their_cells() -> None:
+    """Sides need not be multiples of an area: what is left over has none."""
+    network = efficientnet.load("cpu")
+    image_HWC = np.random.default_rng(0).integers(0, 256, (112, 96, 3), np.uint8)
+    patches_hwF, areas_rcG = patch_and_area_features(network, image_HWC)
+    torch.testing.assert_close(patches_hwF, patch_features(network, image_HWC), rtol=0, atol=0)
+    inner, outer = network.activations(torch.from_numpy(image_HWC).permute(2, 0, 1)[None].float(), AREA_STAGES)
+    assert areas_rcG.shape == (3, 3, inner.shape[1] + outer.shape[1])
+    torch.testing.assert_close(areas_rcG[1, 2], torch.cat([inner[0, :, 2:4, 4:6].mean((1, 2)), outer[0, :, 1, 2]]))
+
+
+def test_an_image_is_compared_with_areas_of_other_scenes_when_it_estimates() -> None:
+    """A bank with its own areas would find all of them again."""
+    one, *others = torch.randn(5, 12, 12, 8, generator=torch.Generator().manual_seed(0))
+    copies = [one, one, *others]
+    together, apart = (Areas.estimate(copies, np.array(scenes))[1] for scenes in ([0, 0, 1, 2, 3, 4], [*range(6)]))
+    assert apart[:2].max() < 0.01
+    assert together[:2].min() > 0.8 * together[2:].mean()
 
 
 @pytest.fixture
@@ -134,13 +151,14 @@ def test_the_share_found_is_that_of_marks_above_the_scores_of_good_images() -> N
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("by_place", [True, False])
-def test_a_stored_view_has_the_same_scores_and_an_earlier_one_its_own(by_place: bool) -> None:
+def test_a_stored_view_has_the_same_scores(by_place: bool) -> None:
     images = [good_image(seed) for seed in range(6)]
     if not by_place:  # of several aspect ratios
         images[0] = np.asarray(Image.fromarray(images[0]).resize((128, 64)))
     view = estimated(images).view
-    assert ("marks" in view.names) is not by_place
-    assert ("stains" in view.names) is by_place
+    by_mode = ("places", "stains") if by_place else ("patches", "areas", "marks")
+    assert view.names == (*by_mode, "colour_spots")
+    assert [name for name in view.names if not view.margin(name)] == (["places"] if by_place else ["areas", "marks"])
     stored = view.store()
     image = good_image(100)
     expected = {name: measurement.score for name, measurement in view.measure(image).items()}
@@ -148,16 +166,10 @@ def test_a_stored_view_has_the_same_scores_and_an_earlier_one_its_own(by_place: 
     assert loaded.names == view.names
     for name, measurement in loaded.measure(image).items():
         assert measurement.score == pytest.approx(expected[name], rel=1e-2, abs=1e-2)
-    tensors = {
-        name: array for name, array in stored.tensors.items() if not name.startswith(("spots.", "marks.", "stains."))
-    }
-    values = {name: value for name, value in stored.values.items() if name != "scores"}
-    earlier = FeaturesView.load(Stored(tensors, values), device="cpu")
-    reference = (Places if by_place else Bank).name
-    assert earlier.names == (reference,)
-    assert earlier.measure(image)[reference].score == loaded.measure(image)[reference].score
-    with pytest.raises(ValueError, match="do not match its patches"):
-        FeaturesView.load(Stored(tensors, stored.values), device="cpu")
+    for missing in ("spots.typical", "stains.mean" if by_place else "areas"):
+        tensors = {name: array for name, array in stored.tensors.items() if name != missing}
+        with pytest.raises(LookupError, match=missing):
+            FeaturesView.load(Stored(tensors, stored.values), device="cpu")
 
 
 @pytest.mark.usefixtures("small")
