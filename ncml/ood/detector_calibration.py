@@ -2,9 +2,9 @@
 
 A detector judges an image at its own size by several views (`ncml.ood.views`). Each score of a view is standardised by
 the estimation images: z = (s - median) / deviation - margin, where the deviation is that of a normal distribution with
-the same mean excess over the median; so a score with a long upper tail does not decide more often than others. Views of
-the whole image have a margin: what they are for exceeds it by far, and they leave more of the false-positive rate to
-marks and missing parts, whose scores are lower. The largest z is the score of the image, one function that is fixed
+the same mean excess over the median; so a score with a long upper tail does not decide more often than others. Scores
+that find what is far from good images have a margin, and leave more of the false-positive rate to those of small marks
+and missing parts, which exceed good images by less. The largest z is the score of the image, one function that is fixed
 before a ranking image is looked at. It is ranked once (`ncml.ood.scene_ranks`), so the p-value is valid for any number
 of views.
 

@@ -9,7 +9,7 @@ import { calibrationOf } from "./verdict.js";
 /** What each view compares, in words. */
 export const DETECTOR_VIEWS = {
   patches: "patches unlike those of good images",
-  patches_area: "an area unlike good images",
+  areas: "an area unlike those of good images",
   stains: "patches like those with a soft stain",
   marks: "patches like those with a scratch, a spot or a pit",
   colour_spots: "a spot of another colour than its surroundings",
