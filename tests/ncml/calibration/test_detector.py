@@ -101,7 +101,10 @@ def test_good_images_are_flagged_at_about_the_rate(loaded: ncml.Model) -> None:
     assert sum(flagged) <= 10  # of 40, of which 2 are expected; more in one of 1,000 calibrations with 42 ranks
 
 
-def test_views_of_the_whole_image_leave_more_of_the_rate_to_marks(loaded: ncml.Model) -> None:
+def test_views_of_the_whole_image_leave_more_of_the_rate_to_marks(made: MadeDetector, loaded: ncml.Model) -> None:
+    views = Detector.load(made.folder, made.calibration).views
+    assert views["features"].margin("places") == 0
+    assert {views[kind].margin(name) for kind in ("appearance", "likelihood") for name in views[kind].names} == {0.5}
     detections = [score.detection for score in loaded.score([good_image(s) for s in range(2000, 2015)])]
     medians = {
         name: np.median([d.views[name].standardised for d in detections if d is not None])
