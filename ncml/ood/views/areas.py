@@ -20,8 +20,6 @@ from ncml.ood.conformal import Floats
 from ncml.ood.views.bank import nearest, sample
 from ncml.ood.views.patches import Candidates, deviations
 
-BANK = 4_000
-"""Areas in the bank."""
 SHARE = 0.05
 """Share of the largest distances whose mean is the score."""
 
@@ -39,7 +37,7 @@ class Areas:
     def estimate(cls, areas: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
         """Keep areas of good images, [r, c, G] each; return them and the score of each image without its own scene."""
         deviation_G = deviations(areas)
-        areas_MG, scenes_M = sample([areas_rcG / deviation_G for areas_rcG in areas], scenes_N, BANK)
+        areas_MG, scenes_M = sample([areas_rcG / deviation_G for areas_rcG in areas], scenes_N)
         scores = [
             float(cls(areas_MG[scenes_M != scene], deviation_G).candidates(areas_rcG).scores_K)
             for areas_rcG, scene in zip(areas, scenes_N.tolist(), strict=True)

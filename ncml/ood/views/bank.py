@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ncml.ood.conformal import Floats
 from ncml.ood.views.patches import Candidates
 
-BANK = 10_000
+BANK = 4_000
 """Patches in a bank."""
 NEIGHBOURS = 3
 """Patches of other scenes whose mean distance is the usual one."""
@@ -46,7 +46,7 @@ class Bank:
     @classmethod
     def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
         """Keep patches of good images; return the bank and the score of each image without its own scene."""
-        patches_MF, scenes_M = sample(features, scenes_N, BANK)
+        patches_MF, scenes_M = sample(features, scenes_N)
         usual_M = _usual(patches_MF, scenes_M)
         bank = cls(patches_MF, usual_M)
         scores = [
@@ -104,8 +104,8 @@ def _usual(patches_MF: Tensor, scenes_M: Tensor) -> Tensor:
     return usual_M.clamp(min=max(1e-6, LEAST_USUAL * float(usual_M.median())))
 
 
-def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64], bank: int) -> tuple[Tensor, Tensor]:
-    """Return about as many patches as a bank has, the same number of every scene, and the scene of each."""
+def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return patches for a bank, the same number of every scene, and the scene of each."""
     rng = np.random.default_rng(0)
     scenes, counts = np.unique(scenes_N, return_counts=True)
     count_of = dict(zip(scenes.tolist(), counts.tolist(), strict=True))
@@ -113,7 +113,7 @@ def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64], bank: int) -
     labels: list[Tensor] = []
     for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True):
         patches_PF = features_hwF.flatten(0, 1)
-        share = max(1, bank // (len(scenes) * count_of[scene]))
+        share = max(1, BANK // (len(scenes) * count_of[scene]))
         selected = np.sort(rng.permutation(len(patches_PF))[:share])
         parts.append(patches_PF[selected].float())
         labels.append(torch.full((len(selected),), scene))
