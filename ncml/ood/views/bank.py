@@ -23,7 +23,7 @@ from ncml.ood.conformal import Floats
 from ncml.ood.views.patches import Candidates
 
 BANK = 4_000
-"""Patches in a bank."""
+"""Patches, or areas, in a bank."""
 NEIGHBOURS = 3
 """Patches of other scenes whose mean distance is the usual one."""
 LEAST_USUAL = 0.1
