@@ -1274,6 +1274,8 @@ def test_an_unreachable_service_is_reported_and_reached_again(studio, tab) -> No
     page.context.set_offline(True)
     expect(page.locator("#pulse")).to_have_text("Unreachable")
     expect(page.locator("#notice")).to_contain_text("Check that it is running")
+    # A hidden page does not ask by itself, which would remove the button that is about to be clicked.
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
     page.context.set_offline(False)
     page.locator("#notice").get_by_role("button", name="Try again").click()
     expect(page.locator("#pulse")).to_contain_text("Ready")
