@@ -86,14 +86,13 @@ def judged_resize(size: tuple[int, int]) -> Resize:
 @torch.inference_mode()
 def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
     """Return the features of the patches of an image, whose sides are multiples of 16: [h, w, F]."""
-    return describe_patches(network, torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device))
+    return describe_patches(network, _on_device(network, judged_HWC))
 
 
 @torch.inference_mode()
 def patch_and_area_features(network: EfficientNetLite0, judged_HWC: Pixels) -> tuple[Tensor, Tensor]:
     """Return the features of the patches, [h, w, F], and of the areas of an image, [r, c, G], in one pass."""
-    pixels_HWC = torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device)
-    return describe_patches_and_areas(network, pixels_HWC)
+    return describe_patches_and_areas(network, _on_device(network, judged_HWC))
 
 
 def describe_patches(network: EfficientNetLite0, judged_HWC: Tensor) -> Tensor:
@@ -107,6 +106,10 @@ def describe_patches_and_areas(network: EfficientNetLite0, judged_HWC: Tensor) -
     *patch_parts, inner, outer = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), stages)
     area_features = torch.cat([F.avg_pool2d(inner, 2), outer], 1)[0].permute(1, 2, 0)
     return _patches(*patch_parts), area_features
+
+
+def _on_device(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
+    return torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device)
 
 
 def _patches(fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:

@@ -166,6 +166,13 @@ def test_a_stored_view_has_the_same_scores(by_place: bool) -> None:
     assert loaded.names == view.names
     for name, measurement in loaded.measure(image).items():
         assert measurement.score == pytest.approx(expected[name], rel=1e-2, abs=1e-2)
+    if not by_place:
+        for name, damaged, reason in (
+            ("areas", stored.tensors["areas"][:0], "bank of areas is empty"),
+            ("areas.deviation", -stored.tensors["areas.deviation"], "deviations of areas are not positive"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                FeaturesView.load(Stored({**stored.tensors, name: damaged}, stored.values), device="cpu")
     for missing in ("spots.typical", "stains.mean" if by_place else "areas"):
         tensors = {name: array for name, array in stored.tensors.items() if name != missing}
         with pytest.raises(LookupError, match=missing):
