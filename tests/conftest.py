@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import random
 import shutil
@@ -217,6 +218,16 @@ def new_valkey() -> Iterator[Callable[..., Valkey]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def restored_log_handlers() -> Iterator[None]:
+    """Remove the handlers that an app adds to the root logger: its standard error is closed at the end of the test."""
+    before = logging.root.handlers[:]
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

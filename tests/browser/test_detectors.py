@@ -21,6 +21,7 @@ from ncml.images.tiling import Box
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.detector_power import DetectorPower
 from tests.browser.answers import with_models
+from tests.browser.layout import rectangles
 from tests.conftest import eventually
 from tests.detectors import good_image, without_disc
 
@@ -88,10 +89,7 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator("figcaption").first).to_contain_text(
         "Most unusual: brightness, contrast or colour of a part"
     )
-    box = reading.locator(".over .box").first.bounding_box()
-    image = reading.locator(".over img").first.bounding_box()
-    assert box is not None
-    assert image is not None
+    box, image = rectangles(reading.locator(".over .box").first, reading.locator(".over img").first)
     assert abs(box["x"] - image["x"] - image["width"] / 2) < 4  # the lower right quarter
     assert abs(box["y"] - image["y"] - image["height"] / 2) < 4
     reading.get_by_text("Map: where it differs from good images").click()
@@ -163,8 +161,7 @@ def test_each_alteration_has_a_picture_that_is_missed_and_one_that_is_found(stud
         )
         assert 40 < sum(levels) / len(levels) < 150  # as the images are; the sheet is white
         assert max(levels) - min(levels) > 40
-        box = canvas.bounding_box()
-        assert box is not None
+        [box] = rectangles(canvas)
         assert box["width"] >= 96
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from playwright.sync_api import FilePayload, Page, Request, Route, expect
 
 from tests.browser.answers import changed, with_members, with_models, without_models
+from tests.browser.layout import rectangles
 
 REFUSED = "Failed to load resource"
 ABORTED = "ERR_FAILED"
@@ -423,7 +424,8 @@ def test_settings_changed_during_an_upload_apply_to_the_next_one(studio, images:
         expect(page.locator(".reading h2")).to_have_text(image.name)
         expect(page.locator(".reading header .hint")).to_contain_text("tiny")
         shown = page.locator(".reading .answer img")
-        assert shown.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [8, 8]
+        expect(shown).to_have_js_property("naturalWidth", 8)
+        expect(shown).to_have_js_property("naturalHeight", 8)
         expect(page.locator(".reading .big")).to_contain_text("bits/dim")  # not in tiles
 
 
@@ -666,8 +668,7 @@ def test_a_dialog_stays_open_while_its_text_is_selected(studio) -> None:
     page = studio("score")
     page.locator("#key").click()
     dialog = page.get_by_role("dialog")
-    box = dialog.bounding_box()
-    assert box
+    [box] = rectangles(dialog)
     page.mouse.move(box["x"] + 60, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] - 60, box["y"] - 60)
@@ -732,14 +733,9 @@ def test_nothing_is_wider_than_the_screen_or_its_column(studio, tmp_path: Path, 
     page.locator("#view-score input[type=file]").set_input_files(tmp_path / "wide.png")
     card = page.locator(".waiting li")
     expect(card.locator("canvas")).to_have_count(2)
-    column, row, name, remove = (
-        element.bounding_box()
-        for element in (page.locator(".waiting"), card, card.locator(".words"), card.get_by_role("button"))
+    column, row, name, remove = rectangles(
+        page.locator(".waiting"), card, card.locator(".words"), card.get_by_role("button")
     )
-    assert column
-    assert row
-    assert name
-    assert remove
     assert row["width"] <= column["width"]
     assert remove["x"] + remove["width"] <= column["x"] + column["width"]
     assert remove["y"] < name["y"] + name["height"]  # in the same line

@@ -16,6 +16,7 @@ from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 from ncml.images import resize_to, to_png
 from tests.browser.answers import Document, Handler, changed, with_members, with_models, without_models
 from tests.browser.conftest import KEY
+from tests.browser.layout import rectangles
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
 REFUSED = "Failed to load resource"  # Chromium logs this for every response that is not a success
@@ -37,15 +38,6 @@ def photo(tmp_path: Path) -> Path:
     pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:60, None], np.uint8(90)), axis=-1)
     Image.fromarray(pixels).save(tmp_path / "it's a photo.png")
     return tmp_path / "it's a photo.png"
-
-
-def rectangles(*locators: Locator) -> list[dict[str, float]]:
-    """The bounding rectangles of visible elements, measured at one moment, because a page may still be scrolling."""
-    elements = [locator.element_handle() for locator in locators]
-    script = "elements => elements.map((e) => e.getBoundingClientRect().toJSON())"
-    measured = locators[0].page.evaluate(script, elements)
-    assert all(rectangle["width"] > 0 and rectangle["height"] > 0 for rectangle in measured)
-    return measured
 
 
 def submit(page: Page, view: str, **values: int) -> None:
@@ -350,7 +342,8 @@ def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     expect(reading.locator(".over img")).to_have_count(1)  # the image; its map takes a click
     reading.locator("summary", has_text="Map").click()
     for image in reading.locator(".pair .over img").all():
-        assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [90, 60]
+        expect(image).to_have_js_property("naturalWidth", 90)
+        expect(image).to_have_js_property("naturalHeight", 60)
     expect(reading.locator(".pair .over img")).to_have_count(2)
     whole, frame = rectangles(reading.locator(".answer .over"), reading.locator(".answer .box"))
     assert frame["width"] == pytest.approx(whole["width"] * 8 / 90, abs=1)
@@ -976,8 +969,7 @@ def test_the_known_half_is_marked_or_chosen_and_shown_beside_the_variants(studio
         page.locator("#view-complete").get_by_role("radio", name="bottom").check()
         page.locator("#view-complete").get_by_role("radio", name="top").check()
     else:
-        box = page.locator(".pad").bounding_box()
-        assert box
+        [box] = rectangles(page.locator(".pad"))
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 20)
         page.mouse.down()
         page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
@@ -1168,10 +1160,8 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(tiny).to_contain_text(re.compile("It ranks among 40 images, and 76 are needed.* Misses .* Detects "))
     expect(wide).to_contain_text("Not calibrated")
     expect(wide.locator(".badge")).to_have_text("none")
-    height = table.bounding_box()
-    assert height
-    assert height["height"] < 300  # compact
     top, bottom = rectangles(table, view.get_by_role("heading", name="Health", exact=True))
+    assert top["height"] < 300  # compact
     assert top["y"] < bottom["y"]  # health comes last
     toggle = tiny.get_by_role("button", name="tiny")
     toggle.click()
