@@ -155,8 +155,9 @@ def make_detector(
     known, known_scenes_N = good, find_scenes(good, group)
     common_N = None if reviewed is None else find_common_scenes(good, reviewed, group)
     duplicates = _near_duplicates(known, known_scenes_N)
-    good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
-    cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)
+    good, scenes_N, estimating, ranking = divide_all(
+        known, known_scenes_N, false_positive_rate, reviewed, common_N, confidence
+    )
     if efficientnet.is_available():
         seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
@@ -175,7 +176,9 @@ def make_detector(
         kept = np.array([i for i, name in enumerate(known.names) if name not in names])
         common_N = None if common_N is None else np.concatenate([common_N[kept], common_N[len(known) :]])
         known, known_scenes_N = known.take(kept), renumber(known_scenes_N[kept])
-        good, scenes_N, estimating, ranking = divide_all(known, known_scenes_N, false_positive_rate, reviewed, common_N)
+        good, scenes_N, estimating, ranking = divide_all(
+            known, known_scenes_N, false_positive_rate, reviewed, common_N, confidence
+        )
         views, scores, lost = _estimate_and_rank(
             good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
         )

@@ -16,11 +16,12 @@ from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
 from ncml.errors import InputError
 from ncml.ood.conformal import check_rate, min_ranks
+from ncml.ood.scene_ranks import fewest_scenes, min_scenes
 
 MIN_ESTIMATION_SCENES = 11
 """Scenes from which views are estimated at least."""
 ESTIMATION_SHARE = 0.3
-"""Share of the scenes that are used to estimate, if enough remain to rank."""
+"""Share of the scenes that are used to estimate at least, if enough remain to rank."""
 MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
 MAX_REFUSED = 20
@@ -75,8 +76,13 @@ def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = find
     return finding.merge(scenes_N, pairs)
 
 
-def divide(scenes_N: Integers, false_positive_rate: float) -> tuple[Integers, Integers]:
+def divide(
+    scenes_N: Integers, false_positive_rate: float, confidence: float | None = None
+) -> tuple[Integers, Integers]:
     """Return the positions of the estimation and of the ranking images, divided by scene and evenly spread.
+
+    No scene ranks that would only lower the rate: at a rate of 5%, 59 scenes flag 3 ranks, 5% of good images on
+    average, and 70 flag 3 ranks, 4.2%. The others estimate.
 
     Raises `InputError` for too few scenes.
     """
@@ -91,7 +97,9 @@ def divide(scenes_N: Integers, false_positive_rate: float) -> tuple[Integers, In
             f"{MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a rate of {false_positive_rate:g}; if "
             "near-duplicates were found where there are none, add --group image.",
         )
-    estimating = max(MIN_ESTIMATION_SCENES, min(count - needed, round(ESTIMATION_SHARE * count), MAX_ESTIMATION_SCENES))
+    wanted = max(count - round(ESTIMATION_SHARE * count), min_scenes(false_positive_rate, confidence))
+    ranking = fewest_scenes(min(wanted, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)
+    estimating = min(count - ranking, MAX_ESTIMATION_SCENES)
     is_estimating = np.zeros(count, bool)
     is_estimating[np.arange(estimating) * count // estimating] = True
     is_estimating_N = is_estimating[scenes_N]
@@ -104,6 +112,7 @@ def divide_all(
     false_positive_rate: float,
     reviewed: GoodImages | None,
     common_N: Integers | None,
+    confidence: float | None = None,
 ) -> tuple[GoodImages, Integers, Integers, Integers]:
     """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate and rank.
 
@@ -111,7 +120,7 @@ def divide_all(
 
     Raises `InputError` as `divide` does, and `RankedScenesError`.
     """
-    estimating, ranking = divide(scenes_N, false_positive_rate)
+    estimating, ranking = divide(scenes_N, false_positive_rate, confidence)
     if reviewed is None or common_N is None:
         return good, scenes_N, estimating, ranking
     joined = good.join(reviewed)

@@ -16,6 +16,7 @@ do so has the distribution Beta(m, K + 1 - m). With several images in a scene it
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -118,13 +119,31 @@ def cutoff(scenes: int, false_positive_rate: float, confidence: float | None) ->
     while ranks and rate_bound(ranks, scenes, confidence) > false_positive_rate:
         ranks -= 1
     if not ranks:
-        needed = math.ceil(math.log(1 - confidence) / math.log(1 - false_positive_rate))
         raise InputError(
             "confidence",
             f"{scenes} ranking scenes cannot bound the rate by {false_positive_rate:g} with a confidence of "
-            f"{confidence:g}: use at least {needed}, or omit --confidence.",
+            f"{confidence:g}: use at least {min_scenes(false_positive_rate, confidence)}, or omit --confidence.",
         )
     return ranks / (scenes + 1)
+
+
+def min_scenes(false_positive_rate: float, confidence: float | None) -> int:
+    """Return the number of ranking scenes that flag anything at this rate, with this confidence in it."""
+    if confidence is None:
+        return conformal.min_ranks(1, false_positive_rate)
+    return math.ceil(math.log(1 - confidence) / math.log(1 - false_positive_rate) - TOLERANCE)
+
+
+def fewest_scenes(scenes: int, false_positive_rate: float, confidence: float | None) -> int:
+    """Return the fewest ranking scenes that flag as many ranks as `scenes` do: further ones only lower the rate.
+
+    Raises `InputError` as `cutoff` does.
+    """
+
+    def ranks(count: int) -> int:
+        return flagged_ranks(count, cutoff(count, false_positive_rate, confidence))
+
+    return bisect.bisect_left(range(scenes), ranks(scenes), lo=min_scenes(false_positive_rate, confidence), key=ranks)
 
 
 def flagged_ranks(scenes: int, cutoff: float) -> int:

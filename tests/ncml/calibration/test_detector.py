@@ -398,6 +398,16 @@ def test_scenes_are_divided_whole() -> None:
     assert sorted([*estimating, *ranking]) == list(range(120))
 
 
+@pytest.mark.parametrize(
+    ("scenes", "rate", "confidence", "ranking"),
+    [(30, 0.05, None, 19), (50, 0.05, None, 19), (100, 0.05, None, 59), (100, 0.1, None, 69), (75, 0.05, 0.95, 59)],
+)
+def test_as_many_scenes_rank_as_use_the_whole_rate(
+    scenes: int, rate: float, confidence: float | None, ranking: int
+) -> None:
+    assert [len(part) for part in divide(np.arange(scenes), rate, confidence)] == [scenes - ranking, ranking]
+
+
 def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp_path: Path) -> None:
     folder = tmp_path / "good"
     folder.mkdir()
@@ -553,7 +563,7 @@ def test_reviewed_images_estimate_and_never_rank(
     ]
     assert shares[0] >= 0.9
     assert shares[1] <= shares[0] / 2
-    for count, position in enumerate(ranking[:21]):
+    for count, position in enumerate(np.resize(ranking, 21).tolist()):
         shutil.copy(good.paths[position], flagged / f"again{count:02}.png")
     ranked = open_folder(flagged, sorted(flagged.iterdir()))
     names = ", ".join(f"again{count:02}.png" for count in range(20))

@@ -73,9 +73,10 @@ def kept(model: ncml.Model, good: GoodImages, tmp_path_factory: pytest.TempPathF
 def test_an_update_is_the_detector_that_the_same_images_make(
     model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
 ) -> None:
-    flagged = write(tmp_path / "flagged", **{f"{seed}": brighter(seed) for seed in range(300, 306)})
+    flagged = write(tmp_path / "flagged", **{f"{seed}": brighter(seed) for seed in range(300, 310)})
     defective = write(tmp_path / "bad", black=good_image(1) * 0, fine=good_image(500))
-    aside = write(tmp_path / "aside", **{f"{seed}": good_image(seed) for seed in range(600, 606)}, dark=brighter(700))
+    plain, bright = {str(seed): good_image(seed) for seed in range(600, 603)}, range(700, 704)
+    aside = write(tmp_path / "aside", **plain | {str(seed): brighter(seed) for seed in bright})
     updated = update_detector(
         ncml.load(kept.folder), flagged, tmp_path / "part-2", defective=defective, check=aside, power_images=2
     )
@@ -83,9 +84,9 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     expected = make_detector(model, good, tmp_path / "same", reviewed=flagged, **OPTIONS)
     assert made.calibration.version == expected.calibration.version
     assert made.calibration.version != kept.calibration.version
-    assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 6, kept.calibration.n_rank)
+    assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 10, kept.calibration.n_rank)
     assert made.reviews is not None
-    assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (6, 2, 1, 1)
+    assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (10, 2, 1, 1)
     lines = descriptions.describe_detector(made)
     assert "1 of 2 defective images, which only test it, are flagged" in lines
     assert updated.comparison[0] == "the former version finds 1 of the 2 defective images"

@@ -6,7 +6,7 @@ from scipy import stats
 
 from ncml.errors import InputError
 from ncml.ood import conformal
-from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
+from ncml.ood.scene_ranks import SceneRanks, cutoff, fewest_scenes, flagged_ranks, min_scenes, rate_bound
 
 RATE = 0.05
 
@@ -102,3 +102,17 @@ def test_a_confidence_lowers_the_threshold_of_the_p_value_so_that_single_calibra
     assert cutoff(59, RATE, 0.95) == 1 / 60
     with pytest.raises(InputError, match="confidence"):
         cutoff(100, RATE, 1.5)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_the_fewest_scenes_flag_as_many_ranks_and_one_fewer_flags_less(confidence: float | None) -> None:
+    def ranks(scenes: int) -> int:
+        return flagged_ranks(scenes, cutoff(scenes, RATE, confidence))
+
+    least = min_scenes(RATE, confidence)
+    with pytest.raises(InputError):
+        cutoff(least - 1, RATE, confidence)
+    for scenes in range(least, 200):
+        fewest = fewest_scenes(scenes, RATE, confidence)
+        assert ranks(fewest) == ranks(scenes)
+        assert fewest == least or ranks(fewest - 1) < ranks(fewest)
