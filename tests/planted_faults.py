@@ -316,6 +316,13 @@ FAULTS = (
         DETECTOR_TESTS,
     ),
     Fault(
+        "detector: scenes rank that only lower the rate",
+        SCENE_RANKS,
+        "return bisect.bisect_left(range(scenes), ranks(scenes),",
+        "return bisect.bisect_left(range(scenes), ranks(scenes) + 1,",
+        SCENE_RANKS_TESTS,
+    ),
+    Fault(
         "detector: a bank of other weights is used",
         "ncml/ood/judging.py",
         "if file_digest(path) != digest:",
