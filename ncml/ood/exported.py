@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.images import open_image
+from ncml.images.reading import name_image
 from ncml.images.resizing import Resize
 from ncml.ood import storage
 from ncml.ood.detection import detect
@@ -93,8 +94,8 @@ class ExportedDetector:
         if (height, width) != (self.height, self.width):
             raise InputError(
                 "image",
-                f"an image of {width}x{height} pixels cannot be judged by a detector that was exported for "
-                f"{self.width}x{self.height}: export it for that size too.",
+                f"image has {width}x{height} pixels, and the detector was exported for {self.width}x{self.height}: "
+                "export it for that size too.",
             )
         region = self.calibration.region
         measurements = self._measure(image_HWC if region is None else region.crop(image_HWC))
@@ -124,7 +125,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         detector = ExportedDetector(arguments[0])
         for name in arguments[1:]:
-            found = detector.judge(name)
+            try:
+                found = detector.judge(name)
+            except InputError as error:
+                raise name_image(error, printable(Path(name))) from error
             line = {
                 "file": printable(Path(name)),
                 "p_value": found.p_value,

@@ -19,6 +19,7 @@ from ncml.data.good_images import open_folder
 from ncml.errors import InputError, ModelError
 from ncml.ood import onnx_file
 from ncml.ood.exported import METADATA, ExportedDetector
+from ncml.ood.exported import main as judge_files
 from ncml.ood.judging import Detector
 from ncml.progress import ignore_progress
 from tests.detectors import fixed_image, turned_image, use_small_scale
@@ -146,9 +147,15 @@ def test_a_file_that_judges_differently_is_refused(exported: Path, detector: Det
         onnx_file.compare(other, ExportedDetector(exported, 1), [lambda: marked(1113)], on_progress=ignore_progress)
 
 
-def test_images_of_another_size_are_refused(exported: Path) -> None:
-    with pytest.raises(InputError, match=r"an image of 96x80 pixels cannot be judged .* exported for 96x72"):
-        ExportedDetector(exported).judge(fixed_image(0, 80, 96))
+def test_images_of_another_size_are_refused_by_name(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = fixed_image(0, 80, 96)
+    with pytest.raises(InputError, match=r"image has 96x80 pixels, and the detector was exported for 96x72"):
+        ExportedDetector(exported).judge(other)
+    Image.fromarray(other).save(tmp_path / "other.png")
+    assert judge_files([str(exported), str(tmp_path / "other.png")]) == 2
+    assert f"ncml: {tmp_path / 'other.png'} has 96x80 pixels" in capsys.readouterr().err
 
 
 def test_other_files_are_refused(exported: Path, tmp_path: Path) -> None:
