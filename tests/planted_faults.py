@@ -304,7 +304,7 @@ FAULTS = (
     Fault(
         "detector: the confidence does not lower the rate",
         SCENE_RANKS,
-        "while ranks and rate_bound(ranks, scenes, confidence) > false_positive_rate:",
+        "while ranks > 1 and rate_bound(ranks, scenes, confidence) > false_positive_rate:",
         "while False:",
         SCENE_RANKS_TESTS,
     ),

@@ -106,32 +106,36 @@ def cutoff(scenes: int, false_positive_rate: float, confidence: float | None) ->
 
     confidence: the probability with which the rate of this very calibration is at most `false_positive_rate`; None: it
         is so on average.
-    Raises `InputError` for too few scenes.
+    Raises `InputError` for too few scenes, and as `min_scenes` does.
     """
-    conformal.check_rate(false_positive_rate)
-    if 1 / (scenes + 1) > false_positive_rate + TOLERANCE:
+    if scenes < min_scenes(false_positive_rate, None):
         raise too_few(scenes, false_positive_rate)
     if confidence is None:
         return false_positive_rate
-    if not 0.5 <= confidence < 1:
-        raise InputError("confidence", f"a confidence must be at least 0.5 and less than 1, not {confidence:g}.")
-    ranks = math.floor(false_positive_rate * (scenes + 1) + TOLERANCE)
-    while ranks and rate_bound(ranks, scenes, confidence) > false_positive_rate:
-        ranks -= 1
-    if not ranks:
+    if scenes < (needed := min_scenes(false_positive_rate, confidence)):
         raise InputError(
             "confidence",
             f"{scenes} ranking scenes cannot bound the rate by {false_positive_rate:g} with a confidence of "
-            f"{confidence:g}: use at least {min_scenes(false_positive_rate, confidence)}, or omit --confidence.",
+            f"{confidence:g}: use at least {needed}, or omit --confidence.",
         )
+    ranks = math.floor(false_positive_rate * (scenes + 1) + TOLERANCE)
+    while ranks > 1 and rate_bound(ranks, scenes, confidence) > false_positive_rate:
+        ranks -= 1
     return ranks / (scenes + 1)
 
 
 def min_scenes(false_positive_rate: float, confidence: float | None) -> int:
-    """Return the number of ranking scenes that flag anything at this rate, with this confidence in it."""
+    """Return the fewest ranking scenes with which an image can be flagged at this rate, with this confidence in it.
+
+    Raises `InputError` for a rate or a confidence that is out of range.
+    """
+    conformal.check_rate(false_positive_rate)
+    least = conformal.min_ranks(1, false_positive_rate)
     if confidence is None:
-        return conformal.min_ranks(1, false_positive_rate)
-    return math.ceil(math.log(1 - confidence) / math.log(1 - false_positive_rate) - TOLERANCE)
+        return least
+    if not 0.5 <= confidence < 1:
+        raise InputError("confidence", f"a confidence must be at least 0.5 and less than 1, not {confidence:g}.")
+    return max(least, math.ceil(math.log(1 - confidence) / math.log(1 - false_positive_rate) - TOLERANCE))
 
 
 def fewest_scenes(scenes: int, false_positive_rate: float, confidence: float | None) -> int:
@@ -143,7 +147,8 @@ def fewest_scenes(scenes: int, false_positive_rate: float, confidence: float | N
     def ranks(count: int) -> int:
         return flagged_ranks(count, cutoff(count, false_positive_rate, confidence))
 
-    return bisect.bisect_left(range(scenes), ranks(scenes), lo=min_scenes(false_positive_rate, confidence), key=ranks)
+    least = min_scenes(false_positive_rate, confidence)
+    return bisect.bisect_left(range(scenes), ranks(scenes), lo=least, key=ranks)
 
 
 def flagged_ranks(scenes: int, cutoff: float) -> int:

@@ -116,3 +116,14 @@ def test_the_fewest_scenes_flag_as_many_ranks_and_one_fewer_flags_less(confidenc
         fewest = fewest_scenes(scenes, RATE, confidence)
         assert ranks(fewest) == ranks(scenes)
         assert fewest == least or ranks(fewest - 1) < ranks(fewest)
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0])
+def test_a_confidence_out_of_range_is_refused(confidence: float) -> None:
+    with pytest.raises(InputError, match=r"a confidence must be at least 0\.5 and less than 1"):
+        fewest_scenes(100, RATE, confidence)
+
+
+def test_the_fewest_scenes_for_a_confidence_flag_one_rank_although_their_bound_is_rounded() -> None:
+    assert min_scenes(0.5, 0.75) == 2  # both scores are below the median in a quarter of all cases
+    assert cutoff(2, 0.5, 0.75) == 1 / 3
