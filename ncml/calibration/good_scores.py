@@ -16,7 +16,7 @@ from ncml.data.scenes import Integers
 from ncml.errors import InputError
 from ncml.images.reading import name_image
 from ncml.ood.conformal import Floats
-from ncml.ood.detector_calibration import Scale
+from ncml.ood.detector_calibration import MIN_DEVIATION, Scale
 from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import SceneRanks
 from ncml.ood.views.view import Pixels
@@ -51,6 +51,7 @@ class GoodScores:
     scores: Mapping[str, Floats]
     """By name, [N]; of an image that estimates, computed without the images of its scene."""
     margins: Mapping[str, float]
+    least_deviations: Mapping[str, float]
     only_scaled: frozenset[str]
     """Scores that good images change by nothing but how they are standardised."""
     scenes_N: Integers
@@ -107,7 +108,11 @@ class GoodScores:
     def _scales(self, estimating: Integers) -> dict[str, Scale]:
         unreviewed = estimating[estimating < len(self.scenes_N) - self.reviewed]
         return {
-            name: Scale.estimate(scores_N[estimating if name in self.only_scaled else unreviewed], self.margins[name])
+            name: Scale.estimate(
+                scores_N[estimating if name in self.only_scaled else unreviewed],
+                self.margins[name],
+                self.least_deviations.get(name, MIN_DEVIATION),
+            )
             for name, scores_N in self.scores.items()
         }
 

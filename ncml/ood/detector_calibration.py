@@ -59,10 +59,10 @@ class Scale:
     deviation: float
 
     @classmethod
-    def estimate(cls, scores_N: Floats, margin: float = 0.0) -> Self:
+    def estimate(cls, scores_N: Floats, margin: float = 0.0, least_deviation: float = MIN_DEVIATION) -> Self:
         """Estimate from the scores of good images. margin: in deviations."""
         median = float(np.median(scores_N))
-        deviation = max(MIN_DEVIATION, abs(median) * MIN_DEVIATION)
+        deviation = max(least_deviation, abs(median) * MIN_DEVIATION)
         excess = scores_N[scores_N > median] - median
         if len(excess):
             clipped = np.minimum(excess, CLIP * np.median(excess))

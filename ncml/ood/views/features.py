@@ -40,7 +40,7 @@ from ncml.ood.views.areas import Areas
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.choice import share_found
 from ncml.ood.views.colour_spots import ColourSpots, Contrasts, measure_contrasts
-from ncml.ood.views.marks import Marked, Marks, marked_images, resized_mask
+from ncml.ood.views.marks import LEAST_SCALE, Marked, Marks, marked_images, resized_mask
 from ncml.ood.views.patches import (
     CELL,
     MOST_SIDE,
@@ -214,7 +214,7 @@ class FeaturesView:
             spots,
             agreement,
         )
-        return Estimated(view, scores, lost=described.lost)
+        return Estimated(view, scores, least_deviations={Marks.name: LEAST_SCALE}, lost=described.lost)
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its patches and its colours."""

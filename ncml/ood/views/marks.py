@@ -37,8 +37,10 @@ RIDGE = 0.2
 """Added to the variance of each feature, which is about 1."""
 PRIOR = 200
 """Good patches that count as covered by a mark of each kind, so that few others suffice."""
-LEAST_DEVIATION = 0.1
+LEAST_DEVIATION = 0.5
 """Smallest deviation of a map's largest value over good images: it is 0 where none resembles a mark of a kind."""
+LEAST_SCALE = 0.5
+"""Smallest deviation by which the score is standardised: it is equal for all good images if none resembles a mark."""
 FOLDS = 10
 """Parts of the scenes, each of which is scored without itself."""
 
@@ -127,9 +129,8 @@ class Marks:
     def _of(cls, moments: Moments, common_F: Tensor) -> Self:
         mean_GF, covariance_GFF = moments.gaussians(RIDGE)
         difference_KF = mean_GF[1:] - mean_GF[:1]
-        precision_GFF = torch.linalg.inv(covariance_GFF)
+        precision_GFF, logdet_G = invert(covariance_GFF)
         linear_KF = (precision_GFF[1:] @ difference_KF[:, :, None])[:, :, 0]
-        logdet_G = torch.logdet(covariance_GFF)
         constant_K = (logdet_G[:1] - logdet_G[1:] - (linear_KF * difference_KF).sum(1)) / 2
         quadratic_KFF = (precision_GFF[:1] - precision_GFF[1:]) / 2
         parts = (own.float() for own in (common_F + mean_GF[0], quadratic_KFF, linear_KF, constant_K))
@@ -170,6 +171,16 @@ class Marks:
         if K == 0 or not bool((typical_K2[:, 1] > 0).all()):
             raise ValueError("its typical ratios of marks have no deviation")
         return cls(*parts, typical_K2=typical_K2)
+
+
+def invert(covariance_GFF: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inverses of covariances, [G, F, F], and the logarithms of their determinants, [G].
+
+    By Cholesky: with MKL, the LU decomposition of several large matrices at once (`inv`, `logdet`) gives wrong numbers
+    or fails after `torch.set_num_threads` (PyTorch 2.13 on the CPU).
+    """
+    factor_GFF = torch.linalg.cholesky(covariance_GFF)
+    return torch.cholesky_inverse(factor_GFF), 2 * factor_GFF.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 class Moments(NamedTuple):

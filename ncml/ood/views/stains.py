@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.ood.conformal import Floats
-from ncml.ood.views.marks import COVERED, FOLDS, Marked, Moments
+from ncml.ood.views.marks import COVERED, FOLDS, Marked, Moments, invert
 from ncml.ood.views.patches import CELL, Candidates
 from ncml.ood.views.places import judged_places, mean_around
 
@@ -173,8 +173,7 @@ class _Ratio:
     def of(cls, moments: Moments) -> Self:
         """Return those with the means and the covariances of good and of stained patches."""
         centre_2F, covariance_2FF = moments.gaussians(RIDGE)
-        logdet_2 = torch.logdet(covariance_2FF)
-        precision_2FF = torch.linalg.inv(covariance_2FF)
+        precision_2FF, logdet_2 = invert(covariance_2FF)
         return cls(centre_2F.float(), precision_2FF.float(), ((logdet_2[:1] - logdet_2[1:]) / 2).float())
 
     def log_ratios(self, standard_hwF: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Shapes: N estimation images, H rows and W columns of an image at its own size, h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -60,6 +60,8 @@ class Estimated:
     """By score, [N]: each image's score under a view that was estimated without the images of its scene."""
     only_scaled: tuple[str, ...] = ()
     """Scores that good images change by nothing but how they are standardised."""
+    least_deviations: Mapping[str, float] = field(default_factory=dict)
+    """By score, the deviation by which it is standardised at least; none for most."""
     lost: tuple[int, ...] = ()
     """Positions of the images in which the part was not found, so that they could not be brought to one position."""
 

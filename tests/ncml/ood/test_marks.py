@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network import efficientnet
+from ncml.ood.detector_calibration import Scale
 from ncml.ood.views import marks
 from ncml.ood.views.marks import Marked, Marks, marked_images
 from ncml.ood.views.patches import Candidates, patch_features
@@ -37,7 +38,8 @@ def estimated(count: int = 12) -> tuple[Marks, np.ndarray]:
     return Marks.estimate(good, marked, np.arange(count))
 
 
-def test_a_mark_is_found_where_a_larger_harmless_difference_is_not() -> None:
+def test_a_mark_is_found_where_a_larger_harmless_difference_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "LEAST_DEVIATION", 0.1)  # ratios of four features vary less than those of a network's
     found, scores_N = estimated()
     harmless, spoiled = good_patches(100), good_patches(100)
     harmless[3, 5] = torch.tensor([9.0, 0, 0, 0])
@@ -84,7 +86,8 @@ def test_scores_of_good_images_are_those_without_their_own_scene() -> None:
         others_MK = largest_NK[scenes_N != scene]
         expected = ((largest_NK[i] - others_MK.mean(0)) / np.maximum(others_MK.std(0), marks.LEAST_DEVIATION)).max()
         assert scores_N[i] == pytest.approx(expected, rel=1e-3)
-    np.testing.assert_allclose(found.typical_K2, np.stack([largest_NK.mean(0), largest_NK.std(0)], 1), rtol=1e-3)
+    deviation_K = np.maximum(largest_NK.std(0), marks.LEAST_DEVIATION)
+    np.testing.assert_allclose(found.typical_K2, np.stack([largest_NK.mean(0), deviation_K], 1), rtol=1e-3)
 
 
 def test_where_no_good_image_resembles_a_mark_a_slight_resemblance_is_not_unusual(
@@ -201,3 +204,22 @@ def test_a_mask_is_judged_at_the_size_at_which_marks_are_put(
         assert np.flatnonzero(mask_HW.all(0)).tolist() == [column * drawn // 96 for column in (12, 36, 60, 84)]
         assert mask_HW.shape == (drawn, drawn)
         assert mask_HW.sum() == 4 * drawn
+
+
+def test_covariances_are_inverted_with_any_number_of_threads() -> None:
+    samples_GPF = np.random.default_rng(0).normal(size=(4, 400, 176))
+    covariance_GFF = np.einsum("gpf,gpe->gfe", samples_GPF, samples_GPF) / 400
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # several LU decompositions at once are then wrong
+    try:
+        precision_GFF, logdet_G = marks.invert(torch.from_numpy(covariance_GFF))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(precision_GFF.numpy(), np.linalg.inv(covariance_GFF), atol=1e-10)
+    np.testing.assert_allclose(logdet_G.numpy(), np.linalg.slogdet(covariance_GFF)[1], rtol=1e-10)
+
+
+def test_where_no_good_image_resembles_a_mark_one_that_hardly_does_is_not_extreme() -> None:
+    scale = Scale.estimate(np.zeros(40), least_deviation=marks.LEAST_SCALE)
+    slightly = (0.2 - 0) / marks.LEAST_DEVIATION
+    assert 0 < scale.standardise(slightly) < 1
