@@ -323,6 +323,13 @@ FAULTS = (
         SCENE_RANKS_TESTS,
     ),
     Fault(
+        "detector: a score that is equal for all good images decides everything",
+        "ncml/calibration/good_scores.py",
+        "self.least_deviations.get(name, MIN_DEVIATION),",
+        "MIN_DEVIATION,",
+        "ncml/calibration/test_updating.py",
+    ),
+    Fault(
         "detector: a bank of other weights is used",
         "ncml/ood/judging.py",
         "if file_digest(path) != digest:",

@@ -271,7 +271,7 @@ def _estimate_and_rank(
     views: dict[str, View] = {}
     scores: dict[str, np.ndarray] = {}
     margins: dict[str, float] = {}
-    least: dict[str, float] = {}
+    least_deviations: dict[str, float] = {}
     only_scaled: list[str] = []
     lost: list[str] = []
     readers, scenes = _readers(good, estimating, region), scenes_N[estimating]
@@ -289,7 +289,7 @@ def _estimate_and_rank(
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
         lost += [good.names[estimating[i]] for i in estimated.lost]
         only_scaled += estimated.only_scaled
-        least |= estimated.least_deviations
+        least_deviations |= estimated.least_deviations
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
             check_finite(name, own_N, [good.names[i] for i in estimating])
@@ -304,8 +304,10 @@ def _estimate_and_rank(
         on_progress(Progress("rank", done + 1, len(ranking)))
     for name, scores_N in scores.items():
         check_finite(name, scores_N[ranking], [good.names[i] for i in ranking])
-    kept = GoodScores(scores, margins, least, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed)
-    return views, kept, lost
+    good_scores = GoodScores(
+        scores, margins, least_deviations, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed
+    )
+    return views, good_scores, lost
 
 
 def _estimate_time(pass_seconds: float, estimating: int, ranking: int, power_images: int) -> str:

@@ -15,7 +15,6 @@ from ncml.data.inventory import counted, enumerated
 from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
 from ncml.errors import InputError
-from ncml.ood.conformal import check_rate, min_ranks
 from ncml.ood.scene_ranks import fewest_scenes, min_scenes
 
 MIN_ESTIMATION_SCENES = 11
@@ -84,11 +83,10 @@ def divide(
     No scene ranks that would only lower the rate: at a rate of 5%, 59 scenes flag 3 ranks, 5% of good images on
     average, and 70 flag 3 ranks, 4.2%. The others estimate.
 
-    Raises `InputError` for too few scenes.
+    Raises `InputError` for too few scenes, and for a rate or a confidence that is out of range.
     """
-    check_rate(false_positive_rate)
     count = int(scenes_N.max()) + 1
-    needed = min_ranks(1, false_positive_rate)
+    needed = min_scenes(false_positive_rate, None)
     if count < MIN_ESTIMATION_SCENES + needed:
         unit = "images" if count == len(scenes_N) else f"scenes ({counted(len(scenes_N), 'image')})"
         raise InputError(
@@ -97,8 +95,8 @@ def divide(
             f"{MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a rate of {false_positive_rate:g}; if "
             "near-duplicates were found where there are none, add --group image.",
         )
-    wanted = max(count - round(ESTIMATION_SHARE * count), min_scenes(false_positive_rate, confidence))
-    ranking = fewest_scenes(min(wanted, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)
+    at_most = max(count - round(ESTIMATION_SHARE * count), min_scenes(false_positive_rate, confidence))
+    ranking = fewest_scenes(min(at_most, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)
     estimating = min(count - ranking, MAX_ESTIMATION_SCENES)
     is_estimating = np.zeros(count, bool)
     is_estimating[np.arange(estimating) * count // estimating] = True

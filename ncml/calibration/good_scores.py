@@ -52,6 +52,7 @@ class GoodScores:
     """By name, [N]; of an image that estimates, computed without the images of its scene."""
     margins: Mapping[str, float]
     least_deviations: Mapping[str, float]
+    """Of the scores that have one (`Estimated.least_deviations`)."""
     only_scaled: frozenset[str]
     """Scores that good images change by nothing but how they are standardised."""
     scenes_N: Integers

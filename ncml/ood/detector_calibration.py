@@ -60,7 +60,7 @@ class Scale:
 
     @classmethod
     def estimate(cls, scores_N: Floats, margin: float = 0.0, least_deviation: float = MIN_DEVIATION) -> Self:
-        """Estimate from the scores of good images. margin: in deviations."""
+        """Estimate from the scores of good images. margin: in deviations; least_deviation: in units of the score."""
         median = float(np.median(scores_N))
         deviation = max(least_deviation, abs(median) * MIN_DEVIATION)
         excess = scores_N[scores_N > median] - median

@@ -126,16 +126,19 @@ def main(arguments: Sequence[str]) -> int:
         detector = ExportedDetector(arguments[0])
         for name in arguments[1:]:
             try:
-                found = detector.judge(name)
+                detection = detector.judge(name)
             except InputError as error:
                 raise name_image(error, printable(Path(name))) from error
             line = {
                 "file": printable(Path(name)),
-                "p_value": found.p_value,
-                "is_ood": found.is_ood,
-                "is_weak": found.is_weak,
+                "p_value": detection.p_value,
+                "is_ood": detection.is_ood,
+                "is_weak": detection.is_weak,
             }
-            print(json.dumps(line | {"view": found.view, "box": list(found.box), "rarity": found.rarity}), flush=True)
+            print(
+                json.dumps(line | {"view": detection.view, "box": list(detection.box), "rarity": detection.rarity}),
+                flush=True,
+            )
     except NcmlError as error:
         print(f"ncml: {error}", file=sys.stderr)
         return 2

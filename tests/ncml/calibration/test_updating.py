@@ -198,6 +198,24 @@ def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_fla
     assert with_all < expected < 10
 
 
+class Equal(TwoLevels):
+    """A view of which a score is equal for all good images."""
+
+    @classmethod
+    def estimate(cls, readers: Sequence[Reader], scenes_N: np.ndarray, **_options: object) -> Estimated:
+        scores = {name: np.zeros(len(readers)) for name in cls.names}
+        return Estimated(cls(), scores, least_deviations={"left": 4.0})
+
+
+def test_a_score_is_standardised_by_its_least_deviation_at_least(
+    model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Equal})
+    scales = make_detector(model, good, tmp_path / "part", **OPTIONS).calibration.scales
+    assert scales["left"].deviation == 4
+    assert 0 < scales["right"].deviation < 1e-3
+
+
 class Overflowing(TwoLevels):
     """A view of which a score of light images is not finite."""
 

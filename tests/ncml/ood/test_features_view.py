@@ -15,6 +15,7 @@ from ncml.ood.views.alignment import Agreement
 from ncml.ood.views.areas import Areas
 from ncml.ood.views.colour_spots import ColourSpots, measure_contrasts
 from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.marks import LEAST_SCALE
 from ncml.ood.views.patches import AREA_STAGES, patch_and_area_features, patch_features
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.stains import Averaged
@@ -155,7 +156,9 @@ def test_a_stored_view_has_the_same_scores(by_place: bool) -> None:
     images = [good_image(seed) for seed in range(6)]
     if not by_place:  # of several aspect ratios
         images[0] = np.asarray(Image.fromarray(images[0]).resize((128, 64)))
-    view = estimated(images).view
+    made = estimated(images)
+    view = made.view
+    assert made.least_deviations == {"marks": LEAST_SCALE}
     by_mode = ("places", "stains") if by_place else ("patches", "areas", "marks")
     assert view.names == (*by_mode, "colour_spots")
     assert [name for name in view.names if not view.margin(name)] == (["places"] if by_place else ["areas", "marks"])

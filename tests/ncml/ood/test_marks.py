@@ -221,5 +221,5 @@ def test_covariances_are_inverted_with_any_number_of_threads() -> None:
 
 def test_where_no_good_image_resembles_a_mark_one_that_hardly_does_is_not_extreme() -> None:
     scale = Scale.estimate(np.zeros(40), least_deviation=marks.LEAST_SCALE)
-    slightly = (0.2 - 0) / marks.LEAST_DEVIATION
+    slightly = 0.2 / marks.LEAST_DEVIATION
     assert 0 < scale.standardise(slightly) < 1
