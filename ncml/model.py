@@ -225,7 +225,8 @@ class Model:
         Raises `InputError` for anything that is not an image, and for an argument out of range.
         """
         batch_size = check_count("batch_size", batch_size)
-        pixels, files = read_images(images, self.height, self.width, preprocess=preprocess)
+        listed = list_images(images)
+        pixels, files = read_images(listed, self.height, self.width, preprocess=preprocess)
         class_B = torch.tensor(class_indices(classes, len(pixels), self.classes))
         t = self._time(noise)
         judging = self._select_detector(calibration, statistic) if ood else None
@@ -233,7 +234,7 @@ class Model:
         selection = self.calibrations.select_statistics(
             selected, self.statistics, statistic, statistics, with_verdict=ood
         )
-        detections = self._detect(judging, images, callback) if judging else [None] * len(pixels)
+        detections = self._detect(judging, listed, callback) if judging else [None] * len(pixels)
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
             batch = slice(start, start + batch_size)
@@ -253,9 +254,8 @@ class Model:
             raise InputError("statistic", "a detector has views instead of a statistic: omit the statistic.")
         return self._detector
 
-    def _detect(self, judging: Detector, images: Images, callback: OnProgress) -> list[Detection]:
+    def _detect(self, judging: Detector, listed: Sequence[Image], callback: OnProgress) -> list[Detection]:
         """Judge images at their own sizes, one at a time."""
-        listed = list_images(images)
         detections: list[Detection] = []
         for position, image in enumerate(listed):
             try:

@@ -100,7 +100,7 @@ class JobQueue:
         """Called with each waiting job that this process ends: a late one, or one that is canceled."""
 
     @classmethod
-    def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
+    def from_url(cls, url: str) -> "JobQueue":
         """Return a queue on `redis://host:port/db`, `rediss://` or `unix:///path`; it connects on first use.
 
         Raises `QueueError` for another kind of address.
@@ -113,7 +113,7 @@ class JobQueue:
                 "this is not the address of a queue; give redis://[user:password@]host:port/number (special characters "
                 "in the password as %-escapes), rediss://... or unix:///path"
             ) from None
-        return cls(client, result_ttl_s=result_ttl_s, monitor=monitor)
+        return cls(client, monitor=monitor)
 
     # -- writing
 

@@ -32,11 +32,8 @@ def save(calibration: Calibration, folder: Path) -> None:
     checkpoint.write_card_section(folder, title, "\n".join(_card_lines(calibration)))
 
 
-def describe(calibration: Calibration, *, remedy: str = "calibrate with") -> list[str]:
-    """Return lines that report how a calibration was made and what it detects.
-
-    remedy: how to tolerate processing, a clause to which the option is appended.
-    """
+def describe(calibration: Calibration) -> list[str]:
+    """Return lines that report how a calibration was made and what it detects."""
     rate, power = calibration.false_positive_rate, calibration.power
     lines = [
         f"{calibration.statistic} above {calibration.threshold:.4g} is flagged; the smallest p is "
@@ -50,7 +47,7 @@ def describe(calibration: Calibration, *, remedy: str = "calibrate with") -> lis
         ]
         if tolerances := [name for name in power.tolerances(rate) if name not in calibration.tolerate]:
             lines.append(
-                f"if images to be scored may be processed like this, {remedy} --tolerate {','.join(tolerances)}"
+                f"if images to be scored may be processed like this, calibrate with --tolerate {','.join(tolerances)}"
             )
     if calibration.is_weak:
         lines.append(f"this calibration is weak: {calibration.weakness}")

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,6 @@ class MadeDetector:
     threshold_with_suspects: float | None = None
     """The threshold before suspects were left out; None if none were."""
     reviews: Reviews | None = None
-    messages: tuple[str, ...] = field(default=())
 
     @property
     def pictures(self) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError
-from ncml.images.decoding import open_image
+from ncml.images.decoding import MAX_PIXELS, open_image
 from ncml.images.tiling import Box
 
 OUTSIDE = 128
@@ -124,13 +124,18 @@ class Region:
         if not all(type(number) is int for number in stored[:6]) or len(masks) > 1:
             raise TypeError("its region is not of whole numbers")
         try:
-            mask = zlib.decompress(base64.b64decode(masks[0])) if masks else None
+            region = cls(Box(left, top, box_width, box_height), height, width)
+            if not masks:
+                return region
+            if box_width * box_height > MAX_PIXELS:
+                raise ValueError("its mask is larger than any image that is judged")
+            # One byte more than the mask has, so that a longer one is refused before it is decompressed.
+            mask = zlib.decompressobj().decompress(base64.b64decode(masks[0]), -(-box_width * box_height // 8) + 1)
+            return replace(region, mask=mask)
         except zlib.error as error:
             raise ValueError("its mask is damaged") from error
-        try:
-            return cls(Box(left, top, box_width, box_height), height, width, mask)
         except InputError as error:
-            raise ValueError("its region is not inside the images") from error
+            raise ValueError("its region or its mask does not fit the images") from error
 
 
 def parse_region(text: str) -> Box:

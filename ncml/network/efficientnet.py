@@ -36,9 +36,6 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-STRIDES = (2, 4, 8, 16, 16, 32, 32)
-"""Pixels of the image for each cell of a stage's output."""
-
 _BATCH_NORM_EPSILON = 1e-3
 
 

@@ -38,8 +38,7 @@ from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "largest view"
 FORMAT = 3
-FILE, TENSORS, PICTURES = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.DETECTOR_PICTURES
-NEW_TENSORS = checkpoint.NEW_DETECTOR_ARRAYS
+FILE, TENSORS, NEW_TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.NEW_DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95
 """Confidence of the bound of the rate that is reported."""

@@ -23,21 +23,18 @@ from torch.nn import functional as F
 from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.patches import CELL, Candidates
+from ncml.ood.views.places import judged_places, mean_around
 
 SIZES = (2, 4, 8, 16)
 """Pixels of a cell."""
 CENTRE, SURROUNDINGS = 3, 9
 """Cells of a side whose mean is taken, and of the side of the mean that is subtracted."""
-AROUND = 5
-"""Cells of a side over which the deviations of good images are averaged."""
 OFFSET = 16.0
 """Grey levels that are added before the logarithm: dark pixels are mostly noise."""
 MIDDLE = 128.0
 """Grey level whose logarithm is 0, so that fp32 rounds the difference of two means less."""
 LEAST_DEVIATION, LEAST_SHARE = 0.004, 0.6
 """A deviation is increased by this, and by this share of the mean deviation."""
-LEAST_SHOWN = 0.5
-"""Share of the good images that show a place which is judged."""
 BRIGHTNESS = (0.299, 0.587, 0.114)
 
 
@@ -124,17 +121,13 @@ def measure_contrasts(judged_HWC: Tensor, inside_hw: Tensor) -> Contrasts:
         log_3hw = torch.log((F.avg_pool2d(pixels_3HW[None], size)[0] + OFFSET) / (MIDDLE + OFFSET))
         brightness_hw = (log_3hw * weight_3).sum(0)
         colours_3hw = torch.stack([brightness_hw, log_3hw[2] - brightness_hw, log_3hw[0] - brightness_hw])
-        values.append(_mean_around(colours_3hw, CENTRE) - _mean_around(colours_3hw, SURROUNDINGS))
+        values.append(mean_around(colours_3hw, CENTRE) - mean_around(colours_3hw, SURROUNDINGS))
         if size > CELL:
             own_outside_hw = F.max_pool2d(outside_hw[None], size // CELL)[0]
         else:
             own_outside_hw = outside_hw.repeat_interleave(CELL // size, 0).repeat_interleave(CELL // size, 1)
         shown.append(F.max_pool2d(own_outside_hw[None], SURROUNDINGS, 1, SURROUNDINGS // 2)[0] == 0)
     return Contrasts(tuple(values), tuple(shown))
-
-
-def _mean_around(planes_Chw: Tensor, side: int) -> Tensor:
-    return F.avg_pool2d(planes_Chw[None], side, 1, side // 2, count_include_pad=False)[0]
 
 
 def _sums(value_3hw: Tensor, shown_hw: Tensor, by_place: bool) -> Tensor:
@@ -156,8 +149,8 @@ def _usual(sums: Tensor) -> tuple[Tensor, Tensor]:
     count, total, squares = sums
     number = count.clamp(min=1)
     mean = total / number
-    deviation = _mean_around((squares / number - mean.square()).clamp(min=0), AROUND).sqrt()
-    is_judged = (count >= LEAST_SHOWN * count.max()).float()
+    deviation = mean_around((squares / number - mean.square()).clamp(min=0)).sqrt()
+    is_judged = judged_places(count).float()
     mean_deviation = (deviation * is_judged).sum((1, 2), keepdim=True) / is_judged.sum((1, 2), keepdim=True).clamp(
         min=1
     )

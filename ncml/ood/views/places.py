@@ -127,13 +127,13 @@ class Places:
         return cls(patches_hwNF, Usual(mean_hw, deviation_hw), neighbourhood)
 
 
-def mean_around(maps_Khw: Tensor) -> Tensor:
-    """Return the means of maps over `AROUND` patches of a side, [K, h, w]."""
-    return F.avg_pool2d(maps_Khw[None], AROUND, 1, AROUND // 2, count_include_pad=False)[0]
+def mean_around(maps_Khw: Tensor, side: int = AROUND) -> Tensor:
+    """Return the means of maps over an odd number of cells of a side, [K, h, w]."""
+    return F.avg_pool2d(maps_Khw[None], side, 1, side // 2, count_include_pad=False)[0]
 
 
 def judged_places(shown_hw: Tensor) -> Tensor:
-    """Return whether each place is judged, [h, w]. shown_hw: numbers of good images that show it."""
+    """Return whether each place is judged, of the same shape. shown_hw: numbers of good images that show it."""
     return shown_hw >= LEAST_SHOWN * shown_hw.max()
 
 

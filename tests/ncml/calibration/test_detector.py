@@ -86,6 +86,11 @@ def test_bits_per_dimension_keep_their_meaning(loaded: ncml.Model, model: ncml.M
     assert loaded.score(image, ood=False)[0].detection is None
 
 
+def test_images_can_come_one_by_one(loaded: ncml.Model) -> None:
+    images: Any = (image for image in [good_image(1000), without_disc(1001)])
+    assert [score.detection is not None for score in loaded.score(images)] == [True, True]
+
+
 def test_the_box_surrounds_what_is_missing(loaded: ncml.Model) -> None:
     detection = loaded.score(without_disc(1001))[0].detection
     assert detection is not None

@@ -1,6 +1,9 @@
 """A region of interest."""
 
+import base64
 import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +58,22 @@ def test_what_lies_beside_a_mask_is_alike_in_all_images() -> None:
     assert Region.from_json(json.loads(json.dumps(region.to_json()))) == region
     assert region.rectangle() == Box(10, 20, 30, 40)
     assert np.array_equal(region.named, mask_HW)
+
+
+def test_a_mask_that_is_larger_than_its_box_is_refused_before_it_is_decompressed() -> None:
+    mask_HW = np.zeros((100, 80), bool)
+    mask_HW[::2] = True
+    *numbers, _ = Region.of_mask(mask_HW).to_json()
+    bomb = base64.b64encode(zlib.compress(bytes(2**26))).decode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="does not fit the images"):
+            Region.from_json([*numbers, bomb])
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ValueError, match="larger than any image"):
+        Region.from_json([0, 0, 10**6, 10**6, 10**6, 10**6, bomb])
 
 
 @pytest.mark.parametrize("seed", range(5))
