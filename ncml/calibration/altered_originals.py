@@ -6,6 +6,7 @@ import numpy as np
 
 from ncml.calibration.good_scores import is_flagged
 from ncml.calibration.power_pictures import PowerPictures
+from ncml.data.blocks import one_of_each_block
 from ncml.data.good_images import GoodImages
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
@@ -27,13 +28,14 @@ def measure_power(
 ) -> tuple[DetectorPower, bytes]:
     """Return the shares of altered images that are flagged, and a sheet of examples, a JPEG.
 
-    good: ranking images, of which `count` are taken evenly spaced; none of them estimated the views. An image that
-        is too small for an alteration is left out of it. Marks and parts lie in the region that the detector judges.
+    good: ranking images of different scenes, of which `count` are taken, spread over their order; none of them
+        estimated the views. An image that is too small for an alteration is left out of it. Marks and parts lie in the
+        region that the detector judges.
 
     Raises `InputError` with the name of an altered image that cannot be judged.
     """
     count = min(count, len(good))
-    selected = good.take([i * len(good) // count for i in range(count)])
+    selected = good.take(one_of_each_block(len(good), count).tolist())
     readers = selected.readers(selected.all)
     flagged: dict[str, dict[str, list[bool]]] = {}
     pictures = PowerPictures()

@@ -216,7 +216,10 @@ def make_detector(
         )
     if power_images:
         on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
-        power, sheet = measure_power(detector, good.take(ranking), count=power_images, on_progress=on_progress)
+        one_of_each_scene = ranking[np.unique(scenes_N[ranking], return_index=True)[1]]
+        power, sheet = measure_power(
+            detector, good.take(one_of_each_scene), count=power_images, on_progress=on_progress
+        )
         if power.sheet:
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         calibration = calibration.with_power(power)

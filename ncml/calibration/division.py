@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ncml.data import scenes as finding
+from ncml.data.blocks import one_of_each_block
 from ncml.data.good_images import GoodImages
 from ncml.data.inventory import counted, enumerated
 from ncml.data.overlaps import overlapping
@@ -43,8 +44,10 @@ class RankedScenesError(InputError):
         """The names of all these images."""
 
 
-def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
+def find_scenes(good: GoodImages, group: str = finding.AUTO, known: int | None = None) -> Integers:
     """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files.
+
+    known: number of the first images, if others were added to them (`near_duplicates`); None: all.
 
     Raises `InputError` for images that are all equal, and for a name that states no scene.
     """
@@ -54,7 +57,7 @@ def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     if good.points is None:
         raise ValueError("these images were opened without their points")
-    return finding.merge(finding.near_duplicates(good.thumbnails, good.digests), overlapping(good.points))
+    return finding.merge(finding.near_duplicates(good.thumbnails, good.digests, known), overlapping(good.points))
 
 
 def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = finding.AUTO) -> Integers:
@@ -66,7 +69,7 @@ def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = find
     joined = good.join(reviewed)
     if group == finding.IMAGE:
         return finding.number(joined.digests)
-    scenes_N = find_scenes(joined)
+    scenes_N = find_scenes(joined, known=len(good))
     if group == finding.AUTO:
         return scenes_N
     first: dict[str, int] = {}
@@ -78,7 +81,10 @@ def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = find
 def divide(
     scenes_N: Integers, false_positive_rate: float, confidence: float | None = None
 ) -> tuple[Integers, Integers]:
-    """Return the positions of the estimation and of the ranking images, divided by scene and evenly spread.
+    """Return the positions of the estimation and of the ranking images, divided by scene.
+
+    Of each block of consecutive scenes, one at random estimates. Every second or third one would be of one camera or
+    cavity if images of two or three of them alternate, and the ranking images of the others.
 
     No scene ranks that would only lower the rate: at a rate of 5%, 59 scenes flag 3 ranks, 5% of good images on
     average, and 70 flag 3 ranks, 4.2%. The others estimate.
@@ -99,7 +105,7 @@ def divide(
     ranking = fewest_scenes(min(at_most, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)
     estimating = min(count - ranking, MAX_ESTIMATION_SCENES)
     is_estimating = np.zeros(count, bool)
-    is_estimating[np.arange(estimating) * count // estimating] = True
+    is_estimating[one_of_each_block(count, estimating)] = True
     is_estimating_N = is_estimating[scenes_N]
     return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
 

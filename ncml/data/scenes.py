@@ -103,12 +103,17 @@ def digest(image_HWC: Pixels) -> str:
     return hashlib.blake2b(image_HWC.tobytes() + str(image_HWC.shape).encode(), digest_size=16).hexdigest()
 
 
-def near_duplicates(descriptors_NF: NDArray[np.floating[Any]], digests: Sequence[str]) -> Integers:
+def near_duplicates(
+    descriptors_NF: NDArray[np.floating[Any]], digests: Sequence[str], known: int | None = None
+) -> Integers:
     """Return the scene of each image: near-duplicates and equal images are one scene.
 
     Images are merged from the nearest pair on (single linkage). A group is one scene if its largest merge is less than
     `LINKED` of the median distance, another image is at least `GAP` times as far, and it has at most `MAX_SHARE` of the
     images; of nested groups, the largest.
+
+    known: number of the first images, of which a group that has some of them may have that share, however many of the
+        others it has: ten new photographs of one known part are one scene with it. None: all.
     """
     x_NF = np.asarray(descriptors_NF, np.float64)
     labels_N = number(list(digests))
@@ -120,7 +125,9 @@ def near_duplicates(descriptors_NF: NDArray[np.floating[Any]], digests: Sequence
     for height, first, second in [*_spanning_tree(x_NF, labels_N), (np.inf, 0, 0)]:
         for group in {group_of[first], group_of[second]}:
             members, inside = groups[group], height_of[group]
-            is_near = inside < limit and height >= GAP * inside and len(members) <= MAX_SHARE * count
+            own = [member for member in members if known is not None and member < known]
+            share = len(own) / known if own and known else len(members) / count
+            is_near = inside < limit and height >= GAP * inside and share <= MAX_SHARE
             if len(members) > 1 and (inside == 0 or is_near):
                 scenes_N[members] = members[0]
         if first != second:

@@ -22,6 +22,7 @@ from ncml.calibration import descriptions
 from ncml.calibration.descriptions import describe_suspects
 from ncml.calibration.estimation import calibrate
 from ncml.calibration.held_out_power import generate_foreign
+from ncml.data.blocks import one_of_each_block
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.limits import MIN_ESTIMATION_IMAGES
@@ -132,7 +133,7 @@ def adapt(
 
 
 def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
-    """Return the estimating and the ranking part of good images, each evenly spread over the folder."""
+    """Return the estimating and the ranking part of good images, each spread over the folder."""
     check_total(len(data), false_positive_rate)
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):
@@ -142,9 +143,9 @@ def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
 
 
 def _divide(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
-    """Return `count` images evenly spaced, and the others."""
+    """Return `count` images, one of each of as many consecutive blocks, and the others."""
     is_first = torch.zeros(len(data), dtype=torch.bool)
-    is_first[torch.arange(count) * len(data) // count] = True
+    is_first[torch.from_numpy(one_of_each_block(len(data), count))] = True
     return data.take(is_first.nonzero().flatten()), data.take((~is_first).nonzero().flatten())
 
 
