@@ -101,7 +101,8 @@ class Verdict:
     """Estimated share of in-distribution images that score at least as high, from ranks."""
     threshold: float
     is_ood: bool
-    """score > threshold: the p-value is at most the calibrated false-positive rate."""
+    """score > threshold: the p-value is at most the calibrated false-positive rate or, of a detector made with a
+    confidence, a cutoff below it."""
     calibration: str
     """The name of the calibration."""
     is_weak: bool

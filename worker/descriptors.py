@@ -119,6 +119,9 @@ class DetectorCalibration(FrozenModel):
     confidence: float | None = Field(
         description="probability with which this very detector flags at most that share; null: it does so on average"
     )
+    cutoff: float = Field(
+        description="p-value at or below which an image is flagged; with a confidence, below the false-positive rate"
+    )
     rate_bound: float = Field(
         description="share of good images that this very detector flags at most, with a confidence of 95%"
     )

@@ -343,6 +343,7 @@ def _detector_calibration(model: Model) -> DetectorCalibration | None:
         version=calibration.version,
         false_positive_rate=calibration.false_positive_rate,
         confidence=calibration.confidence,
+        cutoff=calibration.cutoff,
         rate_bound=calibration.rate_bound,
         threshold=calibration.threshold,
         smallest_p=calibration.smallest_p,

@@ -86,12 +86,15 @@ def describe_detector(made: MadeDetector) -> list[str]:
         *calibration.descriptions.values(),
         *calibration.notes,
     ]
+    subject = "good images" if calibration.n_rank == calibration.ranks.scenes else "good scenes, by an image of each,"
     if calibration.confidence is None:
         lines.append(
-            f"flags {rate:g}% of good images on average; with 95% confidence at most {bound:.1f}% with this calibration"
+            f"flags {rate:g}% of {subject} on average; with 95% confidence at most {bound:.1f}% with this calibration"
         )
     else:
-        lines.append(f"flags at most {rate:g}% of good images, with a confidence of {calibration.confidence:.0%}")
+        lines.append(f"flags at most {rate:g}% of {subject} with a confidence of {calibration.confidence:.0%}")
+    if made.left_out:
+        lines.append("that holds if the images left out are not good: others like them are flagged besides")
     if made.near_duplicates:
         shown = made.near_duplicates[:MAX_NAMES]
         lines += [f"one scene: {', '.join(names[:MAX_NAMES])}" for names in shown]

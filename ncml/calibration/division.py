@@ -150,8 +150,9 @@ def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:
         raise InputError(
             "check",
             f"{counted(len(names), 'image')} of {len(check)} cannot check the detector, because images of their scenes "
-            f"have a part in it: remove {enumerated(names, MAX_NAMES)} from the folder"
-            f"{alone if group != finding.IMAGE else ''}.",
+            f"have a part in it: remove {enumerated(names, MAX_NAMES)} from the folder, or, if these were reviewed "
+            "because they had been flagged, use a folder of which no image was (the rest of this one would be flagged "
+            f"too rarely){alone if group != finding.IMAGE else ''}.",
         )
 
 

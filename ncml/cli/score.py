@@ -156,6 +156,8 @@ def score(
             summary = score_to_table(output, inputs, scorer, fdr, columns, constants, skipped)
     if selected is not None:
         summary["false_positive_rate"] = selected.false_positive_rate
+        if (confidence := getattr(selected, "confidence", None)) is not None:
+            summary["confidence"] = confidence
         if fdr is not None and (limit := explain_fdr(summary, selected.smallest_p)):
             summary["fdr_limit"] = limit
     if as_json:

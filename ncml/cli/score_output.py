@@ -192,7 +192,8 @@ def format_summary(summary: Row) -> str:
     """Format the number of images, and of those that are flagged or discovered."""
     text = counted(summary["images"], "image")
     if "false_positive_rate" in summary:
-        expected = f"{100 * summary['false_positive_rate']:g}% of in-distribution images are expected to be"
+        at_most = "at most " if summary.get("confidence") else ""
+        expected = f"{at_most}{100 * summary['false_positive_rate']:g}% of in-distribution images are expected to be"
         text += f", {summary['flagged']} flagged ({expected})"
     if "discoveries" in summary:
         text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"

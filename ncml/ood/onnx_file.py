@@ -17,15 +17,13 @@ from ncml import checkpoint
 from ncml.errors import InputError, ModelError
 from ncml.images.resizing import Resize
 from ncml.ood.detector_calibration import FILE, DetectorCalibration
-from ncml.ood.exported import FORMAT, METADATA, ExportedDetector
+from ncml.ood.exported import FORMAT, METADATA, ROUNDING, ExportedDetector
 from ncml.ood.judging import Detector
 from ncml.ood.onnx_graphs import ViewGraph, make_graph
 from ncml.ood.views.view import Reader
 from ncml.progress import OnProgress, Progress
 
 OPSET = 20
-TOLERANCE = 1e-3
-"""Largest difference of a standardised score, as a share of it if it is above 1; rounding of fp32 makes up to 2e-4."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,10 @@ def compare(
             score, other = max(lowest, own.standardised), max(lowest, found.views[name].standardised)
             difference = abs(other - score) / max(1.0, abs(score))
             largest = max(largest, difference)
-            if not difference <= TOLERANCE:
+            if not difference <= ROUNDING:
                 raise ModelError(
                     f"the exported view {name!r} differs by {difference:.2g} of its score on image {index + 1} of "
-                    f"{len(images)}, more than {TOLERANCE:g}: the file is not kept."
+                    f"{len(images)}, more than {ROUNDING:g}: the file is not kept."
                 )
         if found.p_value < expected.p_value:
             raise ModelError(

@@ -325,6 +325,7 @@ DETECTOR: dict[str, Any] = MODEL | {
         "version": "8e3f" * 16,
         "false_positive_rate": 0.05,
         "confidence": None,
+        "cutoff": 0.05,
         "rate_bound": 0.083,
         "threshold": 3.2,
         "smallest_p": 0.0071,

@@ -92,8 +92,9 @@ export function detectionSteps(reading) {
   const models = h("a", { href: "#models" }, "Models");
   if (!isOod) return h("p", {}, "This does not mean free of defects: ", models, " lists what this detector misses.");
   const rate = calibration?.false_positive_rate;
+  const share = rate && `ne in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate`;
   const steps = [
-    rate && `One in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate; to flag fewer, lower it.`,
+    share && `${calibration.confidence ? "At most o" : "O"}${share}; to flag fewer, lower it.`,
     "If this image is good, say so here: the next version of the detector learns from it.",
   ];
   return h(

@@ -55,7 +55,7 @@ function detected(detection, calibration) {
   const title = count ? number : `None of ${others} is as unusual`;
   const isSmallest = calibration && pValue < 1.001 * calibration.smallest_p;
   const value = `p = ${pText(pValue)}${isSmallest ? ", the smallest possible" : ""}.`;
-  const text = calibration ? `${value} An image is flagged at p ≤ ${pText(calibration.false_positive_rate)}.` : value;
+  const text = calibration ? `${value} An image is flagged at p ≤ ${pText(calibration.cutoff)}.` : value;
   const caution = isWeak ? `This detector is weak${calibration ? `: ${calibration.weakness}` : ""}.` : "";
   const [kind, label] = isOod ? ["out", "Flagged"] : ["in", "Not flagged"];
   return { kind, label, title, text, caution };

@@ -83,6 +83,7 @@ DETECTOR = DetectorCalibration(
     version="de" * 32,
     false_positive_rate=0.05,
     confidence=None,
+    cutoff=0.05,
     rate_bound=0.09,
     threshold=100,
     smallest_p=0.05,

@@ -187,7 +187,7 @@ EXAMPLES: dict[str, BaseModel] = {
         ),
         batching=Batching(groups="fixed", check="failed", detail="it differs."),
         detector=DetectorCalibration(
-            version="da" * 32, false_positive_rate=0.05, confidence=0.95, rate_bound=0.05, threshold=3.0,
+            version="da" * 32, false_positive_rate=0.05, confidence=0.95, cutoff=0.02, rate_bound=0.05, threshold=3.0,
             smallest_p=0.0625, n_fit=11, n_rank=20, estimation_scenes=11, ranking_scenes=15, weakness="15 scenes rank",
             descriptions={"features": "at 448x336"}, notes=("5 near-duplicates are 2 scenes",),
             power=DetectorPower(

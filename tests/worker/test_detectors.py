@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ncml
+from ncml.calibration.division import divide
 from ncml.data import kept_images
 from ncml.data.good_images import open_folder
 from ncml.errors import ModelError
@@ -365,7 +366,8 @@ def test_an_update_is_served_as_a_new_model_that_can_be_updated_again(
 
 
 def test_a_refused_or_canceled_update_leaves_no_folder(update: Callable[..., Outcome], folder: Path) -> None:
-    ranked = reviewed("5f-part.png", good_image(39))
+    _, ranking = divide(np.arange(40), 0.05)
+    ranked = reviewed("5f-part.png", good_image(int(ranking[0])))
     outcome = update(UPDATE.model_copy(update={"reviewed": (*FLAGGED, ranked)}))
     assert outcome.error is not None
     assert (outcome.error.reason, outcome.error.field) == ("input", "reviewed")

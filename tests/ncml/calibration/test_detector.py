@@ -116,7 +116,7 @@ def test_views_of_the_whole_image_leave_more_of_the_rate_to_marks(made: MadeDete
         for name in ("places", "appearance", "appearance_grid", "likelihood_mean")
     }
     assert abs(medians.pop("places")) < 0.6
-    assert np.mean([*medians.values()]) < -0.3
+    assert np.mean([*medians.values()]) < -0.2
 
 
 def test_images_judged_later_have_the_scores_that_ranked(made: MadeDetector, loaded: ncml.Model, folder: Path) -> None:
@@ -551,15 +551,15 @@ def test_reviewed_images_estimate_and_never_rank(
 ) -> None:
     good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
     (flagged := tmp_path / "flagged").mkdir()
-    for seed in range(300, 306):
+    for seed in range(300, 312):
         Image.fromarray(without_disc(seed)).save(flagged / f"{seed}.png")
     reviewed = open_folder(flagged, sorted(flagged.iterdir()))
     estimating, ranking = divide(find_scenes(good), 0.05)
     after = make_detector(model, good, tmp_path / "after", reviewed=reviewed, power_images=0)
     assert made.reviews is None
     assert after.reviews is not None
-    assert after.reviews.images == 6
-    assert after.calibration.n_fit == len(estimating) + 6
+    assert after.reviews.images == 12
+    assert after.calibration.n_fit == len(estimating) + 12
     assert after.calibration.n_rank == len(ranking)
     fresh = [without_disc(seed) for seed in range(400, 410)]
     shares = [
