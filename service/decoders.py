@@ -15,8 +15,9 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import anyio
@@ -88,6 +89,8 @@ class Decoder:
         self._process = _processes.Process(target=serve, args=(end, limits), name="ncml-decoder", daemon=True)
         self._process.start()
         end.close()
+        self._lock = threading.Lock()  # of the two fields below
+        self._is_used = self._is_closed = False
         self._started_cpu_s = 0.0
         assert self._process.pid is not None
         self._statistics = psutil.Process(self._process.pid)
@@ -96,7 +99,8 @@ class Decoder:
         """Start a call; return False if the process has ended, which `receive` reports."""
         self._started_cpu_s = self._total_cpu_s()
         try:
-            self._pipe.send(call)
+            with self._keep_open():
+                self._pipe.send(call)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
@@ -115,7 +119,8 @@ class Decoder:
     def receive(self) -> Answer:
         """Return the answer of the call. Raises `DecoderDied` if there is none."""
         try:
-            data = self._pipe.recv_bytes()
+            with self._keep_open():
+                data = self._pipe.recv_bytes()
         except (EOFError, ConnectionResetError):
             self._process.join(5)
             raise DecoderDied(self._process.exitcode) from None
@@ -144,9 +149,29 @@ class Decoder:
             os.setpriority(os.PRIO_PROCESS, self._statistics.pid, NICENESS)
 
     def close(self) -> None:
-        """Kill the process."""
+        """Kill the process, and close the pipe as soon as no thread uses it."""
         self._process.kill()
-        self._pipe.close()
+        with self._lock:
+            self._is_closed = True
+            if not self._is_used:
+                self._pipe.close()
+
+    @contextlib.contextmanager
+    def _keep_open(self) -> Generator[None]:
+        """Return the context in which a thread uses the pipe.
+
+        A thread runs on when the task that waits for it is canceled. If the pipe were closed under it, it would read
+        from the client's socket that gets the number of the pipe next.
+        """
+        with self._lock:
+            self._is_used = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._is_used = False
+                if self._is_closed:
+                    self._pipe.close()
 
 
 class DecoderPool:

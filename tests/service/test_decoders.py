@@ -7,9 +7,11 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -208,6 +210,33 @@ def test_an_image_whose_client_is_gone_is_dropped(tmp_path: Path) -> None:
         assert await pool.run("image", os.getpid) != process.pid
 
     run(check, cpu_s=600)
+
+
+def test_a_pipe_stays_open_as_long_as_an_abandoned_thread_reads_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the next socket would get its number, and the thread would read what another client sends."""
+    pipes: list[Connection] = []
+    reading, resume = threading.Event(), threading.Event()
+    receive = Connection.recv_bytes
+
+    def wait_and_receive(pipe: Connection) -> bytes:
+        pipes.append(pipe)
+        reading.set()
+        assert resume.wait(60)
+        return receive(pipe)
+
+    async def check(pool: DecoderPool) -> None:
+        monkeypatch.setattr(Connection, "recv_bytes", wait_and_receive)
+        decoding = asyncio.create_task(pool.run("image", os.getpid))
+        assert await asyncio.to_thread(reading.wait, 60)
+        decoding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await decoding
+        assert not pipes[0].closed
+        resume.set()
+        while not pipes[0].closed:
+            await asyncio.sleep(0.01)
+
+    run(check)
 
 
 def test_ordinary_images_do_not_wait_behind_expensive_ones() -> None:
