@@ -121,7 +121,7 @@ class Decoder:
         try:
             with self._keep_open():
                 data = self._pipe.recv_bytes()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter if it was killed while it answered
             self._process.join(5)
             raise DecoderDied(self._process.exitcode) from None
         try:

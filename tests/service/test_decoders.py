@@ -51,6 +51,16 @@ def die(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
 
+def die_while_answering() -> None:
+    """Die in the middle of the answer, as a process that the system kills for want of memory."""
+
+    def send_part(pipe: Connection, answer: bytes) -> None:
+        os.write(pipe.fileno(), len(answer).to_bytes(4, "big") + answer[:1])
+        die(signal.SIGKILL)
+
+    Connection.send_bytes = send_part
+
+
 def run(check: Callable[[DecoderPool], Awaitable[None]], *, cpu_s: float = 0.1) -> None:
     """Run a check on a pool of two slots."""
 
@@ -159,8 +169,9 @@ def test_a_process_answers_as_the_function_does() -> None:
         (burn, "^image takes more than 0.1 s to decode, the limit; "),
         (fill_memory, "^image needs more than 400 MB of memory to decode, the limit; "),
         (functools.partial(die, signal.SIGSEGV), "^image cannot be decoded: it crashed the decoder; "),
+        (die_while_answering, "^image cannot be decoded: it crashed the decoder; "),
     ],
-    ids=["time", "memory", "crash"],
+    ids=["time", "memory", "crash", "crash while answering"],
 )
 def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Callable[[], object], reason: str) -> None:
     async def check(pool: DecoderPool) -> None:
