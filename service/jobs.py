@@ -79,6 +79,8 @@ class JobService:
         self._starting: asyncio.Task[None] | None = None
         # jobs that carry whole files: few are submitted at a time, in addition to other work
         self._carrying = {Task.SCAN: anyio.CapacityLimiter(1), Task.SCORE: anyio.CapacityLimiter(2)}
+        self.updating = anyio.CapacityLimiter(1)
+        """Held while the reviews of a client are read and submitted: this takes six times their bytes of memory."""
         self._preparations = Preparations(
             queue, limit_s=settings.decode_request_s, byte_limit=settings.max_waiting_bytes
         )

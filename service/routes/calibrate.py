@@ -125,14 +125,15 @@ async def update(request: Request, jobs: Jobs) -> Response:
     common, webhook = jobs.job_fields(request, params, model, version)
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
-    reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
-    if not reviewed["good"]:
-        detail = f"model: there is no review of {model.name} as good with this key; review flagged images first."
-        raise invalid_field("model", detail)
-    job = UpdateJob(
-        **common, name=params.name, reviewed=tuple(reviewed["good"]), defective=tuple(reviewed["defective"])
-    )
-    return await jobs.run(request, parsed, job, webhook, media)
+    async with jobs.updating:
+        reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
+        if not reviewed["good"]:
+            detail = f"model: there is no review of {model.name} as good with this key; review flagged images first."
+            raise invalid_field("model", detail)
+        job = UpdateJob(
+            **common, name=params.name, reviewed=tuple(reviewed["good"]), defective=tuple(reviewed["defective"])
+        )
+        return await jobs.run(request, parsed, job, webhook, media)
 
 
 def _read_reviews(jobs: JobService, owner: str, model: str) -> dict[Verdict, list[ReviewedImage]]:

@@ -1,6 +1,8 @@
 """POST /update: the reviews of a key become a job that makes a new version of a detector."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.keys import digest
+from tests.conftest import eventually
 from tests.service.outcomes import DETECTOR, MODEL
 from tests.service.test_reviews import ANN, BOB, FLAGGED, PASSED, bearer, flat, review, score
 from worker.contract import UpdateJob
@@ -74,6 +77,32 @@ def test_only_reviews_of_the_same_key_are_used(
     submitted = jobs[update(client, headers=bearer(BOB)).json()["id"]]
     assert [image.file for image in submitted.reviewed] == [flat(210)]
     assert update(client).status_code == 401
+
+
+def test_reviews_of_one_request_at_a_time_are_in_memory(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    review(client, FLAGGED, score(client, FLAGGED))
+    service = client.app.state.jobs
+    find, submit, reads = service.queue.reviews.find, service.queue.submit, []
+    submitting, resume = threading.Event(), threading.Event()
+
+    def submit_late(*args: Any, **options: Any) -> str:
+        submitting.set()
+        assert resume.wait(60)
+        return submit(*args, **options)
+
+    monkeypatch.setattr(service.queue.reviews, "find", lambda *args: reads.append(args) or find(*args))
+    monkeypatch.setattr(service.queue, "submit", submit_late)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(update, client, "tiny-2")
+        assert submitting.wait(60)
+        second = threads.submit(update, client, "tiny-3")
+        try:
+            eventually(lambda: len(reads) > 1 or service.updating.statistics().tasks_waiting)
+            assert len(reads) == 1
+        finally:
+            resume.set()
+    assert [first.result().status_code, second.result().status_code] == [200, 200]
+    assert len(reads) == 2
 
 
 def test_updates_need_permission_a_detector_with_images_and_a_new_name(
