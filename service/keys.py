@@ -39,13 +39,14 @@ class KeyFile:
     """The keys of a file, reloaded when it changes. Raises `KeyFileError` for a file that is invalid at the start.
 
     If the file is later emptied or deleted, no key is valid. If it becomes unreadable or invalid, the keys stay as they
-    were.
+    were until it can be read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp: tuple[int, int] | None = self._current_stamp()
+        self._stamp: tuple[int, ...] | None = self._current_stamp()
         self._names = _read_names(path)
+        self._fault = ""
         if not self._names:
             raise KeyFileError(f"{path} contains no key; create one with: ncml key NAME >> {path}")
 
@@ -58,28 +59,31 @@ class KeyFile:
                 owner = name
         return owner
 
-    def _current_stamp(self) -> tuple[int, int] | None:
-        """Return the modification time and the size of the file; None if it does not exist."""
+    def _current_stamp(self) -> tuple[int, ...] | None:
+        """Return the times of modification and change and the size of the file; None if it does not exist."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
             return None
         except OSError:
-            return 0, 0
-        return status.st_mtime_ns, status.st_size
+            return ()
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
     def _reload_if_changed(self) -> None:
         stamp = self._current_stamp()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
-            self._names = _read_names(self._path) if stamp else {}
-        except KeyFileError as error:
-            log.error("the API keys are unchanged: %s", error)
+            self._names = {} if stamp is None else _read_names(self._path)
+        except KeyFileError as error:  # it may pass without a change of the file, so the next request tries again
+            if self._fault != str(error):
+                log.error("the API keys are unchanged: %s", error)
+            self._fault = str(error)
             return
+        self._stamp, self._fault = stamp, ""
         if not self._names:
-            log.error("no API key is valid: %s", f"{self._path} {'contains none' if stamp else 'does not exist'}")
+            fault = "does not exist" if stamp is None else "contains none"
+            log.error("no API key is valid: %s %s", self._path, fault)
 
 
 def _read_names(path: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """API keys, owners of jobs, rate limits, host names and other origins."""
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +116,25 @@ def test_keys_are_reloaded_when_their_file_changes(
     keys.write_text("half a li")
     assert guarded.get("/models", headers=bearer(BOB)).status_code == 200
     assert "the API keys are unchanged: line 1 of " in caplog.text
+
+
+def test_a_file_of_keys_that_could_not_be_read_is_read_as_soon_as_it_can_be(
+    keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner may have been wrong at first: without a further change, a revoked key is no longer valid."""
+
+    def deny(_: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    key_file = KeyFile(keys)
+    keys.write_text(f"bob:{digest(BOB)}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", deny)
+        assert [key_file.owner(key) for key in (ANN, ANN)] == ["ann", "ann"]
+    assert [key_file.owner(key) for key in (ANN, BOB)] == [None, "bob"]
+    assert [record.getMessage() for record in caplog.records if record.name == "service.keys"] == [
+        f"the API keys are unchanged: {keys} cannot be read: Permission denied"
+    ]
 
 
 @pytest.mark.parametrize("new_text", ["", "# nobody\n", None])
