@@ -190,13 +190,17 @@ class JobQueue:
     def expire_late(self) -> None:
         """End the waiting jobs that are late, for want of a worker that would; in each queue, the oldest come first."""
         for name in queue_names(list(Lane)):
-            while True:
-                views: list[JobView] = []
-                for job_id in self.redis.lrange(queue_key(name), 0, 15):
-                    with contextlib.suppress(JobNotFound):
-                        views.append(self.view(job_id.decode(errors="replace")))
-                if not any(view.status is JobStatus.EXPIRED for view in views):
+            ids = self.redis.lrange(queue_key(name), 0, -1)
+            for first in range(0, len(ids), 16):
+                if not sum(self._has_ended(job_id) for job_id in ids[first : first + 16]):
                     break
+
+    def _has_ended(self, job_id: bytes) -> bool:
+        """Return whether a job in a queue has ended, now if it is late; a restored queue may hold others that have."""
+        try:
+            return self.view(job_id.decode(errors="replace")).status.is_terminal
+        except JobNotFound:
+            return True
 
     def _expire_held(self, name: str) -> None:
         """End the jobs that services which were killed have left, once they are late."""

@@ -218,6 +218,30 @@ def test_a_job_that_is_not_started_in_time_expires(queue: JobQueue) -> None:
     assert "in time" in view.error.detail
 
 
+def test_late_jobs_end_without_a_worker_whatever_else_is_in_their_queue(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restored queue can hold a job twice, and jobs without a record."""
+    late = [queue.submit(GenerateJob(model="m")) for _ in range(2)]
+    waiting = [queue.submit(GenerateJob(model="m")) for _ in range(40)]
+    for job_id in late:
+        queue.redis.hset(job_key(job_id), "start_by", 1.0)
+    name = "rq:queue:ncml:generate:normal"
+    queue.redis.lpush(name, late[0], *(f"ghost-{i}" for i in range(20)), late[0])
+    viewed: list[str] = []
+    view = queue.view
+
+    def view_few(job_id: str) -> JobView:
+        viewed.append(job_id)
+        assert len(viewed) < 60
+        return view(job_id)
+
+    monkeypatch.setattr(queue, "view", view_few)
+    queue.expire_late()
+    assert [queue.redis.hget(job_key(job_id), "outcome") for job_id in late] == [b"expired"] * 2
+    assert waiting[-1] not in viewed
+
+
 def test_each_waiting_job_that_this_process_ends_is_reported_once(queue: JobQueue) -> None:
     ended: list[JobView] = []
     queue.on_end = ended.append
