@@ -37,12 +37,12 @@ class Review:
     expires_at: float
 
 
-class TooManyReviews(Exception):
-    """No further review fits: into the quota of its owner (`is_own`), or into that of all."""
+class NoRoomForReview(Exception):
+    """No further review fits: into the quota of its owner (`own`), that of `all`, or the server's `memory`."""
 
-    def __init__(self, is_own: bool) -> None:
-        super().__init__("the quota of reviews is exhausted")
-        self.is_own = is_own
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"the limit of reviews is reached: {limit}")
+        self.limit = limit
 
 
 class Reviews:
@@ -51,6 +51,7 @@ class Reviews:
     def __init__(self, client: Any) -> None:
         self._redis = client
         self._add = script(client, "review")
+        self._remove = script(client, "remove_review")
 
     def add(
         self,
@@ -67,7 +68,7 @@ class Reviews:
         owner_bytes: int,
         all_bytes: int,
     ) -> Review:
-        """Keep a review of an image for `keep_s`, in place of an earlier one; raise `TooManyReviews` beyond a quota.
+        """Keep a review of an image for `keep_s`, in place of an earlier one; raise `NoRoomForReview` beyond a limit.
 
         thumbnail: a small JPEG of the image, which counts as well.
         """
@@ -81,10 +82,10 @@ class Reviews:
             args=[owner, review_id, max(len(image) + len(thumbnail), MIN_BYTES), owner_bytes, all_bytes, keep_s]
             + [part for item in fields.items() for part in item],
         )
-        if answer != b"kept":
-            raise TooManyReviews(answer == b"own")
-        [review] = self._read(owner, [review_id])
-        return review
+        if isinstance(answer, bytes):
+            raise NoRoomForReview(answer.decode())
+        created_at, expires_at = map(float, answer)
+        return Review(review_id, model, verdict, file, is_ood, p_value, len(image), created_at, expires_at)
 
     def find(self, owner: str, model: str) -> list[Review]:
         """Return the reviews of an owner for a model, the oldest first."""
@@ -106,22 +107,12 @@ class Reviews:
 
     def remove(self, owner: str, model: str, review_id: str) -> bool:
         """Delete a review of an owner for a model; return whether there was one."""
-        if self._redis.hget(review_key(owner, review_id), "model") != model.encode():
-            return False
-        members = [member for member in self._members(owner) if member.split(":")[1] == review_id]
-        pipe = self._redis.pipeline()
-        pipe.delete(review_key(owner, review_id))
-        if members:
-            pipe.zrem(REVIEWS, *members)
-        return bool(pipe.execute()[0])
-
-    def _members(self, owner: str) -> list[str]:
-        members: list[bytes] = self._redis.zrangebyscore(REVIEWS, time.time(), "+inf")
-        return [member.decode() for member in members if member.startswith(f"{owner}:".encode())]
+        return bool(self._remove(keys=[REVIEWS, review_key(owner, review_id)], args=[owner, review_id, model]))
 
     def _ids(self, owner: str) -> list[str]:
-        # an earlier version could count an image twice, by other bytes
-        return list(dict.fromkeys(member.split(":")[1] for member in self._members(owner)))
+        members: list[bytes] = self._redis.zrangebyscore(REVIEWS, time.time(), "+inf")
+        own = [member.decode() for member in members if member.startswith(f"{owner}:".encode())]
+        return list(dict.fromkeys(member.split(":")[1] for member in own))  # an earlier version could count one twice
 
     def _read(self, owner: str, ids: list[str]) -> list[Review]:
         names = ("model", "verdict", "file", "is_ood", "p_value", "created_at", "expires_at")

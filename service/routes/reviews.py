@@ -14,11 +14,11 @@ from service.http.negotiation import JSON
 from service.http.openapi import BINARY, problem_responses, request_schema
 from service.http.problems import Problem, invalid_field
 from service.http.requests import Upload, parse_request
-from service.jobs import Jobs, JobService
+from service.jobs import MEMORY_RETRY_AFTER_S, Jobs, JobService
 from service.params import ReviewParams
 from service.routes.models import JPEG, Name
 from worker.job_results import ScoreResult
-from worker.review_store import Review, TooManyReviews, Verdict
+from worker.review_store import NoRoomForReview, Review, Verdict
 
 router = APIRouter(prefix="/models", tags=["reviews"])
 
@@ -64,8 +64,8 @@ class ReviewsAnswer(BaseModel):
     response_model=ReviewAnswer,
     responses=problem_responses(
         400, 401, 403, 404, 413, 415, 422, 429, 503,
-        kinds=("no-such-job", "result-expired", "invalid-input", "cross-site", "too-many-reviews", "too-many-uploads",
-               "queue-down", "no-room", "stopping"),
+        kinds=("no-such-job", "result-expired", "invalid-input", "cross-site", "too-many-reviews", "queue-full",
+               "too-many-uploads", "queue-down", "no-room", "stopping"),
     ),
     openapi_extra=request_schema(ReviewParams, max_images=1, has_job=False),
 )  # fmt: skip
@@ -108,13 +108,16 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     )
     try:
         kept = await anyio.to_thread.run_sync(add)
-    except TooManyReviews as error:
-        if error.is_own:
+    except NoRoomForReview as error:
+        kind, pause_s = "too-many-reviews", RETRY_AFTER_S
+        if error.limit == "own":
             detail = f"Your reviews and thumbnails would have more than {owner_bytes} bytes; delete some reviews."
-        else:
+        elif error.limit == "all":
             detail = "The reviews of all clients take all their room; retry later."
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
-        raise Problem(429, detail, kind="too-many-reviews", headers=headers) from error
+        else:
+            kind, pause_s = "queue-full", MEMORY_RETRY_AFTER_S
+            detail = f"The queue is short of memory until earlier results expire; retry in {pause_s} s."
+        raise Problem(429, detail, kind=kind, headers={"Retry-After": str(pause_s)}) from error
     return Response(_answer(kept).model_dump_json(), 201, media_type=JSON)
 
 

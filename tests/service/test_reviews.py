@@ -1,5 +1,6 @@
 """/models/{name}/reviews: only an image that was judged for a key is reviewed with it, within limits and for a time."""
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 from ncml.images import open_image, to_png
 from service.keys import digest
 from worker.redis_keys import REVIEWS, review_key
-from worker.review_store import TooManyReviews
+from worker.review_store import NoRoomForReview, Review
 
 ANN, BOB = "ncml_ann-0123456789", "ncml_bob-0123456789"
 REVIEWS_PATH = "/models/tiny/reviews"
@@ -109,31 +110,58 @@ def test_a_later_review_of_an_image_replaces_the_earlier_one(client: TestClient)
     assert [entry["verdict"] for entry in client.get(REVIEWS_PATH).json()["reviews"]] == ["defective"]
 
 
+def keep(queue: Any, thumbnail: int, owner_bytes: int = 12_000, keep_s: float = 100) -> Review:
+    """Keep a review of one image of ann, with a thumbnail of this many bytes."""
+    return queue.reviews.add(
+        "ann", "tiny", "good", bytes(6000), thumbnail=bytes(thumbnail), file="part.png", is_ood=True, p_value=0.5,
+        keep_s=keep_s, owner_bytes=owner_bytes, all_bytes=12_000,
+    )  # fmt: skip
+
+
+def counted(queue: Any) -> list[int]:
+    """Return the bytes that each review counts."""
+    return [int(member.rpartition(b":")[2]) for member in queue.redis.zrange(REVIEWS, 0, -1)]
+
+
 def test_a_review_that_counts_other_bytes_replaces_the_earlier_one(queue: Any) -> None:
     """Another version may make another thumbnail of the same image."""
-
-    def keep(thumbnail: int, owner_bytes: int = 12_000) -> None:
-        queue.reviews.add(
-            "ann", "tiny", "good", bytes(6000), thumbnail=bytes(thumbnail), file="part.png", is_ood=True, p_value=0.5,
-            keep_s=100, owner_bytes=owner_bytes, all_bytes=12_000,
-        )  # fmt: skip
-
-    def counted() -> list[int]:
-        return [int(member.rpartition(b":")[2]) for member in queue.redis.zrange(REVIEWS, 0, -1)]
-
-    keep(10)
-    keep(20)
-    assert counted() == [6020]
-    keep(0, owner_bytes=5000)  # it counts less than before
-    assert counted() == [6000]
-    with pytest.raises(TooManyReviews):
-        keep(10, owner_bytes=6005)
-    assert counted() == [6000]
+    keep(queue, 10)
+    keep(queue, 20)
+    assert counted(queue) == [6020]
+    keep(queue, 0, owner_bytes=5000)  # it counts less than before
+    assert counted(queue) == [6000]
+    with pytest.raises(NoRoomForReview):
+        keep(queue, 10, owner_bytes=6005)
+    assert counted(queue) == [6000]
     [review] = queue.reviews.find("ann", "tiny")
     queue.redis.zadd(REVIEWS, {f"ann:{review.id}:{size}": time.time() + 100 for size in (5000, 5500)})
     assert len(queue.reviews.find("ann", "tiny")) == 1
-    keep(10)
-    assert counted() == [6010]
+    keep(queue, 10)
+    assert counted(queue) == [6010]
+
+
+def test_a_review_is_returned_even_if_it_is_gone_already(queue: Any) -> None:
+    kept = keep(queue, 0)
+    assert queue.reviews.find("ann", "tiny") == [kept]
+    assert keep(queue, 0, keep_s=0).id == kept.id
+    assert queue.reviews.find("ann", "tiny") == []
+
+
+def test_no_bytes_stay_counted_if_a_review_is_sent_again_while_it_is_deleted(
+    queue: Any, new_queue: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, sizes = new_queue(), itertools.count(10)
+    kept = keep(other, next(sizes))
+    execute = queue.redis.execute_command
+
+    def execute_and_keep(*command: Any, **options: Any) -> Any:
+        answer = execute(*command, **options)
+        keep(other, next(sizes))
+        return answer
+
+    monkeypatch.setattr(queue.redis, "execute_command", execute_and_keep)
+    assert queue.reviews.remove("ann", "tiny", kept.id)
+    assert len(counted(other)) == len(other.reviews.find("ann", "tiny"))
 
 
 def test_an_image_that_the_model_never_judged_is_refused(client: TestClient, worker: Any) -> None:
@@ -232,7 +260,10 @@ def test_reviews_leave_the_last_quarter_of_the_memory_to_jobs(
 ) -> None:
     job = score(client, FLAGGED)
     configure(maxmemory=int(queue.redis.info("memory")["used_memory"] * 1.3))
-    assert review(client, FLAGGED, job).status_code == 429
+    refused = review(client, FLAGGED, job)
+    assert (refused.status_code, refused.json()["type"]) == (429, "urn:ncml:problem:queue-full")
+    assert refused.json()["detail"] == "The queue is short of memory until earlier results expire; retry in 60 s."
+    assert refused.headers["retry-after"] == "60"
 
 
 def test_a_review_expires(new_client: Callable[..., TestClient], detector: Any, queue: Any) -> None:

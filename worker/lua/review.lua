@@ -3,7 +3,7 @@
 -- where the earlier one did.
 -- KEYS reviews (sorted set of owner:id:bytes by the time they expire), review
 -- ARGV owner, id, bytes that it counts, limit of its owner, limit of all, time to live, field, value, ...
--- returns 'own', 'all', 'memory' or 'kept'
+-- returns 'own', 'all' or 'memory', or the times at which the review was created and expires
 local now = clock()
 local owner, size = ARGV[1], tonumber(ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -26,6 +26,7 @@ end
 for _, member in ipairs(earlier) do redis.call('ZREM', KEYS[1], member) end
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'created_at', now, 'expires_at', now + ARGV[6], unpack(ARGV, 7))
+local times = redis.call('HMGET', KEYS[2], 'created_at', 'expires_at')
 redis.call('PEXPIREAT', KEYS[2], math.floor((now + ARGV[6]) * 1000))
 redis.call('ZADD', KEYS[1], now + ARGV[6], table.concat({owner, ARGV[2], ARGV[3]}, ':'))
-return 'kept'
+return times
