@@ -1,6 +1,6 @@
 """Datasets: images of one size with labels, and the parts that training and calibration use.
 
-A dataset is read once, with the preprocessing that serving uses, and kept as uint8 (`decoding.py`). It comes from a
+A dataset is read once, with the preprocessing that serving uses, and kept as uint8 (`image_store.py`). It comes from a
 folder or the Hugging Face Hub (`sources.py`).
 """
 

@@ -1,4 +1,4 @@
--- Functions that the other scripts share: `worker.keys.script` puts them in front of each.
+-- Functions that the other scripts share: `worker.redis_keys.script` puts them in front of each.
 -- A damaged record must not stop the script that meets it, because other jobs depend on that script.
 local function clock()
   local time = redis.call('TIME')
