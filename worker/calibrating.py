@@ -42,7 +42,7 @@ UPDATE_POWER_IMAGES = 10
 """Number of ranking images on which an update measures power; the 20 of `ncml adapt` would take most of the time."""
 
 STALE_S = 3600.0
-"""Age of an unfinished folder that no worker writes any more: writing one takes seconds."""
+"""Age at which an unfinished folder is one that a killed worker has left: a job touches its own with each progress."""
 
 log = logging.getLogger("ncml.engine")
 
@@ -77,11 +77,18 @@ def make_folder(
         raise InputError("name", detail)
     folder, unfinished = directory / job.name, directory / f".{job.name}.{job_id}.{os.getpid()}"  # hidden: not a model
     incoming = unfinished.with_name(f"{unfinished.name}.incoming")
+
+    def report(progress: Progress) -> None:
+        on_progress(progress)
+        for hidden in (unfinished, incoming):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(hidden)
+
     try:
         if isinstance(job, CalibrateJob):
-            calibrated = _calibrate(model, job, unfinished, batch_size, on_progress)
+            calibrated = _calibrate(model, job, unfinished, batch_size, report)
         else:
-            calibrated = _update(model, job, unfinished, incoming, on_progress)
+            calibrated = _update(model, job, unfinished, incoming, report)
         (unfinished / REQUEST).write_text(f"{request}\n{calibrated.model_dump_json()}\n")
         on_progress(Progress("power", 1, 1))  # the last moment at which a cancellation leaves nothing behind
         unfinished.rename(folder)

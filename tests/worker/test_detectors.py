@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ from ncml.network import efficientnet
 from ncml.ood.alarm import FlaggedRateAlarm
 from ncml.ood.judging import Detector
 from ncml.ood.views.appearance import AppearanceView
+from ncml.progress import Progress
 from ncml.results import Detection
 from tests.detectors import good_image, use_small_scale, without_disc
 from tests.ncml import nets
+from worker import calibrating
 from worker.contract import Original, Pixels, ReviewedImage, ScoreJob, UpdateJob
 from worker.engine import BatchRunner
 from worker.job_results import Score
@@ -363,6 +366,20 @@ def test_an_update_is_served_as_a_new_model_that_can_be_updated_again(
     other = update(UPDATE.model_copy(update={"reviewed": FLAGGED[:1]}))
     assert other.error is not None
     assert other.error.detail == "a model 'part-2' already exists; choose another name."
+
+
+def test_the_folders_of_a_running_update_are_not_taken_for_those_of_a_killed_worker(
+    update: Callable[..., Outcome], folder: Path
+) -> None:
+    """They are older than that if it measures the power for hours, as NCML_JOB_TIMEOUT_S may allow."""
+
+    def remove_others_and_age(progress: Progress) -> None:
+        calibrating._remove_unfinished(folder.parent, "part-2", "another-job")
+        for hidden in folder.parent.glob(".part-2.*"):
+            os.utime(hidden, (0, 0))
+
+    calibrating.make_folder(ncml.load(folder), UPDATE, "job", [folder.parent], remove_others_and_age)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["part", "part-2"]
 
 
 def test_a_refused_or_canceled_update_leaves_no_folder(update: Callable[..., Outcome], folder: Path) -> None:
