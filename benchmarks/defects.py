@@ -108,6 +108,9 @@ def main() -> None:
         "--overlap", type=float, default=OVERLAP, metavar="SHARE", help=f"of a tile (default: {OVERLAP:g})"
     )
     parser.add_argument("--minutes", type=float, metavar="N", help="CPU time of training (default: 10, or 2)")
+    parser.add_argument(
+        "--orders", type=int, default=1, metavar="N", help="random orders of the calibrating images, after their own"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file, as they come")
     options = parser.parse_args()
     count = options.images or (10 if options.quick else 100)
@@ -118,10 +121,23 @@ def main() -> None:
     for name in options.sets:
         image_set = replace(SETS[name](count), tile=options.tile, overlap=options.overlap)
         for method in options.methods:
-            scorer, good = METHODS[method](image_set, minutes)
-            results[f"{name}, {method}"] = measure(f"{name}, {method}", image_set, scorer, good)
+            rows: list[dict[str, Any]] = []
+            for order in range(options.orders):
+                scorer, good = METHODS[method](reordered(image_set, order), minutes)
+                rows.append(measure(f"{name}, {method}", image_set, scorer, good))
+            results[f"{name}, {method}"] = rows[0] if len(rows) == 1 else rows
+            if len(rows) > 1:
+                print_means(f"{name}, {method}", rows)
             if options.json:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def reordered(image_set: ImageSet, order: int) -> ImageSet:
+    """Return a set whose calibrating images are divided otherwise: 0 as they are, others in random orders."""
+    if order == 0:
+        return image_set
+    shuffled = np.random.default_rng(order).permutation(len(image_set.calibration))
+    return replace(image_set, calibration=[image_set.calibration[i] for i in shuffled])
 
 
 def textiles(count: int) -> ImageSet:
@@ -375,6 +391,14 @@ def measure(name: str, image_set: ImageSet, score: Scorer, calibrated: Mapping[s
         figures = "  ".join(f"{key} {value:.3f}" for key, value in sorted(row.items()))
         print_line(f"{name:20} {view:10} {figures}  {seconds:.2f} s")
     return result
+
+
+def print_means(name: str, rows: list[dict[str, Any]]) -> None:
+    """Print for each view the mean of each figure over the orders, and its range."""
+    for view in (key for key in rows[0] if key not in ("seconds", "images")):
+        figures = {key: [row[view][key] for row in rows] for key in sorted(rows[0][view])}
+        texts = [f"{key} {np.mean(own):.3f} ({min(own):.3f} to {max(own):.3f})" for key, own in figures.items()]
+        print_line(f"{name:20} {view:10} mean of {len(rows)}: {'  '.join(texts)}")
 
 
 print_line = functools.partial(print, flush=True)

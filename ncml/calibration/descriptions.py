@@ -83,6 +83,7 @@ def describe_detector(made: MadeDetector) -> list[str]:
         f"{made.folder}: estimated on {counted(calibration.n_fit, 'image')} of {scenes[0]} scenes, ranked by "
         f"{calibration.n_rank} of {scenes[1]}",
         f"sizes of the good images: {_sizes(calibration)}",
+        f"an image is flagged above {calibration.threshold:.1f} deviations of good images in any view",
         *calibration.descriptions.values(),
         *calibration.notes,
     ]
@@ -106,8 +107,11 @@ def describe_detector(made: MadeDetector) -> list[str]:
             f"{counted(len(made.left_out), 'image')} left out: the threshold is {calibration.threshold:.2f} instead of "
             f"{made.threshold_with_suspects:.2f}"
         )
-    elif made.suspects:
-        lines.append("they raise the threshold if they rank: remove them, or add --leave-out suspects")
+    elif made.threshold_without_suspects is not None:
+        lines.append(
+            f"without them, the threshold would be about {made.threshold_without_suspects:.1f}: remove those that are "
+            "not good, or add --leave-out suspects"
+        )
     if made.reviews is not None and made.reviews.defective:
         lines.append(
             f"{made.reviews.found} of {counted(made.reviews.defective, 'defective image')}, which only test it, are "

@@ -29,7 +29,7 @@ from ncml.calibration.good_scores import GoodScores, check_finite, is_flagged
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
-from ncml.data.inventory import counted
+from ncml.data.inventory import counted, enumerated
 from ncml.data.scenes import Integers
 from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS
@@ -42,6 +42,7 @@ from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.patches import common_size
 from ncml.ood.views.view import Reader, View
 from ncml.paths import check_space, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
@@ -55,7 +56,11 @@ SUSPICIOUS = 6.0
 SAME_VIEW = 0.7
 """Grey levels by which small copies of images differ at most if they show nothing but one scene."""
 MAX_NAMES = 10
-"""Names of badly aligned images that are reported at most."""
+"""Names of images in a note at most: those badly aligned, and those of another aspect ratio."""
+MAX_OTHER_SHARE = 0.25
+"""Share of the images whose aspect ratio is not the usual one, up to which they are named."""
+FEW_LEVELS = 32
+"""Distinct values of an image up to which its samples may not use the whole range."""
 MAX_SUSPICIOUS_SHARE = 0.1
 """Share of the images that `--leave-out suspects` leaves out at most."""
 
@@ -66,6 +71,8 @@ class Suspect:
 
     name: str
     path: Path
+    position: int
+    """Its position among the good images."""
     score: float
     """Its largest standardised score."""
     view: str
@@ -98,6 +105,8 @@ class MadeDetector:
     left_out: tuple[str, ...] = ()
     threshold_with_suspects: float | None = None
     """The threshold before suspects were left out; None if none were."""
+    threshold_without_suspects: float | None = None
+    """The threshold if suspects did not rank, with the same views and scales; None if none ranks, or too few others."""
     reviews: Reviews | None = None
 
     @property
@@ -157,14 +166,17 @@ def make_detector(
     good, scenes_N, estimating, ranking = divide_all(
         known, known_scenes_N, false_positive_rate, reviewed, common_N, confidence
     )
+    example_HWC = _readers(good, estimating[:1], judged)[0]()
+    levels = len(np.unique(example_HWC))
     if efficientnet.is_available():
-        seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
+        seconds = patches.pass_seconds(example_HWC, device)
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
     started = time.monotonic()
     views, scores, lost = _estimate_and_rank(
         good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
     )
     suspects = _suspects(known, scores.largest_N[: len(known)], scores.deciding_N)
+    without = scores.threshold_without({suspect.position for suspect in suspects}, false_positive_rate, confidence)
     before = None
     left_out: tuple[str, ...] = ()
     if leave_out and suspects:
@@ -199,7 +211,7 @@ def make_detector(
             values,
             digest,
             {kind: view.description for kind, view in views.items()},
-            notes=_notes(good, views, duplicates, lost),
+            notes=_notes(good, views, duplicates, lost, levels),
             sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
             region=judged,
         )
@@ -224,7 +236,7 @@ def make_detector(
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         calibration = calibration.with_power(power)
         calibration.save(folder)
-    return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
+    return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
 
 
 @contextlib.contextmanager
@@ -357,10 +369,24 @@ def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> li
     typical = Scale.estimate(scores_N)
     order = np.argsort(-scores_N)
     return [
-        Suspect(good.names[i], good.paths[i], float(scores_N[i]), deciding[i])
+        Suspect(good.names[i], good.paths[i], i, float(scores_N[i]), deciding[i])
         for i in order.tolist()
         if typical.standardise(float(scores_N[i])) > SUSPICIOUS
     ]
+
+
+def _other_shapes(good: GoodImages) -> str:
+    """Return which images do not have the usual aspect ratio, in parentheses; "" if they are not few."""
+    (height, width), _ = Counter(good.shapes).most_common(1)[0]
+    others = [
+        name
+        for name, shape in zip(good.names, good.shapes, strict=True)
+        if common_size([shape, (height, width)]) is None
+    ]
+    if len(others) > MAX_OTHER_SHARE * len(good):
+        return ""
+    names = enumerated(others, MAX_NAMES)
+    return f" ({len(others)} of {len(good)} do not have that of {width}x{height}: {names})"
 
 
 def _near_duplicates(good: GoodImages, scenes_N: Integers) -> tuple[tuple[str, ...], ...]:
@@ -371,8 +397,9 @@ def _near_duplicates(good: GoodImages, scenes_N: Integers) -> tuple[tuple[str, .
 
 
 def _notes(
-    good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequence[str]], lost: Sequence[str]
+    good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequence[str]], lost: Sequence[str], levels: int
 ) -> tuple[str, ...]:
+    """Return what should be known about the good images. levels: number of distinct values of one of them."""
     notes: list[str] = []
     features = views.get(FeaturesView.kind)
     if features is None:
@@ -380,8 +407,8 @@ def _notes(
     elif isinstance(features, FeaturesView):
         if features.agreement is None:
             notes.append(
-                "the good images differ in aspect ratio, so patches are not compared by place: missing parts "
-                "are found less often"
+                f"the good images differ in aspect ratio{_other_shapes(good)}, so patches are not compared by place: "
+                "missing parts are found less often"
             )
         elif "places" in features.names:
             position = "as they are" if features.template is None else "once they are brought to one position"
@@ -400,6 +427,11 @@ def _notes(
     if good.unreadable:
         notes.append(
             f"{counted(len(good.unreadable), 'file')} could not be read, or less than {MIN_SIDE} pixels on a side"
+        )
+    if levels <= FEW_LEVELS:
+        notes.append(
+            f"an image has only {levels} of 256 levels: of 16-bit samples the high byte is used, so multiply those of "
+            "12 bits by 16 before you save them"
         )
     if finding.variation(good.thumbnails) < SAME_VIEW:
         notes.append(

@@ -6,7 +6,7 @@ Shapes: N good images, the reviewed ones last; V scores of views.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from ncml.images.reading import name_image
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_calibration import MIN_DEVIATION, Scale
 from ncml.ood.judging import Detector
-from ncml.ood.scene_ranks import SceneRanks
+from ncml.ood.scene_ranks import SceneRanks, cutoff
 from ncml.ood.views.view import Pixels
 
 MAX_NAMES = 20
@@ -89,6 +89,20 @@ class GoodScores:
     def ranks(self) -> SceneRanks:
         """The ranking images by their largest standardised score."""
         return self._rank(self.largest_N)
+
+    def threshold_without(self, positions: Set[int], rate: float, confidence: float | None) -> float | None:
+        """Return the threshold if images at these positions did not rank; None if none of them does, or too few others.
+
+        Views and scales stay as they are.
+        """
+        others = np.array([i for i in self.ranking.tolist() if i not in positions], np.int64)
+        if not 0 < len(others) < len(self.ranking):
+            return None
+        ranks = SceneRanks.rank(self.largest_N[others], self.scenes_N[others])
+        try:
+            return ranks.threshold(cutoff(ranks.scenes, rate, confidence))
+        except InputError:  # too few scenes
+            return None
 
     def count_flagged_again(self, cutoff: float) -> int:
         """Return how many reviewed images would be flagged if those of their scene had no part in the detector.

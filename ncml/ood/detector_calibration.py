@@ -45,6 +45,8 @@ BOUND_CONFIDENCE = 0.95
 MIN_DEVIATION = 1e-6
 CLIP = 10.0
 """Excesses over the median count as at most this many times their own median: an outlier does not hide a view."""
+HIGH_THRESHOLD = 15.0
+"""Threshold from which a detector is weak unless its power is measured; in the benchmarks, thresholds are 2 to 7."""
 NORMAL_EXCESS = 0.7979
 """Mean excess over the median of the upper half of a standard normal distribution."""
 
@@ -148,9 +150,15 @@ class DetectorCalibration:
     def weakness(self) -> str:
         """Why the calibration is weak, in a clause; "" if it is not."""
         weakness = explain_weakness(None, self.ranks.scenes, self.false_positive_rate).replace("images", "scenes")
-        if weakness or self.power is None:
+        if weakness:
             return weakness
-        return self.power.weakness
+        if self.power is not None:
+            return self.power.weakness
+        if self.threshold > HIGH_THRESHOLD:
+            return (
+                f"good images that rank reach {self.threshold:.0f} deviations of the others, which hides most defects"
+            )
+        return ""
 
     @property
     def is_weak(self) -> bool:

@@ -29,6 +29,7 @@ from ncml.ood import detector_calibration as detectors
 from ncml.ood.detection import box_of
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.judging import Detector
+from ncml.ood.scene_ranks import SceneRanks
 from ncml.ood.views import bank, marks, patches, places
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
@@ -417,10 +418,22 @@ def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp
     folder = tmp_path / "good"
     folder.mkdir()
     for seed in range(40):
-        Image.fromarray(good_image(seed, 72, 96 if seed % 2 else 72)).save(folder / f"{seed:02}.png")
+        image = good_image(seed, 72, 96 if seed % 10 else 72) // 16 * 16
+        Image.fromarray(image).save(folder / f"{seed:02}.png")
     made = make_detector(model, open_folder(folder, sorted(folder.iterdir())), tmp_path / "d", power_images=0)
     assert "places" not in made.calibration.scales
-    assert any("differ in aspect ratio" in note for note in made.calibration.notes)
+    named = "differ in aspect ratio (4 of 40 do not have that of 96x72: 00.png, 10.png, 20.png, 30.png), so patches"
+    assert any(named in note for note in made.calibration.notes)
+    assert any("an image has only 7 of 256 levels" in note for note in made.calibration.notes)
+
+
+def test_a_detector_whose_threshold_hides_most_defects_is_weak(made: MadeDetector) -> None:
+    assert made.calibration.power is not None
+    calibration = replace(made.calibration, ranks=SceneRanks.rank(np.arange(79.0), np.arange(79)))
+    assert "deviations" not in calibration.weakness
+    unmeasured = replace(calibration, power=None)
+    assert unmeasured.weakness.startswith("good images that rank reach 75 deviations of the others")
+    assert not replace(unmeasured, ranks=SceneRanks.rank(np.arange(79.0) / 10, np.arange(79))).is_weak
 
 
 def test_images_in_which_the_part_was_not_found_are_named(
