@@ -35,17 +35,20 @@ from ncml.cli.terminal import (
     ModelOption,
     describe,
 )
-from ncml.errors import InputError, StorageError
+from ncml.errors import InputError, ServiceError, StorageError
 from ncml.images import SUFFIXES
 from ncml.object_storage import StoragePath
 from ncml.ood.alarm import FlaggedRateAlarm
 from ncml.paths import Location, check_exists, check_output_folder, printable, relative_to
 
 RETRY_S = 5.0
-"""Pause before a folder that cannot be read, or a table that cannot be written, is tried again."""
+"""Pause before a folder, a table or a service that cannot be used is tried again."""
 
 POLL_S, BUCKET_POLL_S = 1.0, 30.0
 """Interval at which a folder is listed by default; in object storage, where each listing is paid for, it is longer."""
+
+OUTAGES = (0, 429, 502, 503, 504)
+"""Statuses of a service that may answer later; 0: it cannot be reached."""
 
 BUSY_SHARE, MIN_PAUSE_S = 0.2, 0.05
 """Share of the time that may be spent on listing the folder, and the shortest pause between two listings."""
@@ -238,7 +241,9 @@ class Watch:
                 pause_s = max(MIN_PAUSE_S, (time.monotonic() - listed_at) / BUSY_SHARE)
                 try:
                     self._judge(complete)
-                except StorageError as error:
+                except (ServiceError, StorageError) as error:
+                    if isinstance(error, ServiceError) and error.status not in OUTAGES:
+                        raise
                     self._pause_after(str(error).rstrip("."))
                     continue
                 self._move()

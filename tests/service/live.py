@@ -10,9 +10,9 @@ from fastapi import FastAPI
 
 
 @contextlib.contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """Serve an application in a thread of this process; yield its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, http="h11", ws="none"))
+def served(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """Serve an application in a thread of this process; yield its address. port: 0 chooses one."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, http="h11", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,7 +1,9 @@
-"""`ncml score --server` through the application."""
+"""`ncml score --server` and `ncml watch --server` through the application."""
 
+import contextlib
 import csv
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -13,12 +15,16 @@ import pytest
 from PIL import Image
 
 from ncml.cli import main as cli
-from ncml.cli import remote_model, rows
+from ncml.cli import remote_model, rows, watch
+from ncml.cli.score_output import TEXT_COLUMNS
+from ncml.cli.table import Table
 from ncml.client import Client
+from ncml.errors import ServiceError
+from ncml.ood.alarm import FlaggedRateAlarm
 from service.app import create_app
 from service.keys import digest
 from service.settings import Settings
-from tests.conftest import eventually
+from tests.conftest import eventually, free_port
 from tests.service.live import served
 from worker.contract import Lane, ScoreJob
 from worker.job_results import JobError
@@ -148,6 +154,60 @@ def test_an_error_ends_the_run_although_others_wait_for_the_queue(
     for thread in {thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name} - before:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_a_watch_waits_for_a_service_that_restarts(queue, tmp_path: Path) -> None:
+    verdicts, log, port = tmp_path / "verdicts.csv", tmp_path / "log", free_port()
+    write(tmp_path / "images", range(80, 81))
+    judged = lambda: len(table(verdicts)) if verdicts.exists() else 0  # noqa: E731
+    with served(create_app(Settings(), queue), port) as url:
+        command = [sys.executable, "-m", "ncml.cli", "watch", "images", "--server", url, "-o", "verdicts.csv"]
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, cwd=tmp_path, stderr=stderr)
+        eventually(lambda: judged() == 1 or process.poll() is not None)
+    try:
+        write(tmp_path / "images", range(81, 83))
+        eventually(lambda: "cannot be reached" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        with served(create_app(Settings(), queue), port):
+            eventually(lambda: judged() == 3 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+    assert [(float(row["bpd"]), row["error"]) for row in table(verdicts)] == [(80, ""), (81, ""), (82, "")]
+    assert log.read_text().count("trying again until that succeeds") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "is_waited_for"), [(429, True), (502, True), (503, True), (504, True), (401, False)]
+)
+def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuses(
+    status: int,
+    is_waited_for: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(watch, "RETRY_S", 0.01)
+    write(tmp_path / "images", range(80, 81))
+    columns = ["file", "p_value", "is_ood", "bytes", "modified", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    refusals = iter([status, status])
+
+    def score(paths: list[Path]) -> list[dict]:
+        if refused := next(refusals, 0):
+            raise ServiceError("the service refuses", status=refused)
+        signal.raise_signal(signal.SIGINT)
+        return [{"file": str(path), "p_value": 0.5, "is_ood": False} for path in paths]
+
+    watcher = watch.Watch(
+        tmp_path / "images", verdicts, rows.Scorer(score, 1), FlaggedRateAlarm(20, 0.05), None, lambda row: None
+    )
+    with contextlib.nullcontext() if is_waited_for else pytest.raises(ServiceError):
+        watcher.run(0.05)
+    assert [row["error"] for row in verdicts.rows()] == ([""] if is_waited_for else [])
+    assert capsys.readouterr().err.count("trying again") == is_waited_for
 
 
 def test_few_requests_are_in_progress_at_once() -> None:
