@@ -40,6 +40,9 @@ class Receiver:
         self.status: Callable[[], int] = lambda: 200
         self.headers: dict[str, str] = {}
         self.delay_s = 0.0
+        self.body = b""
+        self.drips: list[bytes] = []
+        """Parts of a response in place of the usual one, which are sent one by one."""
         self.at_once = self.most_at_once = 0
         self._server: ThreadingHTTPServer | None = None
         self._lock = threading.Lock()
@@ -107,10 +110,16 @@ class Receiver:
                     status = 400
                 if status == 200:
                     self.messages.append((message_id, json.loads(body)))
+            for part in self.drips:
+                request.wfile.write(part)
+                time.sleep(0.05)
+            if self.drips:
+                return
             request.send_response(status)
             for name, value in self.headers.items():
                 request.send_header(name, value)
             request.end_headers()
+            request.wfile.write(self.body)
         except OSError:
             pass  # the sender was killed
         finally:

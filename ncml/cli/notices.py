@@ -4,6 +4,7 @@ The table of verdicts determines the messages and their order, so the record of 
 is the user's own, on the user's machine, so any host is allowed, other than in a service.
 """
 
+import asyncio
 import contextlib
 import json
 import math
@@ -24,7 +25,7 @@ from ncml.errors import InputError
 from ncml.webhooks import SecretError, Signer
 
 SEND_S = 15.0
-"""Seconds that an attempt may take."""
+"""Seconds that an attempt may take in all."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Pauses between attempts: each is twice the previous one."""
@@ -95,35 +96,43 @@ class Notices:
             thread.join()
 
     def _send_all(self) -> None:
-        with httpx2.Client(timeout=SEND_S, follow_redirects=False) as client:
-            while (message := self._waiting.get()) is not None:
-                if not self._send(client, *message):
-                    return
-                assert self._accepted is not None
-                self._accepted += 1
-                try:
-                    self._write_record()
-                    self._problem = ""
-                except OSError as error:
-                    self._report_once(
-                        f"{self._record} cannot be written: {error.strerror}; after a restart, messages may be repeated"
-                    )
+        while (message := self._waiting.get()) is not None:
+            if not self._send(*message):
+                return
+            assert self._accepted is not None
+            self._accepted += 1
+            try:
+                self._write_record()
+                self._problem = ""
+            except OSError as error:
+                self._report_once(
+                    f"{self._record} cannot be written: {error.strerror}; after a restart, messages may be repeated"
+                )
 
-    def _send(self, client: httpx2.Client, message_id: str, body: str) -> bool:
+    def _send(self, message_id: str, body: str) -> bool:
         """Send a message until it is accepted; return False if that has not succeeded before the end."""
         pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                response = client.post(self._url, content=body, headers=self._signer.headers(message_id, body))
-                if response.is_success:
-                    return True
-                problem = f"it answered {response.status_code}"
-            except httpx2.TransportError as error:
-                problem = str(error) or type(error).__name__
+        while problem := asyncio.run(self._attempt(message_id, body)):
             self._report_once(f"a message cannot be sent to the webhook: {problem}; trying again until that succeeds")
             if self._stopping.wait(pause_s):
                 return False
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return True
+
+    async def _attempt(self, message_id: str, body: str) -> str:
+        """Send a message once; return why it was not accepted, "" if it was. Only the status of the answer counts."""
+        headers = self._signer.headers(message_id, body)
+        try:
+            async with (
+                asyncio.timeout(SEND_S),  # the limits of the client are those of each read
+                httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
+                client.stream("POST", self._url, content=body, headers=headers) as response,
+            ):
+                return "" if response.is_success else f"it answered {response.status_code}"
+        except TimeoutError:
+            return f"it did not answer within {SEND_S:g} s"
+        except httpx2.RequestError as error:
+            return str(error) or type(error).__name__
 
     def _report_once(self, problem: str) -> None:
         if problem != self._problem:

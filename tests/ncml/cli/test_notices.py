@@ -110,6 +110,39 @@ def test_a_redirect_is_not_followed(receiver: Receiver, tmp_path: Path) -> None:
     assert not other.paths
 
 
+def test_only_the_status_of_an_answer_counts(receiver: Receiver, tmp_path: Path) -> None:
+    """The body is not what its encoding says."""
+    receiver.headers, receiver.body = {"Content-Encoding": "gzip", "Content-Length": "8"}, b"not gzip"
+    problems: list[str] = []
+    notices = new(receiver, tmp_path)
+    with notices.sending(problems.append):
+        for i in range(3):
+            add(notices, i)
+    assert files(receiver) == ["0.png", "1.png", "2.png"]
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("start", "problem"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", "it did not answer within 0.5 s"),
+        (b"HTTP/1.1 500 Failed\r\nContent-Length: 100000\r\n\r\n", "it answered 500"),
+    ],
+)
+def test_an_attempt_ends_although_the_receiver_goes_on_sending(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, problem: str
+) -> None:
+    """It drips the header of its answer, or the body after it."""
+    monkeypatch.setattr(module, "SEND_S", 0.5)
+    receiver.drips = [start, *[b"X: 1\r\n"] * 200]
+    problems: list[str] = []
+    notices = new(receiver, tmp_path)
+    with notices.sending(problems.append):
+        add(notices, 0)
+        eventually(lambda: problems)
+    assert problems == [f"a message cannot be sent to the webhook: {problem}; trying again until that succeeds"]
+
+
 @pytest.mark.parametrize("url", ["", "x", "ftp://a/", "http://", "http://user@host/", "http://host/#a", "http://a b/"])
 def test_other_addresses_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--webhook must be an address like"):
