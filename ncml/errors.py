@@ -65,7 +65,7 @@ class ServiceError(NcmlError):
         super().__init__(detail)
         self.detail = detail
         self.status = status
-        """The HTTP status; 0 if the service cannot be reached."""
+        """The HTTP status; 0 if the service cannot be reached, or its response cannot be decoded."""
         self.kind = kind
         """The kind of problem, such as `queue-full`; see docs/api.md."""
         self.field = field

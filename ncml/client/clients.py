@@ -135,7 +135,7 @@ class Client:
         self._closed.wait(seconds)
 
     def _run(self, exchange: Exchange[T]) -> T:
-        answer: httpx2.Response | httpx2.TransportError | None = None
+        answer: httpx2.Response | httpx2.RequestError | None = None
         while True:
             try:
                 step = exchange.send(answer)
@@ -147,7 +147,7 @@ class Client:
                 continue
             try:
                 answer = self._http.request(**step.arguments())
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 answer = error
 
 
@@ -242,7 +242,7 @@ class AsyncClient:
         await self._run(self._exchanges.delete(job_id))
 
     async def _run(self, exchange: Exchange[T]) -> T:
-        answer: httpx2.Response | httpx2.TransportError | None = None
+        answer: httpx2.Response | httpx2.RequestError | None = None
         while True:
             try:
                 step = exchange.send(answer)
@@ -254,7 +254,7 @@ class AsyncClient:
                 continue
             try:
                 answer = await self._http.request(**step.arguments())
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 answer = error
 
 

@@ -118,7 +118,7 @@ class Call:
         }
 
 
-Exchange: TypeAlias = Generator[Call | float, "httpx2.Response | httpx2.TransportError | None", T]
+Exchange: TypeAlias = Generator[Call | float, "httpx2.Response | httpx2.RequestError | None", T]
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,8 @@ class Exchanges:
                 waited_s[is_busy] += pause_s
                 if answer.status_code not in (429, 502, 503) or waited_s[is_busy] > limit_s:
                     raise error
+            elif isinstance(answer, httpx2.DecodingError):  # of the body, not of the connection
+                raise self._not_a_service() from answer
             else:
                 failures += 1
                 if failures > self.policy.retries:
@@ -334,9 +336,12 @@ class Exchanges:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._not_a_service(response) from error
 
-    def _not_a_service(self, response: httpx2.Response) -> ServiceError:
-        detail = f"{self.url} answered {response.status_code}, but not as an ncml service does: check the address."
-        return ServiceError(detail, status=response.status_code)
+    def _not_a_service(self, response: httpx2.Response | None = None) -> ServiceError:
+        """Return the error for a response of something else; None: its body cannot be decoded."""
+        status = 0 if response is None else response.status_code
+        answer = f"answered {status}" if status else "answered"
+        detail = f"{self.url} {answer}, but not as an ncml service does: check the address."
+        return ServiceError(detail, status=status)
 
 
 def _model_path(name: str) -> str:

@@ -424,6 +424,21 @@ def test_retries_end(answers: list, words: str, pause_count: int, pauses: list[f
     assert len(pauses) == pause_count
 
 
+def test_a_response_that_cannot_be_decoded_is_refused() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-encoding": "gzip"}, stream=httpx2.ByteStream(b"not gzip"))
+
+    async def ask() -> None:
+        async with AsyncClient("http://service", transport=httpx2.MockTransport(answer)) as client:
+            await client.models()
+
+    message = "^http://service answered, but not as an ncml service does: check the address"
+    with pytest.raises(ServiceError, match=message):
+        Client("http://service", transport=httpx2.MockTransport(answer)).models()
+    with pytest.raises(ServiceError, match=message):
+        asyncio.run(ask())
+
+
 @pytest.mark.parametrize(("timeout_s", "wait", "expected_pauses"), [(90, 30, []), (10, 5, []), (1, 0, [0.25, 0.25])])
 def test_a_job_may_take_longer_than_the_timeout(
     timeout_s: float, wait: int, expected_pauses: list[float], pauses: list[float]
