@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ncml import checkpoint, paths
 from ncml.checkpoint import CALIBRATION, CARD, CONFIG, DETECTOR, DETECTOR_ARRAYS, TILES, WEIGHTS, Description
+from ncml.data import kept_images
 from ncml.errors import InputError, ModelError
 from ncml.ood.detector_calibration import adopt_arrays
 from ncml.paths import printable
@@ -71,21 +72,36 @@ def fetch(reference: str) -> Description:
 def pull(reference: str, out: Path) -> Description:
     """Fetch a model and copy it to a folder; raise `InputError` if the folder holds something else.
 
-    A folder that holds the same version gets the Hub's card and calibrations. A failure leaves no new folder behind.
+    A folder that holds the same version gets the Hub's card and calibrations; another detector replaces its own, with
+    the images that it keeps. A kill leaves one detector or the other. A failure leaves no new folder behind.
     """
     fetched = fetch(reference)
     checkpoint.check_copy(fetched.folder, out)
     is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        adopt_arrays(out)  # those that `detector.json` names must not be overwritten
+        detector = _detector_version(fetched.folder)
+        if detector is not None and detector != _detector_version(out):
+            kept_images.discard(out)
+            (out / checkpoint.DETECTOR_PICTURES).unlink(missing_ok=True)
         for name in FILES:
+            target = out / (checkpoint.NEW_DETECTOR_ARRAYS if name == DETECTOR_ARRAYS else name)
             if (fetched.folder / name).is_file():
-                checkpoint.replace_file(out / name, lambda new, name=name: shutil.copyfile(fetched.folder / name, new))
+                checkpoint.replace_file(target, lambda new, name=name: shutil.copyfile(fetched.folder / name, new))
+        adopt_arrays(out)
     except OSError as error:
         if is_new:
             shutil.rmtree(out, ignore_errors=True)
         raise InputError("out", f"{printable(out)} cannot be written: {error.strerror}.") from error
     return checkpoint.describe(out)
+
+
+def _detector_version(folder: Path) -> str | None:
+    """Return the version of the detector in a model folder; None for none, or a damaged one."""
+    with contextlib.suppress(ModelError):
+        return checkpoint.read_json(folder / DETECTOR, checkpoint.MAX_CALIBRATION_BYTES).get("version")
+    return None
 
 
 def push(

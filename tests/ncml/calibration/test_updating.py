@@ -437,6 +437,57 @@ def test_a_detector_that_a_kill_has_left_is_published_whole(
     assert hashlib.sha256(published[checkpoint.DETECTOR_ARRAYS]).hexdigest() == named
 
 
+@pytest.fixture(scope="module")
+def published(kept: MadeDetector, tmp_path_factory: pytest.TempPathFactory) -> MadeDetector:
+    """Another detector of the same model."""
+    reviewed, folder = (
+        write(tmp_path_factory.mktemp("flagged"), a=brighter(300)),
+        tmp_path_factory.mktemp("hub") / "part",
+    )
+    return update_detector(ncml.load(kept.folder), reviewed, folder, power_images=0).made
+
+
+@pytest.mark.parametrize("is_another", [True, False])
+def test_a_pulled_detector_has_the_images_of_no_other(
+    kept: MadeDetector, published: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    folder, source = tmp_path / "part", published if is_another else kept
+    shutil.copytree(kept.folder, folder)
+    monkeypatch.setattr(hub, "fetch", lambda reference: checkpoint.describe(source.folder))
+    hub.pull("someone/part", folder)
+    pulled = ncml.load(folder).detector
+    assert pulled is not None
+    assert pulled.version == source.calibration.version
+    assert kept_images.are_kept(folder) == (folder / checkpoint.DETECTOR_PICTURES).exists() == (not is_another)
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_detector_is_whole_after_a_pull_was_killed(
+    kept: MadeDetector, published: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    folder, replace, names = tmp_path / "part", checkpoint.replace_file, list[str]()
+    shutil.copytree(kept.folder, folder)
+    monkeypatch.setattr(hub, "fetch", lambda reference: checkpoint.describe(published.folder))
+    with monkeypatch.context() as patch:
+
+        def kill_at(path: Path, write: Any) -> None:
+            if len(names) == written:
+                raise Killed
+            replace(path, write)
+            names.append(path.name)
+
+        patch.setattr(checkpoint, "replace_file", kill_at)
+        with pytest.raises(Killed):
+            hub.pull("someone/part", folder)
+    left = ncml.load(folder)
+    assert left.detector is not None
+    former, new = kept.calibration.version, published.calibration.version
+    assert left.detector.version == (new if checkpoint.DETECTOR in names else former)
+    assert left.score([good_image(900)])[0].ood is not None
+    hub.pull("someone/part", folder)
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
 def test_a_folder_that_appears_meanwhile_is_left_alone(
     model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
