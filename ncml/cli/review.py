@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from ncml.cli.rows import SkippedFiles
 from ncml.cli.terminal import JsonOption, print_json
-from ncml.errors import InputError
+from ncml.errors import InputError, ServiceError
+from ncml.images import open_image
 from ncml.paths import check_exists, list_files, printable
 
 
@@ -24,8 +26,9 @@ def review(
 ) -> None:
     """Send images to a service with what you know better than its detector: that they are good, or defective.
 
-    Each image is judged first. An update of the detector learns from good images that it flags; defective ones only
-    test it. Without a service, collect the images in folders for ncml adapt --update.
+    Each image is judged first; files that are not images are skipped. An update of the detector learns from good
+    images that it flags; defective ones only test it. Without a service, collect the images in folders for
+    ncml adapt --update.
 
     Args:
         files: Images, or folders of images.
@@ -50,12 +53,26 @@ def review(
     from ncml.client import Client
 
     reviews: list[dict[str, Any]] = []
-    with Client(server, api_key=api_key or os.environ.get("NCML_API_KEY")) as client:
-        for path in list_files(files):
-            kept = client.review(path, "good" if good else "defective", model=model)
-            reviews.append({"path": str(path)} | kept)
-            if not as_json:
-                verdict = f"p {kept['p_value']:.4f}{' OOD' if kept['is_ood'] else ''}"
-                print(f"{verdict}  {printable(path)} is kept as {kept['verdict']} ({kept['id']})", flush=True)
-    if as_json:
-        print_json({"reviews": reviews})
+    skipped = SkippedFiles()
+    try:
+        with Client(server, api_key=api_key or os.environ.get("NCML_API_KEY")) as client:
+            for path in list_files(files):
+                try:
+                    open_image(path, field=printable(path))  # before it is sent
+                    kept = client.review(path, "good" if good else "defective", model=model)
+                except (InputError, ServiceError) as error:
+                    if error.field != printable(path):
+                        raise
+                    skipped.add(path, str(error))
+                    continue
+                reviews.append({"path": str(path)} | kept)
+                if not as_json:
+                    verdict = f"p {kept['p_value']:.4f}{' OOD' if kept['is_ood'] else ''}"
+                    print(f"{verdict}  {printable(path)} is kept as {kept['verdict']} ({kept['id']})", flush=True)
+        if not reviews:
+            raise InputError("files", skipped.messages[0] if skipped.count else f"there is no image in {files[0]}.")
+    finally:
+        if reviews:  # those before an error are kept as well
+            if as_json:
+                print_json({"reviews": reviews})
+            skipped.report(skipped.count)

@@ -88,3 +88,32 @@ def test_the_command_reviews_files_and_folders(url: str, tmp_path: Path, capsys:
     (folder / "a.png").write_bytes(PASSED)
     assert cli.main([*arguments, "--good"]) == 2
     assert "tiny did not flag this image" in capsys.readouterr().err
+
+
+def test_the_command_skips_files_that_are_not_images_and_prints_what_is_kept_before_an_error(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(FLAGGED)
+    (tmp_path / "b.txt").write_text("not an image")
+    (tmp_path / "c.png").write_bytes(flat(200, side=8))
+    (tmp_path / "d.png").write_bytes(flat(210))
+    arguments = ["review", str(tmp_path), "--model", "tiny", "--server", url, "--good"]
+    assert cli.main(arguments) == 0
+    output = capsys.readouterr()
+    assert [line.split()[3] for line in output.out.splitlines()] == [str(tmp_path / f"{name}.png") for name in "ad"]
+    skipped, too_small, count = output.err.splitlines()
+    assert skipped.startswith(f"ncml: skipped: {tmp_path / 'b.txt'} is not an image")
+    assert too_small.startswith(f"ncml: skipped: {tmp_path / 'c.png'} ")
+    assert count == "ncml: 2 files were skipped"
+    (tmp_path / "d.png").write_bytes(PASSED)
+    assert cli.main([*arguments, "--json"]) == 2
+    output = capsys.readouterr()
+    assert [review["path"] for review in json.loads(output.out)["reviews"]] == [str(tmp_path / "a.png")]
+    assert output.err.endswith("tiny did not flag this image; review flagged images as good.\n")
+    for name in "acd":
+        (tmp_path / f"{name}.png").unlink()
+    assert cli.main([*arguments, "--json"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"ncml: {tmp_path / 'b.txt'} is not an image")
+    assert output.err.count("\n") == 1
