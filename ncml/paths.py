@@ -181,6 +181,15 @@ def copy_file(source: Location, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def sync(path: Path) -> None:
+    """Return when the contents of a file or folder are on the disk, where they outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _refuse(error: OSError) -> NoReturn:
     raise InputError(str(error.filename), f"{error.filename} cannot be read: {error.strerror}.") from error
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import fcntl
-import itertools
 import json
-import shutil
 import signal
 import sys
 import threading
@@ -20,6 +18,7 @@ from tyro.conf import Positional, arg
 from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local_model import LocalModel
+from ncml.cli.moves import move_unused
 from ncml.cli.notices import Notices, make_signer
 from ncml.cli.remote_model import REQUESTS, check_options, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
@@ -373,11 +372,11 @@ class Watch:
         if self._move_flagged is None:
             return
         for path in self._to_move.copy():
-            target = _unused(self._move_flagged / relative_to(path, self._folder))
+            target = self._move_flagged / relative_to(path, self._folder)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists():
-                    shutil.move(path, target)
+                    move_unused(path, target)
             except OSError as error:
                 self._report_problem(f"{path} cannot be moved to {target}: {error.strerror}")
                 return
@@ -410,9 +409,3 @@ class Watch:
 
     def _print(self, message: str) -> None:
         print(f"{CLEAR if sys.stderr.isatty() else ''}ncml: {message}", file=sys.stderr, flush=True)
-
-
-def _unused(path: Path) -> Path:
-    """Return a path, or the next one with a number, that does not exist: no image is replaced."""
-    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
-    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
