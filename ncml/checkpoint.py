@@ -26,7 +26,7 @@ from ncml.errors import InputError, ModelError, NcmlError
 from ncml.limits import KEEPS, MAX_HEADER_BYTES, Keep
 from ncml.network.sde import largest_noise, make_sde, reaches
 from ncml.options import SamplingOptions, name_defaults, read_defaults
-from ncml.paths import check_output_folder
+from ncml.paths import check_output_folder, sync
 
 if TYPE_CHECKING:
     import torch
@@ -395,11 +395,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file atomically: write a new one with a unique name next to `path`, then rename it."""
+    """Replace a file atomically: write a new one with a unique name next to `path`, then rename it.
+
+    A power cut, too, leaves the former file or the new one.
+    """
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         write(new)
         new.chmod(0o644)  # safetensors creates private files; a service may run as another user
+        sync(new)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ncml.errors import InputError
 from ncml.object_storage import StoragePath
-from ncml.paths import Location
+from ncml.paths import Location, sync
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 10_000
@@ -68,6 +68,7 @@ class Table:
             else:
                 with self.part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerow(self.columns)
+                sync(self.part.parent)  # the name of the file
         except OSError as error:
             raise InputError("output", f"{name or path} cannot be written: {error.strerror}.") from error
 
@@ -116,6 +117,7 @@ class Table:
             return
         new = self.path.with_name(f".{self.part.name}.new")
         _write_csv(new, self.columns, self.texts, itertools.islice(self.rows(), count))
+        sync(new)
         new.replace(self.part)
         self.done = count
 
@@ -131,6 +133,7 @@ class Table:
             try:
                 while unwritten:
                     unwritten = unwritten[file.write(unwritten) :]
+                os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)
                 raise
@@ -142,6 +145,7 @@ class Table:
         columns = [*self.columns, *computed]
         rows = (row | {name: compute(row) for name, compute in computed.items()} for row in self.rows())
         write(new, columns, self.texts, rows)
+        sync(new)
         new.replace(self.path)
         self.part.unlink()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -338,6 +339,15 @@ def test_a_card_that_is_not_text_is_refused(folder: Path) -> None:
     (folder / "card.md").write_bytes(b"# caf\xe9\n")
     with pytest.raises(ModelError, match=r"card\.md cannot be read as UTF-8 text"):
         checkpoint.write_card_section(folder, "One", "text")
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "file", list[tuple[int, str]]()
+    path.write_text("former")
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, path.read_text())))
+    checkpoint.replace_file(path, lambda new: new.write_text("new"))
+    assert synced == [(path.stat().st_ino, "former")]
+    assert path.read_text() == "new"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

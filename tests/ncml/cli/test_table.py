@@ -1,5 +1,6 @@
 """A table on disk: rows persist, and a run resumes only its own table."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,39 @@ def test_rows_are_written_immediately_and_resumed(tmp_path: Path) -> None:
     again.finish({"twice": lambda row: str(2 * float(row["x"])) if row["x"] else ""})
     assert lines(path) == ["file,x,model,twice", '"a,b",1.5,m1,3.0', "c,,m1,", "d,0.1,m1,0.2"]
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_rows_are_on_the_disk_when_they_have_been_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, sizes = os.fsync, dict[int, int]()
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        sizes[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", record)
+    made = table(tmp_path / "t.csv")
+    assert tmp_path.stat().st_ino in sizes
+    for name in "ab":
+        made.add([{"file": name, "x": 1}])
+        stored = made.part.stat()
+        assert sizes[stored.st_ino] == stored.st_size
+    made.finish()
+    stored = made.path.stat()
+    assert sizes[stored.st_ino] == stored.st_size
+
+
+def test_rows_that_do_not_reach_the_disk_are_not_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = table(tmp_path / "t.csv")
+    made.add([{"file": "a", "x": 1}])
+
+    def fail(descriptor: int) -> None:
+        raise OSError("damaged disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="damaged disk"):
+            made.add([{"file": "b", "x": 2}])
+    assert [row["file"] for row in made.rows()] == ["a"]
 
 
 def test_a_row_has_the_constants_of_its_table_whatever_its_own_cells_say(tmp_path: Path) -> None:
