@@ -160,12 +160,12 @@ def test_a_watch_waits_for_a_service_that_restarts(queue, tmp_path: Path) -> Non
     verdicts, log, port = tmp_path / "verdicts.csv", tmp_path / "log", free_port()
     write(tmp_path / "images", range(80, 81))
     judged = lambda: len(table(verdicts)) if verdicts.exists() else 0  # noqa: E731
-    with served(create_app(Settings(), queue), port) as url:
-        command = [sys.executable, "-m", "ncml.cli", "watch", "images", "--server", url, "-o", "verdicts.csv"]
-        with log.open("w") as stderr:
+    with contextlib.ExitStack() as ending:
+        with served(create_app(Settings(), queue), port) as url, log.open("w") as stderr:
+            command = [sys.executable, "-m", "ncml.cli", "watch", "images", "--server", url, "-o", "verdicts.csv"]
             process = subprocess.Popen(command, cwd=tmp_path, stderr=stderr)
-        eventually(lambda: judged() == 1 or process.poll() is not None)
-    try:
+            ending.callback(process.kill)
+            eventually(lambda: judged() == 1 or process.poll() is not None)
         write(tmp_path / "images", range(81, 83))
         eventually(lambda: "cannot be reached" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
@@ -173,8 +173,6 @@ def test_a_watch_waits_for_a_service_that_restarts(queue, tmp_path: Path) -> Non
             eventually(lambda: judged() == 3 or process.poll() is not None)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, log.read_text()
-    finally:
-        process.kill()
     assert [(float(row["bpd"]), row["error"]) for row in table(verdicts)] == [(80, ""), (81, ""), (82, "")]
     assert log.read_text().count("trying again until that succeeds") == 1
 
