@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from ncml.limits import DETECTOR
-from ncml.ood.alarm import FlaggedRateAlarm
+from ncml.ood.alarm import FlaggedRateAlarm, alarm_of
 from worker.contract import ScoreJob
 from worker.descriptors import Calibration, DetectorCalibration, ModelDescriptor
 from worker.job_results import JobEnding, Ood, Score
@@ -91,9 +91,13 @@ class WorkerMetrics:
             return
         key = model.name, verdict.calibration
         version, alarm = self._alarms.get(key, ("", None))
-        if alarm is None or version != calibration.version:
-            alarm = FlaggedRateAlarm(calibration.n_rank, calibration.false_positive_rate)
-            self._alarms[key] = calibration.version, alarm
+        if version != calibration.version:
+            is_detector = isinstance(calibration, DetectorCalibration)
+            cutoff = calibration.cutoff if is_detector else calibration.false_positive_rate
+            alarm = alarm_of(calibration.n_rank, calibration.smallest_p, cutoff)
+        if alarm is None:
+            return
+        self._alarms[key] = calibration.version, alarm
         self.ood_evidence.labels(*key).set(float(alarm.update(verdict.is_ood)))
 
     def forget_evidence_except(self, calibrations: Container[tuple[str, str]]) -> None:
@@ -108,11 +112,9 @@ class WorkerMetrics:
 
 
 def _reference(model: ModelDescriptor, verdict: Ood) -> Calibration | DetectorCalibration | None:
-    """Return the calibration whose rate a verdict is evidence of; None if its rate does not follow from its ranks."""
+    """Return the calibration whose rate a verdict is evidence of; None for another statistic."""
     if verdict.calibration == DETECTOR and model.detector is not None:
-        # The alarm knows how the rate varies if every scene is one image and the threshold is that of the rate itself.
-        detector = model.detector
-        return detector if detector.n_rank == detector.ranking_scenes and detector.confidence is None else None
+        return model.detector
     calibration = model.calibrations.get(verdict.calibration)
     # Verdicts by other statistics, perhaps of the same images, would be dependent: evidence counts each image once.
     return calibration if calibration and verdict.statistic == calibration.statistic else None

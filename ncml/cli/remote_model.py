@@ -35,6 +35,10 @@ class RemoteCalibration:
     version: str
     statistic: str
     false_positive_rate: float
+    cutoff: float
+    """The p-value at or below which an image is flagged: the rate, or less for a detector made with a confidence."""
+    confidence: float | None
+    n_rank: int
     smallest_p: float
     weakness: str
     statistics: tuple[str, ...]
@@ -47,6 +51,9 @@ class RemoteCalibration:
             version=document["version"],
             statistic=STATISTIC if name == NAME else document.get("statistic", ""),
             false_positive_rate=document["false_positive_rate"],
+            cutoff=document.get("cutoff", document["false_positive_rate"]),
+            confidence=document.get("confidence"),
+            n_rank=document["n_rank"],
             smallest_p=document["smallest_p"],
             weakness=document.get("weakness", ""),
             statistics=tuple(document.get("thresholds", {})),

