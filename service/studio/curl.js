@@ -35,7 +35,7 @@ export function terminal(command, kind = "curl") {
       {},
       copyButton(`Copy ${kind}`, () => command, "small"),
     ),
-    kind === "curl" && catalogue.webhooksAllowed && webhookHint(),
+    ...(kind === "curl" && catalogue.webhooksAllowed ? [webhookHint()] : []), // no false: callers may append it as text
   ];
 }
 

@@ -448,6 +448,7 @@ def test_a_model_without_calibration_gives_no_verdict(studio) -> None:
     expect(page.locator("#view-calibrate")).to_contain_text(
         "ncml calibrate --unseen --data FOLDER --model wide --out models/mine"
     )
+    expect(page.locator("#view-calibrate")).not_to_contain_text("false")
     page.get_by_role("link", name="Score").click()
     expect(page.locator(".reading .chart")).to_have_count(0)
 
