@@ -90,6 +90,11 @@ class Detection:
         """The local scores at the image's size, [H, W]; 0 outside the part that is judged and without a map."""
         return np.concatenate(list(stretch_bands(self.grid, self.covered, self.height, self.width)))
 
+    def draw(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the image, uint8 [H, W, 3] at its own size, in grey with the map and the box."""
+        colours = heat.detection_range(self.grid, self.score, self.threshold)
+        return heat.render_detection(image_HWC, self.map, colours, self.box, self.is_ood)
+
 
 @dataclass(frozen=True)
 class Verdict:

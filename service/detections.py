@@ -52,8 +52,10 @@ def _draw(detection: Detection) -> NDArray[np.uint8]:
     backdrop_HWC = np.array(Image.open(io.BytesIO(detection.backdrop or b""), formats=["JPEG"]).convert("RGB"))
     H, W = backdrop_HWC.shape[:2]
     scale = W / detection.width, H / detection.height
-    map_HW = np.concatenate(list(stretch_bands(_grid(detection), _scaled(detection.covered, *scale), H, W)))
-    return heat.render_detection(backdrop_HWC, map_HW, _scaled(detection.box, *scale))
+    grid_hw = _grid(detection)
+    map_HW = np.concatenate(list(stretch_bands(grid_hw, _scaled(detection.covered, *scale), H, W)))
+    colours = heat.detection_range(grid_hw, detection.score, detection.threshold)
+    return heat.render_detection(backdrop_HWC, map_HW, colours, _scaled(detection.box, *scale), detection.is_ood)
 
 
 def _grid(detection: Detection) -> Scores:

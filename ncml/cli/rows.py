@@ -158,9 +158,8 @@ def image_scorer(
             if score.detection is not None:
                 row |= {"view": score.detection.view, "rarity": score.detection.rarity}
                 if maps is not None:
-                    map_HW = score.detection.map
-                    rendered = heat.render_detection(image, map_HW, score.detection.box)
-                    heat.save(maps / _relative(Path(row["file"])), rendered, map_HW)
+                    rendered = score.detection.draw(image)
+                    heat.save(maps / _relative(Path(row["file"])), rendered, score.detection.map)
             elif maps is not None and score.map is not None:
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows

@@ -18,6 +18,12 @@ BAND = 256
 BRIGHTEST = 8.0
 """Bits per dimension of the brightest colour in a map of pixels: those of a pixel that is not predicted at all."""
 
+BRIGHTEST_SHARE = 0.5
+"""Least share of the way from the median of a map to its maximum from which it is brightest."""
+
+FLAGGED, UNFLAGGED = (255, 32, 32), (150, 150, 150)
+"""Colours of the box of an image that is flagged, and of one that is not."""
+
 
 def render(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     """Colour a map from `low` (black) to `high` (pale yellow), clipped; uint8 [H, W, 3]."""
@@ -54,19 +60,43 @@ def overlay(image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: flo
     return mixed_HWC
 
 
+def detection_range(grid_hw: NDArray[np.floating], score: float, threshold: float) -> tuple[float, float]:
+    """Return the range in which the map of a detector's view is rendered, so that colours mean the same in all images.
+
+    Local scores of views have no common unit, so colours follow the standardised score of the image, for which the
+    map's maximum counts: it is black at 0, the median of good images, and brightest from the threshold on. The map's
+    median is black, and what lies between is interpolated, but brightest only from `BRIGHTEST_SHARE` on.
+    """
+    if not grid_hw.size:
+        return 0.0, 1.0
+    median, largest = float(np.median(grid_hw)), float(grid_hw.max())
+    if score > 0:
+        return median, median + (largest - median) * max(BRIGHTEST_SHARE, threshold / score)
+    return (median, largest) if score > threshold else (largest, largest + 1)
+
+
 def render_detection(
-    image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], box: tuple[int, int, int, int]
+    image_HWC: NDArray[np.uint8],
+    map_HW: NDArray[np.floating],
+    colours: tuple[float, float],
+    box: tuple[int, int, int, int],
+    is_flagged: bool,
 ) -> NDArray[np.uint8]:
-    """Return the image in grey with the local scores of a detector's view, over their own range, and its box."""
-    return frame(overlay(image_HWC, map_HW, float(map_HW.min()), float(map_HW.max())), box)
+    """Return the image in grey with the local scores of a detector's view, and its box, red if the image is flagged.
+
+    colours: the local scores that are darkest and brightest (`detection_range`).
+    """
+    return frame(overlay(image_HWC, map_HW, *colours), box, FLAGGED if is_flagged else UNFLAGGED)
 
 
 def _bands(map_HW: NDArray[np.floating]) -> Iterator[slice]:
     return (slice(top, top + BAND) for top in range(0, len(map_HW), BAND))
 
 
-def frame(image_HWC: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Return a copy with a red frame inside the box (left, top, width, height).
+def frame(
+    image_HWC: NDArray[np.uint8], box: tuple[int, int, int, int], colour: tuple[int, int, int] = FLAGGED
+) -> NDArray[np.uint8]:
+    """Return a copy with a frame inside the box (left, top, width, height).
 
     Its thickness grows with the image, but leaves most of a small box visible.
     """
@@ -75,7 +105,7 @@ def frame(image_HWC: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArr
     framed = image_HWC.copy()
     boxed = framed[top : top + height, left : left + width]
     interior = boxed[thickness:-thickness, thickness:-thickness].copy()
-    boxed[:] = (255, 32, 32)
+    boxed[:] = colour
     boxed[thickness:-thickness, thickness:-thickness] = interior
     return framed
 

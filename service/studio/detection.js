@@ -13,7 +13,7 @@ export const DETECTOR_VIEWS = {
   stains: "patches like those with a soft stain",
   marks: "patches like those with a scratch, a spot or a pit",
   colour_spots: "a spot of another colour than its surroundings",
-  places: "patches unlike those of good images at the same place: something is missing, moved or added",
+  places: "patches unlike those of good images at the same place",
   appearance: "brightness, contrast or colour of the whole image",
   appearance_grid: "brightness, contrast or colour of a part",
   likelihood_mean: "noise, sharpness or compression of the whole image",
@@ -21,13 +21,34 @@ export const DETECTOR_VIEWS = {
   likelihood_peak: "pixels unlike those around them",
 };
 
+/** What else a flagged image shows in a view. */
+const MEANING = { places: ": something is missing, moved or added" };
+
+const BRIGHTEST_SHARE = 0.5; // least share of the way from a map's median to its maximum from which it is brightest
+
 const viewName = (view) => view.replaceAll("_", " ");
 
 /** The image with the box of the deciding view, or a small copy if the page no longer has the file. */
 export function detectionFigure(reading) {
-  const { view } = reading.score.detection;
-  const caption = `Most unusual: ${DETECTOR_VIEWS[view] ?? viewName(view)}`;
-  return framed(reading.score.detection, picture(reading), caption);
+  const { detection } = reading.score;
+  return framed(detection, picture(reading), detectionCaption(detection), { isCalm: !detection.is_ood });
+}
+
+function detectionCaption({ view, is_ood: isOod, box, width, height }) {
+  const compared = DETECTOR_VIEWS[view] ?? viewName(view);
+  if (isOod) return `Most unusual: ${compared}${MEANING[view] ?? ""}`;
+  const isWhole = box.width === width && box.height === height;
+  return `Not flagged. ${isWhole ? `Most unusual: ${compared}` : `The most unusual place, in the view ${viewName(view)}`}`;
+}
+
+/** [low, high] of the colours of a map, which mean the same in all images: `detection_range` of `ncml.images.heat`. */
+function colourRange({ map, score, threshold }) {
+  const values = map.flat().sort((a, b) => a - b);
+  const middle = values.length / 2;
+  const median = (values[Math.ceil(middle) - 1] + values[Math.floor(middle)]) / 2;
+  const largest = values.at(-1);
+  if (score > 0) return [median, median + (largest - median) * Math.max(BRIGHTEST_SHARE, threshold / score)];
+  return score > threshold ? [median, largest] : [largest, largest + 1];
 }
 
 function picture(reading) {
@@ -53,13 +74,14 @@ export function detectionMap(reading) {
   const { map, covered, width, height, view } = detection;
   if (!map?.length) return null;
   return showMap("Map: where it differs from good images", () => {
-    const values = map.flat();
     const label = `Local scores of the view ${viewName(view)}`;
-    const layer = pixelCanvas(heatmap(map, Math.min(...values), Math.max(...values)), label);
+    const layer = pixelCanvas(heatmap(map, ...colourRange(detection)), label);
     layer.className = "heat";
     place(layer, covered, width, height);
-    const caption = "Bright: the most unlike good images. The colours span this image: every image has bright spots.";
-    return [framed(detection, picture(reading), caption, { layers: [layer] })];
+    const caption =
+      "The colours mean the same in all images. The most unusual place is black if the score of this image is that of " +
+      "an average good one, and brightest if it is flagged.";
+    return [framed(detection, picture(reading), caption, { layers: [layer], isCalm: !detection.is_ood })];
   });
 }
 

@@ -65,9 +65,9 @@ async function fetchMap(reading) {
   }
 }
 
-/** An image of a size with the frame of a box in it; `layers` lie between the two. */
-export function framed({ box, width, height }, image, caption, { layers = [], more } = {}) {
-  const frame = h("span", { class: "box" });
+/** An image of a size with the frame of a box in it, grey if it `isCalm`; `layers` lie between the two. */
+export function framed({ box, width, height }, image, caption, { layers = [], more, isCalm = false } = {}) {
+  const frame = h("span", { class: isCalm ? "box calm" : "box" });
   place(frame, box, width, height);
   const position = `${box.left} pixels from the left and ${box.top} from the top`;
   const over = h("div", { class: "over whole" }, image, layers, frame);

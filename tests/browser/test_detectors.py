@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Response, Route, expect
+from playwright.sync_api import Page, Response, Route, expect
 
 from ncml.calibration.power_pictures import PowerPictures
 from ncml.checkpoint import describe
@@ -94,6 +94,8 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     assert abs(box["y"] - image["y"] - image["height"] / 2) < 4
     reading.get_by_text("Map: where it differs from good images").click()
     expect(reading.locator(".map canvas.heat")).to_be_visible()
+    assert brightest(page) > 600
+    expect(reading.locator(".over .box.calm")).to_have_count(0)
     reading.get_by_text("All views").click()
     expect(reading.locator("table tr").first).to_contain_text("appearance griddecides")
     text = reading.inner_text()
@@ -103,6 +105,43 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator(".label")).to_have_text("Not flagged")
     expect(reading.locator("h3")).to_have_text(re.compile(r"^\d+ of 19 good images are at least as unusual$"))
     expect(reading.locator(".verdict")).to_contain_text("This does not mean free of defects")
+    expect(reading.locator("figcaption").first).to_contain_text(re.compile("^Not flagged. "))
+    expect(reading.locator(".over .box:not(.calm)")).to_have_count(0)
+
+
+def test_an_image_that_is_not_flagged_has_neither_bright_colours_nor_what_only_defects_show(studio, images) -> None:
+    def judged_by_place(route: Route) -> None:
+        answer = route.fetch()
+        result = answer.json()
+        box = {"left": 10, "top": 10, "width": 8, "height": 8}
+        covered = {"left": 0, "top": 0, "width": 96, "height": 72}
+        values = {"view": "places", "score": 0.5, "threshold": 2.0, "is_ood": False, "box": box, "covered": covered}
+        result["results"][0]["detection"] |= values | {"map": [[1, 2, 3], [0, 2, 10]]}
+        route.fulfill(response=answer, json=result)
+
+    page = studio(model="washer")
+    page.route("**/jobs/*/result", judged_by_place)
+    view = page.locator("#view-score")
+    view.locator("input[type=file]").first.set_input_files(images[:1])
+    view.get_by_role("button", name="Score 1 image").click()
+    reading = page.locator(".reading")
+    expect(reading.locator("figcaption").first).to_have_text("Not flagged. The most unusual place, in the view places")
+    expect(reading).not_to_contain_text("something is missing")
+    reading.get_by_text("Map: where it differs from good images").click()
+    expect(reading.locator(".map canvas.heat")).to_be_visible()
+    assert 100 < brightest(page) < 300
+
+
+def brightest(page: Page) -> int:
+    """Return the largest sum of red, green and blue in the map that the page draws."""
+    return page.locator(".map canvas.heat").evaluate(
+        """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          const length = data.length / 4;
+          const sums = Array.from({ length }, (_, i) => data[4 * i] + data[4 * i + 1] + data[4 * i + 2]);
+          return Math.max(...sums);
+        }"""
+    )
 
 
 POWER = {

@@ -19,7 +19,7 @@ import ncml
 from ncml.cli import main as cli
 from ncml.client import Client
 from ncml.errors import ServiceError
-from ncml.images import open_image, resize_to, to_png
+from ncml.images import heat, open_image, resize_to, to_png
 from ncml.images.tiling import Box
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.view import Measurement
@@ -212,7 +212,10 @@ def test_a_png_shows_the_map_and_the_box_over_the_image(client: TestClient) -> N
     np.testing.assert_allclose(drawn[40, 40], 100, atol=6)  # half of the image, where there is no map
     assert drawn[20, 20].sum() > drawn[20, 60].sum()
     several = post(client, flat(200), flat(90, 96, 40), headers={"Accept": "image/png"})
-    assert open_image(several.content).shape == (64, 128, 3)  # the taller image is reduced to 64 pixels
+    both = open_image(several.content)
+    assert both.shape == (64, 128, 3)  # the taller image is reduced to 64 pixels
+    assert (both[0, 0] == heat.FLAGGED).all()
+    assert (both[0, 64] == heat.UNFLAGGED).all()
 
 
 def test_arrays_hold_the_map_at_the_size_of_the_image(client: TestClient) -> None:

@@ -20,7 +20,7 @@ from ncml.calibration.detector import MadeDetector, make_detector
 from ncml.calibration.division import divide, find_scenes
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
-from ncml.images import open_image
+from ncml.images import heat, open_image
 from ncml.images.random_marks import add_marks
 from ncml.images.tiling import Box
 from ncml.limits import MAX_SHEET_BYTES
@@ -79,6 +79,12 @@ def test_a_folder_of_good_images_becomes_a_model_that_judges_images_at_their_own
     assert (missing.detection.height, missing.detection.width) == (72, 96)
     assert missing.detection.map.shape == (72, 96)
     assert missing.detection.rarity.startswith("0 of ")
+    assert good.detection is not None
+    flagged, unflagged = missing.detection.draw(without_disc(1001)), good.detection.draw(good_image(1000))
+    assert (flagged == heat.FLAGGED).all(2).any()
+    assert not (unflagged == heat.FLAGGED).all(2).any()
+    box = good.detection.box
+    assert (unflagged[box.top, box.left] == heat.UNFLAGGED).all()
 
 
 def test_bits_per_dimension_keep_their_meaning(loaded: ncml.Model, model: ncml.Model) -> None:

@@ -36,6 +36,26 @@ def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged
     assert (heat.render(pixels + 8, *heat.score_range(pixels + 8, 7.5)) == heat.render(np.ones((2, 2)), 0, 1)).all()
 
 
+def test_colours_of_a_detectors_map_mean_the_same_in_all_images() -> None:
+    grid = np.array([[1, 2, 3], [0, 2, 10]], np.float32)  # its median is 2
+    image = np.full((2, 3, 3), 100, np.uint8)
+
+    def peak(score: float) -> int:
+        colours = heat.detection_range(grid, score, threshold=2)
+        drawn = heat.render_detection(image, grid, colours, (0, 0, 1, 1), score > 2)
+        assert (drawn[0, 0] == (heat.FLAGGED if score > 2 else heat.UNFLAGGED)).all()
+        assert (drawn[1, 1] == (50, 50, 52)).all()  # the median is black in all images
+        return int(drawn[1, 2].sum())
+
+    black, brightest = peak(0), peak(2.1)
+    assert peak(-5) == black == 152
+    assert black < peak(0.5) < peak(1) < peak(1.9) < brightest
+    assert peak(200) == brightest
+    assert heat.detection_range(grid, 200, 2) == (2, 6)  # half-way to the maximum, not where noise is as bright
+    assert heat.detection_range(grid, -1, -2) == (2, 10)  # flagged
+    assert heat.detection_range(grid[:0], 3, 2) == (0, 1)  # of a view without a map
+
+
 def test_a_frame_is_inside_its_box_and_changes_no_other_pixel() -> None:
     image = np.full((20, 30, 3), 100, np.uint8)
     framed = heat.frame(image, (5, 4, 10, 8))
