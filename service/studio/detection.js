@@ -1,9 +1,9 @@
 // An image that a detector has judged at its own size: where it differs, in which views, and what to do.
 
 import { h, plural } from "./dom.js";
-import { createCanvas, pixelCanvas } from "./image.js";
+import { pixelCanvas } from "./image.js";
 import { heatmap, showMap } from "./map.js";
-import { framed, place } from "./tiles.js";
+import { fetchedFigure, framed, place } from "./tiles.js";
 import { calibrationOf } from "./verdict.js";
 
 /** What each view compares, in words. */
@@ -28,10 +28,27 @@ const BRIGHTEST_SHARE = 0.5; // least share of the way from a map's median to it
 
 const viewName = (view) => view.replaceAll("_", " ");
 
-/** The image with the box of the deciding view, or a small copy if the page no longer has the file. */
+/** The image with the box of the deciding view: a small copy if the page no longer has the file, or what the service drew. */
 export function detectionFigure(reading) {
   const { detection } = reading.score;
-  return framed(detection, picture(reading), detectionCaption(detection), { isCalm: !detection.is_ood });
+  const caption = detectionCaption(detection);
+  if (!hasPicture(reading)) return drawnFigure(reading, caption);
+  return framed(detection, picture(reading), caption, { isCalm: !detection.is_ood });
+}
+
+/** Whether the page can show the image; it has no small copy of a TIFF, which most browsers cannot decode. */
+const hasPicture = ({ modelView }) => Boolean(modelView);
+
+/** The image as the service drew it: in grey, with its map and its box. */
+function drawnFigure(reading, caption) {
+  const { name, modelView } = reading;
+  const { width, height } = reading.score.detection;
+  const reason = modelView === null ? "This browser cannot display the file" : "The storage of this tab is full";
+  return fetchedFigure(reading, (src) => {
+    const image = h("div", { class: "over whole" }, h("img", { width, height, src, alt: name }));
+    const source = `${reason}: this is the map on the image in grey, as the service drew it.`;
+    return h("figure", {}, image, h("figcaption", { class: "hint" }, `${caption}. ${source}`));
+  });
 }
 
 function detectionCaption({ view, is_ood: isOod, box, width, height }) {
@@ -54,25 +71,18 @@ function colourRange({ map, score, threshold }) {
 function picture(reading) {
   const { file, name, modelView } = reading;
   const { width, height } = reading.score.detection;
-  const small = () => (modelView ? h("img", { width, height, src: modelView, alt: name }) : blank(width, height));
+  const small = () => h("img", { width, height, src: modelView, alt: name });
   if (!file) return small();
   reading.fileUrl ??= URL.createObjectURL(file);
   const image = h("img", { width, height, src: reading.fileUrl, alt: name, onerror: () => image.replaceWith(small()) });
   return image;
 }
 
-function blank(width, height) {
-  const scale = Math.min(1, 480 / Math.max(width, height));
-  const [canvas] = createCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
-  canvas.setAttribute("aria-hidden", "true");
-  return canvas;
-}
-
-/** Details with the local scores of the deciding view over the image; nothing for a view without a map. */
+/** Details with the local scores of the deciding view over the image; nothing for a view without a map, or if it is shown. */
 export function detectionMap(reading) {
   const { detection } = reading.score;
   const { map, covered, width, height, view } = detection;
-  if (!map?.length) return null;
+  if (!map?.length || !hasPicture(reading)) return null;
   return showMap("Map: where it differs from good images", () => {
     const label = `Local scores of the view ${viewName(view)}`;
     const layer = pixelCanvas(heatmap(map, ...colourRange(detection)), label);

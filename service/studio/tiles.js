@@ -36,16 +36,21 @@ export function tileMapDetails(reading) {
 
 const size = ({ scan: { width, height } }) => ({ width, height });
 
-/** The map that the service drew, fetched when it is shown; if that fails, the user can try again. */
-function mapFigure(reading, caption, isDownloadable = false) {
+/** The map that the service drew. */
+const mapFigure = (reading, caption, isDownloadable = false) =>
+  fetchedFigure(reading, (src) => {
+    const image = h("img", { ...size(reading), src, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
+    const attributes = { class: "button small", href: src, download: `${stem(reading.name)}-map.png` };
+    const download = isDownloadable && h("div", {}, h("a", attributes, "Download map"));
+    return framed(reading.scan, image, caption, { more: download });
+  });
+
+/** `figure(src)` of what the service drew, fetched when it is shown; if that fails, the user can try again. */
+export function fetchedFigure(reading, figure) {
   const holder = h("div", {}, h("p", { class: "hint" }, "Loading the map"));
   async function show() {
     try {
-      const src = await fetchMap(reading);
-      const image = h("img", { ...size(reading), src, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
-      const attributes = { class: "button small", href: src, download: `${stem(reading.name)}-map.png` };
-      const download = isDownloadable && h("div", {}, h("a", attributes, "Download map"));
-      holder.replaceChildren(framed(reading.scan, image, caption, { more: download }));
+      holder.replaceChildren(figure(await fetchMap(reading)));
     } catch (error) {
       holder.replaceChildren(failure(error, show));
     }

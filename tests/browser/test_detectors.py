@@ -132,6 +132,24 @@ def test_an_image_that_is_not_flagged_has_neither_bright_colours_nor_what_only_d
     assert 100 < brightest(page) < 300
 
 
+def test_an_image_that_the_browser_cannot_decode_is_shown_as_the_service_drew_it(studio, images: list[Path]) -> None:
+    tiff = images[1].with_suffix(".tiff")
+    Image.open(images[1]).save(tiff)
+    page = studio(model="washer")
+    view = page.locator("#view-score")
+    view.locator("input[type=file]").first.set_input_files(tiff)
+    view.get_by_role("button", name="Score 1 image").click()
+    reading = page.locator(".reading")
+    expect(reading.locator(".label")).to_have_text("Flagged")
+    caption = reading.locator("figcaption").first
+    expect(caption).to_contain_text("This browser cannot display the file: this is the map on the image in grey")
+    size = "(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+    assert reading.locator(".over img").evaluate(size) == [96, 72]
+    expect(reading.locator("details.map")).to_have_count(0)  # it is shown above
+    page.reload()
+    expect(caption).to_contain_text("This browser cannot display the file")
+
+
 def brightest(page: Page) -> int:
     """Return the largest sum of red, green and blue in the map that the page draws."""
     return page.locator(".map canvas.heat").evaluate(
