@@ -25,6 +25,7 @@ export const DETECTOR_VIEWS = {
 const MEANING = { places: ": something is missing, moved or added" };
 
 const BRIGHTEST_SHARE = 0.5; // least share of the way from a map's median to its maximum from which it is brightest
+const MIN_ESTIMATING = 11; // scenes from which a detector is estimated at least
 
 const viewName = (view) => view.replaceAll("_", " ");
 
@@ -123,10 +124,8 @@ export function detectionSteps(reading) {
   const { is_ood: isOod } = reading.score.detection;
   const models = h("a", { href: "#models" }, "Models");
   if (!isOod) return h("p", {}, "This does not mean free of defects: ", models, " lists what this detector misses.");
-  const rate = calibration?.false_positive_rate;
-  const share = rate && `ne in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate`;
   const steps = [
-    share && `${calibration.confidence ? "At most o" : "O"}${share}; to flag fewer, lower it.`,
+    calibration && rateStep(calibration),
     "If this image is good, say so here: the next version of the detector learns from it.",
   ];
   return h(
@@ -134,4 +133,18 @@ export function detectionSteps(reading) {
     { class: "steps" },
     steps.filter(Boolean).map((step) => h("li", {}, step)),
   );
+}
+
+/** How many good images are flagged, and how to flag fewer: a detector has the rate with which it was made. */
+function rateStep({ false_positive_rate: rate, confidence }) {
+  const share = `ne in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate`;
+  const lower = rate > 0.01 ? 0.01 : Number((rate / 10).toPrecision(3));
+  const needed = MIN_ESTIMATING + Math.ceil(1 / lower - 1e-9) - 1;
+  const command = h("code", {}, `ncml adapt GOOD --false-positive-rate ${lower}`);
+  const remedy = "; to flag fewer, make the detector again with ";
+  return [
+    `${confidence ? "At most o" : "O"}${share}${remedy}`,
+    command,
+    `, from good images of at least ${needed} scenes.`,
+  ];
 }

@@ -85,6 +85,10 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator(".label")).to_have_text("Flagged")
     expect(reading.locator("h3")).to_have_text("None of 19 good images is as unusual")
     expect(reading.locator(".verdict")).to_contain_text("One in 20 good images is flagged at this rate")
+    expect(reading.locator(".verdict")).to_contain_text(
+        "to flag fewer, make the detector again with ncml adapt GOOD --false-positive-rate 0.01, from good images of "
+        "at least 110 scenes"
+    )
     expect(reading.locator(".verdict")).to_contain_text("the next version of the detector learns from it")
     expect(reading.locator("figcaption").first).to_contain_text(
         "Most unusual: brightness, contrast or colour of a part"
