@@ -49,7 +49,7 @@ export function mount(host, { sendTo }) {
     if (!file) return;
     if (others.length) {
       const message = `Only ${file.name} is used: one image is completed at a time.`;
-      notice.replaceChildren(failure({ message, calm: true }));
+      notice.append(failure({ message, calm: true }));
     }
     selectedFile = file;
     await showFile();

@@ -52,20 +52,28 @@ export function clearRefusals(form, notice) {
   for (const refusal of form.querySelectorAll(".refusal")) refusal.remove();
 }
 
-/** Return the files that are images by their type or name; the others are reported in `notice`. */
+/** Return the files that are images by their type or name; the others, and empty ones, are reported in `notice`. */
 export function imageFiles(files, notice) {
-  const images = files.filter(isImage);
   const others = files.filter((file) => !isImage(file));
+  const empty = files.filter((file) => isImage(file) && !file.size);
+  const images = files.filter((file) => isImage(file) && file.size);
   notice.replaceChildren();
-  if (others.length) {
-    const names = listed(others.map(({ name }) => name));
+  const message = [skipped(others, "not an image", "not images"), skipped(empty, "empty", "empty")];
+  if (images.length < files.length) {
     showFailure(notice, {
-      message: `${names} ${others.length > 1 ? "are not images and were" : "is not an image and was"} skipped.`,
+      message: message.filter(Boolean).join(" "),
       remedy: !images.length && "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file.",
       calm: images.length > 0,
     });
   }
   return images;
+}
+
+/** Why files were skipped, in a sentence that names them; "" for none. */
+function skipped(files, reason, sharedReason) {
+  if (!files.length) return "";
+  const names = listed(files.map(({ name }) => name));
+  return `${names} ${files.length > 1 ? `are ${sharedReason} and were` : `is ${reason} and was`} skipped.`;
 }
 
 /** Whether the service may read a file, by its type or name: other types, such as SVG, are refused. */

@@ -90,19 +90,21 @@ export class PendingImage {
 }
 
 /**
- * The list of pending images. `tiles()` is null, or the {size} of tiles in which they will be scored, if one is chosen;
- * `isWhole()` is whether a detector will judge them whole.
+ * The list of pending images, and the names of files that were left out. `tiles()` is null, or the {size} of tiles in
+ * which they will be scored, if one is chosen; `isWhole()` is whether a detector will judge them whole.
  */
 export class PendingImages {
   images = [];
-  element = h("ul", { class: "waiting", hidden: true });
+  list = h("ul", { class: "waiting", hidden: true });
+  skipped = h("div"); // names selected files that are left out, until the next selection
+  elements = [this.list, this.skipped];
 
-  constructor({ tiles, isWhole, notice, onChange }) {
-    Object.assign(this, { tiles, isWhole, notice, onChange });
+  constructor({ tiles, isWhole, onChange }) {
+    Object.assign(this, { tiles, isWhole, onChange });
   }
 
   add(files) {
-    const accepted = imageFiles(files, this.notice);
+    const accepted = imageFiles(files, this.skipped);
     const added = accepted.map((file) => new PendingImage(file, (image) => this.remove([image])));
     this.images = [...this.images, ...added];
     this.render();
@@ -115,6 +117,7 @@ export class PendingImages {
   }
 
   clear() {
+    this.skipped.replaceChildren();
     this.remove(this.images);
   }
 
@@ -132,8 +135,8 @@ export class PendingImages {
     for (const image of listed) if (!image.decoding) image.show(this.tiles, this.isWhole);
     const others = images.length - listed.length;
     const more = others ? [h("li", { class: "hint" }, `and ${plural(others, "more image")}`)] : [];
-    this.element.replaceChildren(...listed.map(({ element }) => element), ...more);
-    this.element.hidden = !images.length;
+    this.list.replaceChildren(...listed.map(({ element }) => element), ...more);
+    this.list.hidden = !images.length;
     this.onChange();
   }
 }

@@ -50,7 +50,6 @@ class ScoreView {
     this.pending = new PendingImages({
       tiles: () => this.conditions.tiles,
       isWhole: () => this.conditions.isDetection,
-      notice: this.notice,
       onChange: () => this.sender.update(),
     });
     this.stage.append(this.running, ...this.results.elements);
@@ -73,7 +72,7 @@ class ScoreView {
       "div",
       { class: "controls stack" },
       h("div", { class: "field" }, this.zone, h("div", { class: "row start" }, folder)),
-      this.pending.element,
+      this.pending.elements,
       this.examples.element,
       this.notice,
       this.conditions.elements,

@@ -483,7 +483,7 @@ def test_refused_images_do_not_delay_the_others(studio, tab, tmp_path: Path, til
     expect(page.locator(".waiting .bad")).to_have_text([re.compile("broken.png"), re.compile("cut.png")])
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text(re.compile(r"broken.png is not an image.*\. The same applies to cut.png\."))
-    expect(refusal).to_contain_text("2 images were submitted.")
+    expect(refusal).to_contain_text("The other 2 images were submitted.")
     expect(refusal).to_be_in_viewport(ratio=1)
 
 
