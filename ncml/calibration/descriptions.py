@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ncml import checkpoint, images
 from ncml.calibration.detector import MadeDetector, Suspect
@@ -21,8 +21,8 @@ from ncml.ood.tile_calibration import TileCalibration
 
 MAX_NAMES = 10
 """Images that are listed by name."""
-MAX_CELLS, CELL_SIDE = 48, 160
-"""Images on a contact sheet, and pixels of a side of each."""
+MAX_CELLS, CELL_SIDE, CELL_CAPTION = 48, 160, 32
+"""Images on a contact sheet, pixels of a side of each, and height of the two lines below it."""
 
 
 def save(calibration: Calibration, folder: Path) -> None:
@@ -149,20 +149,28 @@ def write_detector_card(made: MadeDetector) -> None:
 def save_contact_sheet(suspects: Sequence[Suspect], path: Path) -> bool:
     """Write small copies of the images that are unlike the others, the most unlike first; return whether there are any.
 
-    A sheet of an earlier detector is removed.
+    The name and the deciding view are below each. A sheet of an earlier detector is removed.
     """
     path.unlink(missing_ok=True)
-    cells: list[NDArray[np.uint8]] = []
-    for suspect in suspects[:MAX_CELLS]:
-        image = Image.fromarray(images.open_image(suspect.path, field=suspect.name))
-        image.thumbnail((CELL_SIDE, CELL_SIDE))
-        cell = Image.new("RGB", (CELL_SIDE, CELL_SIDE), "white")
-        cell.paste(image, ((CELL_SIDE - image.width) // 2, (CELL_SIDE - image.height) // 2))
-        cells.append(np.asarray(cell))
+    cells = [_sheet_cell(suspect) for suspect in suspects[:MAX_CELLS]]
     if cells:
         sheet = images.to_png(images.grid(np.stack(cells)))
         checkpoint.replace_file(path, lambda new: new.write_bytes(sheet))
     return bool(cells)
+
+
+def _sheet_cell(suspect: Suspect) -> NDArray[np.uint8]:
+    image = Image.fromarray(images.open_image(suspect.path, field=suspect.name))
+    image.thumbnail((CELL_SIDE, CELL_SIDE))
+    cell = Image.new("RGB", (CELL_SIDE, CELL_SIDE + CELL_CAPTION), "white")
+    cell.paste(image, ((CELL_SIDE - image.width) // 2, (CELL_SIDE - image.height) // 2))
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(11)
+    name = " ".join(suspect.name[-CELL_SIDE:].split())  # without line breaks
+    while draw.textlength(name, font) > CELL_SIDE - 4:  # the end of a path distinguishes it
+        name = "…" + name.removeprefix("…")[1:]
+    draw.text((2, CELL_SIDE + 2), name, "black", font)
+    draw.text((2, CELL_SIDE + 16), suspect.view.replace("_", " "), "black", font)
+    return np.asarray(cell)
 
 
 def _sizes(calibration: DetectorCalibration) -> str:
