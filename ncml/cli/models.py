@@ -6,14 +6,17 @@ from typing import Any
 
 from ncml import checkpoint
 from ncml.cli.terminal import JsonOption, identity, print_json
+from ncml.data.inventory import counted
 from ncml.errors import ModelError
+from ncml.ood import detector_calibration
 from ncml.paths import default_name, model_folders, search_path
 
 
 def models(*, as_json: JsonOption = False) -> None:
     """List the models that --model accepts by name: those in NCML_MODELS, or else in ./models and the bundled ones.
 
-    Incomplete model folders are reported on stderr.
+    Detectors are listed with their own version and the number of their good images. Incomplete model folders are
+    reported on stderr.
 
     Args:
         as_json: Print JSON.
@@ -40,6 +43,7 @@ def models(*, as_json: JsonOption = False) -> None:
                 "generates": description.config.generates,
                 "keeps": list(description.keeps),
                 "detector": (folder / checkpoint.DETECTOR).is_file(),
+                **_describe_detector(description),
                 "metrics": description.metrics,
             }
         )
@@ -49,14 +53,39 @@ def models(*, as_json: JsonOption = False) -> None:
         print("no model found in", os.pathsep.join(map(str, search_path())))
     else:
         for model in listed:
-            size = f"{model['height']}x{model['width']}"
-            metrics = "  ".join(f"{name} {_format(value)}" for name, value in model["metrics"].items())
-            mark = "" if model["generates"] else "  (only scores)"
-            mark += "  (default)" if model["default"] else ""
-            mark += "  (detector)" if model["detector"] else ""
-            print(f"{model['name']}  {model['version'][:12]}  {size}  {metrics}  {model['folder']}{mark}")
-            if model["classes"]:
-                print("  classes:", ", ".join(model["classes"]))
+            print(_line(model))
+            if model["classes"] and (model["generates"] or not model["detector"]):
+                owner = " of its base" if model["detector"] else ""
+                print(f"  classes{owner}:", ", ".join(model["classes"]))
+
+
+def _describe_detector(description: checkpoint.Description) -> dict[str, Any]:
+    """Return the version of a detector and the number of its good images; None for a model without one.
+
+    The version of the model is that of its base, which other detectors and their updates share.
+    """
+    calibration = None
+    try:
+        calibration = detector_calibration.read_if_present(description.folder, description.version)
+    except ModelError as error:
+        print(f"ncml: {error}", file=sys.stderr)
+    return {
+        "detector_version": calibration and calibration.version,
+        "good_images": calibration and calibration.n_fit + calibration.n_rank,
+    }
+
+
+def _line(model: dict[str, Any]) -> str:
+    size = f"{model['height']}x{model['width']}"
+    metrics = "  ".join(f"{name} {_format(value)}" for name, value in model["metrics"].items())
+    described = f"{model['version'][:12]}  {size}  {metrics}"
+    if model["detector_version"]:
+        made = f"detector of {counted(model['good_images'], 'good image')}"
+        described = f"{model['detector_version'][:12]}  {made}, with base {model['version'][:12]}"
+    mark = "" if model["generates"] else "  (only scores)"
+    mark += "  (default)" if model["default"] else ""
+    mark += "  (detector)" if model["detector"] and not model["detector_version"] else ""
+    return f"{model['name']}  {described}  {model['folder']}{mark}"
 
 
 def _format(value: float) -> str:

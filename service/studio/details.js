@@ -65,19 +65,30 @@ function detectorFacts(model) {
 }
 
 function modelFacts(model) {
+  if (model.detector) return detectorBaseFacts(model);
   const { preprocessing } = model;
-  const ownMetrics = model.detector ? [] : Object.entries(model.metrics); // those of its base say nothing about it
-  const metrics = ownMetrics.map(([name, value]) => [
+  const metrics = Object.entries(model.metrics).map(([name, value]) => [
     METRIC_NAMES[name] ?? name.replaceAll("_", " ").replace("bpd", "bits/dim"),
     h("span", { class: "mono" }, value.toLocaleString("en", { maximumFractionDigits: 4 })),
   ]);
   return [
     ["Version", h("code", {}, model.version.slice(0, 12))],
-    [model.detector ? "Image size of its base" : "Image size", `${model.width} × ${model.height}`],
+    ["Image size", `${model.width} × ${model.height}`],
     ["Classes", model.classes.join(", ") || "none"],
     ...(isGenerator(model) ? samplingFacts(model) : []),
     ...metrics,
-    ...(model.detector ? [] : [["Preprocessing", `${preprocessing.name} v${preprocessing.version}`]]),
+    ["Preprocessing", `${preprocessing.name} v${preprocessing.version}`],
+  ];
+}
+
+/** The facts of a detector, whose base says nothing about it: other detectors and its updates have the same one. */
+function detectorBaseFacts({ detector, version, width, height, generates, classes }) {
+  return [
+    ["Version", h("code", {}, detector.version.slice(0, 12))],
+    ["Good images", (detector.n_fit + detector.n_rank).toLocaleString("en")],
+    ["Version of its base", h("code", {}, version.slice(0, 12))],
+    ["Image size of its base", `${width} × ${height}`],
+    ...(generates && classes.length ? [["Classes of its base", classes.join(", ")]] : []),
   ];
 }
 

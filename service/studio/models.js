@@ -116,7 +116,7 @@ function modelRows(model) {
   const testBpd = model.detector ? null : model.metrics.test_bpd; // that of its base says nothing about a detector
   const cells = [
     model.detector ? "any" : `${model.width} × ${model.height}`,
-    model.classes.length ? String(model.classes.length) : "none",
+    classCount(model),
     testBpd ? testBpd.toFixed(2) : "–",
     verdictsCell(model),
   ];
@@ -127,6 +127,12 @@ function modelRows(model) {
     cells.map((content, i) => h("td", { class: isWide(i + 1) }, content)),
   );
   return [row, details];
+}
+
+/** The number of a model's classes; those of its base say nothing about a detector. */
+function classCount({ detector, classes }) {
+  if (detector) return "–";
+  return classes.length ? String(classes.length) : "none";
 }
 
 /** Whether a model gives verdicts, and what they miss and detect. */

@@ -56,8 +56,11 @@ function detectionArticle(reading) {
 const bitsText = ({ score: { bpd }, model: { name } }) =>
   `${bpd.toFixed(2)} bits/dim under the base of ${name}, which sees the image in small. They do not decide the verdict.`;
 
-const conditionsText = ({ model, conditions }) =>
-  [`${model.name} ${model.version.slice(0, 12)}`, ...conditionsOf(conditions)].join(" · ");
+/** The model with its version, of a detector its own rather than that of its base, and the conditions. */
+function conditionsText({ model, conditions, score: { detection } }) {
+  const version = detection?.calibration_version ?? model.version;
+  return [`${model.name} ${version.slice(0, 12)}`, ...conditionsOf(conditions)].join(" · ");
+}
 
 /** The conditions of the likelihood, as texts; none for the exact likelihood of the image. */
 const conditionsOf = ({ class: className, noise }) =>

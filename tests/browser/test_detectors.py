@@ -198,6 +198,24 @@ def test_the_power_of_a_detector_begins_with_what_it_misses(studio) -> None:
     expect(details.get_by_role("button", name="Generate")).to_have_count(0)  # samples of its base
 
 
+def test_a_detector_is_described_by_its_own_version_and_good_images(studio, site, images: list[Path]) -> None:
+    model = site.http.get("/models/washer").json()
+    version, count = model["detector"]["version"][:12], model["detector"]["n_fit"] + model["detector"]["n_rank"]
+    page = studio("models", model="washer")
+    table = page.locator("table.models")
+    row = table.get_by_role("row").filter(has=page.get_by_role("button", name="washer"))
+    expect(row.locator("td").nth(1)).to_have_text("–")  # the classes of its base
+    table.get_by_role("button", name="washer").click()
+    assert table.locator("tr.details:visible dl > div").all_inner_texts() == [
+        f"Version\n{version}", f"Good images\n{count}", f"Version of its base\n{model['version'][:12]}",
+        "Image size of its base\n8 × 8", "Classes of its base\ndark, light",
+    ]  # fmt: skip
+    page.get_by_role("link", name="Score", exact=True).click()
+    page.locator("#view-score input[type=file]").first.set_input_files(images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator(".reading header .hint")).to_have_text(f"washer {version}")
+
+
 def test_each_alteration_has_a_picture_that_is_missed_and_one_that_is_found(studio, site) -> None:
     power = site.http.get("/models/washer").json()["detector"]["power"]
     page = studio("models", model="tiny")

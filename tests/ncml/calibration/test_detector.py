@@ -18,6 +18,8 @@ from ncml.calibration import descriptions
 from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, make_detector
 from ncml.calibration.division import divide, find_scenes
+from ncml.checkpoint import describe
+from ncml.cli.models import models
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError, ModelError
 from ncml.images import heat, open_image
@@ -85,6 +87,27 @@ def test_a_folder_of_good_images_becomes_a_model_that_judges_images_at_their_own
     assert not (unflagged == heat.FLAGGED).all(2).any()
     box = good.detection.box
     assert (unflagged[box.top, box.left] == heat.UNFLAGGED).all()
+
+
+def test_detectors_are_listed_with_their_own_version_and_good_images(
+    made: MadeDetector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NCML_MODELS", str(tmp_path))
+    shutil.copytree(made.folder, tmp_path / "part")
+    models()
+    line, classes = capsys.readouterr().out.splitlines()
+    version, base = made.calibration.version[:12], describe(made.folder).version[:12]
+    count = made.calibration.n_fit + made.calibration.n_rank
+    assert line.startswith(f"part  {version}  detector of {count} good images, with base {base}")
+    assert classes == "  classes of its base: a, b"
+    models(as_json=True)
+    [listed] = json.loads(capsys.readouterr().out)["models"]
+    assert (listed["detector_version"], listed["good_images"]) == (made.calibration.version, count)
+    (tmp_path / "part" / "detector.json").write_text("{")
+    models(as_json=True)
+    done = capsys.readouterr()
+    assert "detector.json cannot be read as JSON" in done.err
+    assert json.loads(done.out)["models"][0]["detector_version"] is None
 
 
 def test_bits_per_dimension_keep_their_meaning(loaded: ncml.Model, model: ncml.Model) -> None:
