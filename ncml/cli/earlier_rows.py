@@ -1,16 +1,18 @@
-"""Rows of a table that an earlier run has finished, for the files that have not changed since.
+"""A table that an earlier run has finished: whether a run may replace it, and its rows of unchanged files.
 
 A file is unchanged if it has the size and the modification time in the columns `bytes` and `modified` of its row. Does
 not import torch.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
 
 from ncml.cli.table import Row, Table, column_names, read
+from ncml.data.inventory import counted
 from ncml.errors import InputError
-from ncml.object_storage import StoragePath
+from ncml.object_storage import StoragePath, is_address
 from ncml.paths import Location, printable
 
 STAMP_COLUMNS = ("bytes", "modified")
@@ -44,6 +46,33 @@ def is_current(row: Row, path: Location) -> bool:
 def count_current(table: Table, paths: Iterable[Location]) -> int:
     """Return how many rows at the start of an unfinished table belong to these files in their present state."""
     return sum(1 for _ in takewhile(lambda pair: is_current(*pair), zip(table.rows(), paths, strict=False)))
+
+
+def check_replaceable(table: Table, name: str, inputs: Sequence[Location]) -> None:
+    """Raise `InputError` for a finished table that is not one of scores, or has rows that its replacement would lose.
+
+    These are rows of files that are neither among the inputs nor in a folder among them; those of files that were
+    deleted from such a folder may go. name: what messages call the table.
+    """
+    if not table.path.exists() or not table.path.stat().st_size:
+        return
+    remedy = "delete it, or choose another --output."
+    try:
+        if not {*STAMP_COLUMNS, "error"} <= {*column_names(table.path)}:
+            raise InputError("output", "it lacks columns")
+        paths = {_absolute(printable(path)) for path in inputs}
+        folders = tuple(f"{_absolute(printable(path)).rstrip('/')}/" for path in inputs if path.is_dir())
+        names = (row["file"] for row in read(table.path, ["file"]))
+        others = [name for name in names if (path := _absolute(name)) not in paths and not path.startswith(folders)]
+    except InputError as error:
+        raise InputError("output", f"{name} is not a table of ncml score: {remedy}") from error
+    if others:
+        rows = f"rows of {counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} not to be scored"
+        raise InputError("output", f"{name} has {rows}, such as {others[0]}: {remedy}")
+
+
+def _absolute(name: str) -> str:
+    return name if is_address(name) else os.path.abspath(name)  # noqa: PTH100 (without following links)
 
 
 class EarlierRows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ncml.cli.earlier_rows import DISCOVERY, STAMP_COLUMNS, EarlierRows, count_current, stamp
+from ncml.cli.earlier_rows import DISCOVERY, STAMP_COLUMNS, EarlierRows, check_replaceable, count_current, stamp
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
 from ncml.cli.stored_table import check_output, open_table
 from ncml.cli.table import Table, part_of
@@ -93,6 +93,7 @@ def score_to_table(
     """Write a row for every file, resuming an interrupted run; returns the table's summary.
 
     Rows of a finished table are kept for files that have not changed, unless heat maps are to be written as well.
+    Raises `InputError` for a file at `output` that its replacement would lose (`check_replaceable`).
     """
     check_output(output)
     total = _count(files)
@@ -100,6 +101,12 @@ def score_to_table(
         raise InputError("files", _no_image_in(files))
     names = (*columns, *STAMP_COLUMNS, *constants, "error")
     with open_table(output, names, texts=TEXT_COLUMNS, constants=constants) as table:
+        try:
+            check_replaceable(table, str(output), files.paths)
+        except (InputError, OSError):
+            if not table.done:
+                table.part.unlink()
+            raise
         return _fill(table, files, scorer, fdr, skipped, total) | {"output": str(output)}
 
 

@@ -9,6 +9,7 @@ import pytest
 from ncml.cli.rows import Row, Scorer, SkippedFiles
 from ncml.cli.score_output import Inputs, format_summary, score_to_table
 from ncml.cli.table import read
+from ncml.errors import InputError
 
 COLUMNS = ("file", "bpd", "p_value", "is_ood")
 Update = Callable[..., tuple[Row, list[str]]]
@@ -84,13 +85,37 @@ def test_only_new_and_changed_files_are_scored_again(output: Path, concurrency: 
     assert update(output)[1] == []
 
 
-def test_a_table_of_something_else_is_replaced(output: Path) -> None:
+def test_a_table_of_another_model_and_an_empty_file_are_replaced(output: Path) -> None:
     update(output)
     for other in ({"model": "n"}, {"model": "n", "noise": "5.0"}, {"model": "n"}, {"columns": (*COLUMNS, "llr")}):
         assert update(output, **other)[1] == ["a", "b", "c", "d"]
         assert update(output, **other)[1] == []
-    output.write_text("file,bpd\nnew/a,1\n")
+    output.write_bytes(b"")
     assert update(output)[1] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("content", ["Teil,Menge\nnew/a,1\n", "file,bpd\nnew/a,1\n"])
+def test_a_file_that_is_no_table_of_scores_is_refused(output: Path, content: str) -> None:
+    output.write_text(content)
+    with pytest.raises(InputError, match=rf"{output} is not a table of ncml score: delete it, or choose another"):
+        update(output)
+    assert (output.read_text(), list(Path().glob("*.part"))) == (content, [])
+
+
+def test_a_table_with_rows_of_other_files_is_refused(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update(output, fdr=0.5)
+    content = output.read_bytes()
+    for files, rows in ((["new/b"], "3 files that are"), (["new/a", "new/b", "new/d"], "1 file that is")):
+        for fdr in (None, 0.5):
+            with pytest.raises(InputError, match=f"{output} has rows of {rows} not to be scored, such as new/"):
+                update(output, *files, fdr=fdr)
+    assert (output.read_bytes(), list(Path().glob("*.part"))) == (content, [])
+
+    Path("new/a").unlink()
+    assert update(output, "new/../new")[0]["images"] == 3  # the row of a deleted file goes
+    monkeypatch.chdir("new")
+    with pytest.raises(InputError, match="rows of 3 files that are not to be scored"):
+        update(Path("..", output), "b", "c", "d")
 
 
 def test_a_table_with_discoveries_is_updated_and_they_are_computed_again(output: Path) -> None:
