@@ -174,7 +174,12 @@ def progress_bar() -> Generator[OnProgress]:
                     rich.TimeRemainingColumn(),
                     rich.TextColumn("{task.fields[note]}"),
                 )
-                bar = stack.enter_context(rich.Progress(*columns, console=Console(stderr=True), transient=True))
+                console = Console(stderr=True)
+                # Lines above the bar are written through the console, so to stderr.
+                lines_go_to_terminal = sys.stdout.isatty()
+                bar = stack.enter_context(
+                    rich.Progress(*columns, console=console, transient=True, redirect_stdout=lines_go_to_terminal)
+                )
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=progress.total or None, note=progress.note)
             bar.update(tasks[stage], completed=progress.done, total=progress.total or None, note=progress.note)

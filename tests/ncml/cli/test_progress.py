@@ -1,7 +1,8 @@
-"""Progress on a stderr that is not a terminal."""
+"""Progress on a stderr that is a terminal, and on one that is not."""
 
 import contextlib
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_lines_of_progress_state_the_time_that_a_stage_has_left(
         "rank 3/8, about 50 s left",
         "rank 6/8, about 20 s left",
     ]
+
+
+def test_results_go_to_a_file_while_a_terminal_shows_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with terminal.progress_bar() as on_progress:
+        on_progress(Progress("score", 1, 2))
+        print("a result")
+    captured = capsys.readouterr()
+    assert captured.out == "a result\n"
+    assert "score" in captured.err
 
 
 def test_a_stage_of_unknown_length_has_a_count_only(
