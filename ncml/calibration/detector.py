@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,7 @@ def make_detector(
     region: Box | NDArray[np.bool_] | None = None,
     align: bool = True,
     device: str = "cpu",
+    on_calibrated: Callable[[MadeDetector], object] = lambda made: None,
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
 ) -> MadeDetector:
@@ -148,9 +149,11 @@ def make_detector(
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels, or a mask [H, W]; all images must then have one size.
     align: whether parts may be brought to one position before they are compared, if good images agree better so.
+    on_calibrated: called with the detector once it is in its folder, before its power is measured.
 
     Raises `InputError` for too few images or scenes, and for images or a region that cannot be judged; `OSError` for
-    a disk without space for the detector, before anything is computed.
+    a disk without space for the detector, before anything is computed. A `KeyboardInterrupt` while the power is
+    measured says that the detector is complete without it.
     """
     checkpoint.check_copy(model.folder, folder)
     taking_part = good if reviewed is None else good.join(reviewed)
@@ -226,17 +229,23 @@ def make_detector(
             scores.count_flagged_again(calibration.cutoff),
             *(count for images in (defective, check) for count in count_flagged(detector, images)),
         )
+    made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
+    on_calibrated(made)
     if power_images:
         on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
         one_of_each_scene = ranking[np.unique(scenes_N[ranking], return_index=True)[1]]
-        power, sheet = measure_power(
-            detector, good.take(one_of_each_scene), count=power_images, on_progress=on_progress
-        )
+        try:
+            power, sheet = measure_power(
+                detector, good.take(one_of_each_scene), count=power_images, on_progress=on_progress
+            )
+        except KeyboardInterrupt as stop:
+            message = f"stopped: {printable(folder)} is complete without its power, which was not measured"
+            raise KeyboardInterrupt(message) from stop
         if power.sheet:
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
-        calibration = calibration.with_power(power)
-        calibration.save(folder)
-    return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
+        made = replace(made, calibration=calibration.with_power(power))
+        made.calibration.save(folder)
+    return made
 
 
 @contextlib.contextmanager

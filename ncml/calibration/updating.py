@@ -57,6 +57,7 @@ def update_detector(
     check: GoodImages | None = None,
     power_images: int = POWER_IMAGES,
     device: str = "cpu",
+    on_calibrated: Callable[[MadeDetector], object] = lambda made: None,
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
 ) -> UpdatedDetector:
@@ -88,6 +89,7 @@ def update_detector(
         region=before.region and before.region.named,
         align=before.aligns,
         device=device,
+        on_calibrated=on_calibrated,
         on_message=on_message,
         on_progress=on_progress,
     )

@@ -118,6 +118,28 @@ def adapt(
         if folder is not None and not folder.is_dir():
             raise InputError(field, f"{folder} is not a folder: name a folder of {contents}.")
     comparison: list[str] = []
+    printed: set[str] = set()
+
+    def report(made: "MadeDetector") -> None:
+        """Write the card, and print the lines of the report that are new."""
+        from ncml.calibration import descriptions
+
+        descriptions.write_detector_card(made)
+        lines = [*descriptions.describe_detector(made), *comparison]
+        if made.suspects:
+            lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
+        if made.pictures:
+            lines.append(f"examples of what it finds and misses are shown in {made.pictures}")
+        for line in [] if as_json else [line for line in lines if line not in printed]:
+            print(line, flush=True)
+        printed.update(lines)
+
+    def report_calibrated(made: "MadeDetector") -> None:
+        from ncml.calibration import descriptions
+
+        descriptions.save_contact_sheet(made.suspects, out / SUSPECTS)
+        report(made)
+
     with progress_bar() as on_progress:
         compared = are_compared(group, has_others=reviewed is not None or check is not None)
         opened = {
@@ -134,6 +156,7 @@ def adapt(
             "defective": opened.get("defective"),
             "check": opened.get("check"),
             "device": device,
+            "on_calibrated": report_calibrated,
             "on_message": _print_message,
             "on_progress": on_progress,
             **({} if power else {"power_images": 0}),
@@ -162,19 +185,10 @@ def adapt(
                 align=align,
                 **common,
             )
-    from ncml.calibration import descriptions
-
-    sheet = descriptions.save_contact_sheet(made.suspects, out / SUSPECTS)
-    lines = [*descriptions.describe_detector(made), *comparison]
-    if sheet:
-        lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
-    if made.pictures:
-        lines.append(f"examples of what it finds and misses are shown in {made.pictures}")
-    descriptions.write_detector_card(made)
+    report(made)
     if as_json:
         print_json(_result(made) | {"comparison": comparison, "seconds": round(time.monotonic() - started, 1)})
     else:
-        print(*lines, sep="\n")
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         print(f"try: ncml score IMAGE --model {shlex.quote(str(out))}", file=sys.stderr)
 

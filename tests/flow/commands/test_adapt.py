@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
@@ -47,9 +48,36 @@ def test_the_last_line_names_the_pictures_of_what_is_found_and_missed(
     arguments = ["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--group", "image"]
     assert cli.main([*arguments, "--out", str(tmp_path / "mine")]) == 0
     pictures = tmp_path / "mine" / "detector.jpg"
-    last_line = capsys.readouterr().out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    last_line = lines[-1]
+    assert len(lines) == len({*lines})
     assert last_line == f"examples of what it finds and misses are shown in {pictures}"
     assert open_image(pictures).shape[1] >= 144
+
+
+def test_a_detector_is_reported_before_its_power_so_that_an_interruption_leaves_it_complete(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_good_images(tmp_path / "good")
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(*_arguments: object, **_options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ncml.calibration.detector.measure_power", interrupt)
+    command = ["adapt", "good", "--model", str(model.folder), "--group", "image", "--out", "mine"]
+    assert cli.main(command) == 130
+    printed, error = capsys.readouterr()
+    assert "flags 5% of good images on average" in printed
+    assert printed.splitlines()[-1] == "the images that are unlike the others are shown in mine/suspects.png"
+    assert error.endswith("ncml: stopped: mine is complete without its power, which was not measured\n")
+    assert open_image("mine/suspects.png").any()
+    detector = ncml.load("mine")
+    assert "flags 5% of good images on average" in detector.card.partition("## Detector")[2]
+    assert detector.detector is not None
+    assert detector.detector.power is None
+    assert cli.main([*command, "--json"]) == 130
+    assert capsys.readouterr().out == ""
 
 
 def test_a_detector_that_keeps_its_images_is_updated(
@@ -85,7 +113,7 @@ def test_a_detector_that_keeps_its_images_is_updated(
     error = capsys.readouterr().err
     assert "59 images of 59 cannot check the detector" in error
     assert ": remove 000.png, 001.png, 002.png, " in error
-    assert "058.png, 059.png from the folder." in error
+    assert "058.png, 059.png from the folder, or" in error
     assert cli.main(["adapt", "good", *options, "--check", "nowhere"]) == 2
     assert "nowhere is not a folder: name a folder of good images that have no part" in capsys.readouterr().err
     assert cli.main([*update, "--group", "image", "--out", "other"]) == 2
