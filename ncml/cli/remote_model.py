@@ -24,7 +24,7 @@ PATIENCE_S = 3600.0
 """Longest wait for a place in the queue."""
 
 TIMEOUT_S = 30.0
-"""Longest wait for a response; an interrupted command waits for those on their way."""
+"""Longest wait for a response."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ Shared by `ncml score` and `ncml drift`. Does not import torch.
 
 import itertools
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,14 +100,25 @@ def score_batches(
     if scorer.concurrency == 1:
         yield from map(complete, batches)
         return
-    pool = ThreadPoolExecutor(scorer.concurrency)
-    try:
-        pending = deque(pool.submit(complete, batch) for batch in itertools.islice(batches, scorer.concurrency))
-        while pending:
-            yield pending.popleft().result()
-            pending.extend(pool.submit(complete, batch) for batch in itertools.islice(batches, 1))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # requests that wait for the queue could take an hour
+    # Daemon threads, unlike those of an executor: at an interruption, requests on their way are not waited for.
+    pending = deque(_in_thread(partial(complete, batch)) for batch in itertools.islice(batches, scorer.concurrency))
+    while pending:
+        yield pending.popleft().result()
+        pending.extend(_in_thread(partial(complete, batch)) for batch in itertools.islice(batches, 1))
+
+
+def _in_thread(function: Callable[[], list[Row]]) -> "Future[list[Row]]":
+    """Call a function in a thread that does not keep the process from ending."""
+    future: Future[list[Row]] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def _batches(

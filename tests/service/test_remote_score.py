@@ -151,7 +151,7 @@ def test_an_error_ends_the_run_although_others_wait_for_the_queue(
     status, _, err = run("images", "--output", "scores.csv")
     assert status == 2, err
     assert err.startswith("ncml: The service failed unexpectedly")
-    for thread in {thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name} - before:
+    for thread in {thread for thread in threading.enumerate() if thread.name.endswith("(call)")} - before:
         thread.join(30)
         assert not thread.is_alive()
 
@@ -206,6 +206,32 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
         watcher.run(0.05)
     assert [row["error"] for row in verdicts.rows()] == ([""] if is_waited_for else [])
     assert capsys.readouterr().err.count("trying again") == is_waited_for
+
+
+def test_an_interrupted_run_does_not_wait_for_requests_on_their_way() -> None:
+    code = """
+import signal, threading
+from pathlib import Path
+from ncml.cli import rows
+
+requested = threading.Barrier(3)
+
+def wait_forever(paths):
+    requested.wait()
+    threading.Event().wait()
+
+def interrupt():
+    requested.wait()
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+    next(rows.score_batches([Path("a"), Path("b")], rows.Scorer(wait_forever, 1, 2)))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
 
 
 def test_few_requests_are_in_progress_at_once() -> None:
