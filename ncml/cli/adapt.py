@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 DEFAULT_RATE = 0.05
+NO_ALIGN = "Compare parts where they lie, even if good images agree better once they are brought to one position."
+NO_POWER = "Skip the measurement of which alterations the detector finds, which takes most of the time."
 SUSPECTS = "suspects.png"
 """The contact sheet of images that are unlike the others, in the folder of the detector."""
 
@@ -57,8 +59,8 @@ def adapt(
     region: Annotated[
         str | None, arg(metavar="X,Y,WIDTH,HEIGHT|MASK", help_behavior_hint="(default: the whole image)")
     ] = None,
-    align: bool = True,
-    power: bool = True,
+    align: Annotated[bool, arg(help=NO_ALIGN, help_behavior_hint="")] = True,
+    power: Annotated[bool, arg(help=NO_POWER, help_behavior_hint="")] = True,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -90,8 +92,6 @@ def adapt(
             in FOLDER join those that estimate.
         region: Judge only this part of the images, in pixels from the left and the top, or where an image of their
             size, a mask, is light; all must have one size.
-        align: Bring parts to one position before they are compared, if good images agree better so.
-        power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """

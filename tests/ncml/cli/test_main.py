@@ -330,3 +330,12 @@ def test_every_option_of_every_command_is_explained() -> None:
         for option in inspect.signature(command).parameters.values():
             doc = inspect.getdoc(command) or ""
             assert re.search(rf"^\s*{option.name}: ", doc, re.M) or "help=" in str(option.annotation), (name, option)
+
+
+def test_an_option_that_switches_something_off_says_so_and_has_no_default() -> None:
+    for name, location in cli.commands().items():
+        for option in inspect.signature(pkgutil.resolve_name(location)).parameters.values():
+            if option.default is True:  # --no-NAME, whose description as NAME would be its opposite
+                described = str(option.annotation)
+                assert "help=" in described, (name, option)
+                assert "help_behavior_hint=''" in described, (name, option)
