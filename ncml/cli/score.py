@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
+from ncml import checkpoint
 from ncml.cli.local_model import LocalModel
 from ncml.cli.remote_model import REQUESTS, RemoteModel, check_options, connect
 from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
@@ -26,7 +27,7 @@ from ncml.cli.terminal import (
 )
 from ncml.errors import InputError
 from ncml.ood import conformal
-from ncml.paths import check_exists
+from ncml.paths import check_exists, model_folders
 
 IMAGE_COLUMNS = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
 DETECTOR_COLUMNS = (*IMAGE_COLUMNS, "view", "left", "top", "width", "height", "rarity")
@@ -169,9 +170,19 @@ def score(
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
     if selected is None and not only_bpd:
         print(f"ncml: no verdicts: {missing_reason}", file=sys.stderr)
+    if local is not None and not model and "calibration" in facts and selected is not local.detector:
+        _mention_detectors(local)
     skipped.report(summary["skipped"])
     if "weakness" in facts:
         print(f"ncml: the calibration is weak: {facts['weakness']}.", file=sys.stderr)
+
+
+def _mention_detectors(m: LocalModel) -> None:
+    """Name the detectors that could have judged instead of the default model, which images were reduced for."""
+    names = [name for name, folder in model_folders().items() if (folder / checkpoint.DETECTOR).is_file()]
+    if names:
+        judged = f"{m.name} judged the images at {m.width}x{m.height} pixels"
+        print(f"ncml: {judged}; detectors judge them at their own size: --model {' or '.join(names)}", file=sys.stderr)
 
 
 def _additional_statistics(

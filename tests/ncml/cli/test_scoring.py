@@ -393,6 +393,16 @@ def test_lines_contain_the_verdict(calibrated: Run, tmp_path: Path) -> None:
     assert "3 images, 1 flagged" in done.stderr
 
 
+def test_detectors_are_mentioned_if_no_model_was_named(calibrated: Run, tmp_path: Path) -> None:
+    assert "detectors" not in calibrated("score", "good/000.png").stderr
+    shutil.copytree(tmp_path / "models" / "loud", tmp_path / "models" / "part")
+    (tmp_path / "models" / "part" / "detector.json").write_text("{}")
+    mentioned = "ncml: loud judged the images at 8x8 pixels; detectors judge them at their own size: --model part\n"
+    assert mentioned in calibrated("score", "good/000.png").stderr
+    for options in (("--model", "loud"), ("--only-bpd",), ("--json",)):
+        assert "detectors" not in calibrated("score", "good/000.png", *options).stderr
+
+
 def test_an_unreachable_false_discovery_rate_is_explained(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 20, 2)
     arguments = ("score", "new", "--model", "loud", "--fdr")
