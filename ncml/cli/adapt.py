@@ -149,7 +149,9 @@ def adapt(
             for field, (folder, _) in folders.items()
             if folder is not None
         }
-        for reason in [reason for images in opened.values() for reason in images.unreadable][:MAX_MESSAGES]:
+        reasons = [reason for images in opened.values() for reason in images.unreadable]
+        more = f"and {len(reasons) - MAX_MESSAGES} more"
+        for reason in reasons[:MAX_MESSAGES] + [more] * (len(reasons) > MAX_MESSAGES):
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
         common: dict[str, Any] = {

@@ -75,10 +75,15 @@ class SkippedFiles:
             self.messages.append(message)
         return {"file": printable(path), "error": message}
 
-    def report(self, count: int) -> None:
-        """Print the messages to stderr, and `count`, which may include files that an earlier run skipped."""
+    def report(self, count: int, where: str = "") -> None:
+        """Print the messages to stderr, and `count`, which may include files that an earlier run skipped.
+
+        where: what has all messages, if some are not printed.
+        """
         for message in self.messages:
             print(f"ncml: skipped: {message}", file=sys.stderr)
+        if more := self.count - len(self.messages):
+            print(f"ncml: skipped: and {more:,} more{where and f'; {where}'}", file=sys.stderr)
         if count:
             print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
 

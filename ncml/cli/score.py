@@ -172,7 +172,8 @@ def score(
         print(f"ncml: no verdicts: {missing_reason}", file=sys.stderr)
     if local is not None and not model and "calibration" in facts and selected is not local.detector:
         _mention_detectors(local)
-    skipped.report(summary["skipped"])
+    where = "-o FILE or --json lists all" if output is None else f"the column error of {output} lists all"
+    skipped.report(summary["skipped"], where)
     if "weakness" in facts:
         print(f"ncml: the calibration is weak: {facts['weakness']}.", file=sys.stderr)
 

@@ -318,6 +318,20 @@ def test_a_run_skips_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
     for name in ("000.png", "001.png", "002.png", "004.txt"):
         assert f"ncml: skipped: new/{name}" in done.stderr
     assert "4 files were skipped\n" in done.stderr
+    assert "more" not in done.stderr
+
+
+def test_the_first_skipped_files_are_listed_with_the_number_of_others(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 1, 2)
+    for i in range(6):
+        (tmp_path / "new" / f"{i}.txt").write_text("notes")
+    arguments = ("score", "new", "--model", "loud")
+    reported = {(): "-o FILE or --json lists all", ("-o", "t.csv"): "the column error of t.csv lists all"}
+    for options, where in reported.items():
+        printed = calibrated(*arguments, *options).stderr
+        assert printed.count("ncml: skipped: new/") == 5
+        assert f"ncml: skipped: and 1 more; {where}\nncml: 6 files were skipped\n" in printed
+    assert len(json.loads(calibrated(*arguments, "--json").stdout)["errors"]) == 6
 
 
 def test_a_name_that_is_not_utf_8_is_printed_with_an_escape(calibrated: Run, tmp_path: Path) -> None:
