@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
-from ncml.calibration.division import check_apart, divide_all, find_common_scenes, find_scenes, renumber
+from ncml.calibration.division import check_apart, check_labels, divide_all, find_common_scenes, find_scenes, renumber
 from ncml.calibration.good_scores import GoodScores, check_finite, is_flagged
 from ncml.data import kept_images
 from ncml.data import scenes as finding
@@ -143,7 +143,7 @@ def make_detector(
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
         holds, and the scales are those of the other images, except of scores that images change by nothing else.
-    defective: images that should be flagged; they only test the detector.
+    defective: images that should be flagged; they only test the detector. None is among the good ones.
     check: further good images, which only test it; they show no scene of the others.
     keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
@@ -159,6 +159,8 @@ def make_detector(
     taking_part = good if reviewed is None else good.join(reviewed)
     if check is not None:
         check_apart(taking_part, check, group)
+    if defective is not None:
+        check_labels(taking_part if check is None else taking_part.join(check), defective)
     tests = [images for images in (defective, check) if images is not None]
     judged = None if region is None else _region(functools.reduce(GoodImages.join, tests, taking_part), region)
     kept_bytes = kept_images.kept_bytes(good, reviewed) if keep_images else 0

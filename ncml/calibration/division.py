@@ -156,6 +156,19 @@ def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:
         )
 
 
+def check_labels(good: GoodImages, defective: GoodImages) -> None:
+    """Raise `InputError` if an image is among both, pixel by pixel: a near-duplicate may show the same part damaged."""
+    digests = {*good.digests}
+    names = [name for name, digest in zip(defective.names, defective.digests, strict=True) if digest in digests]
+    if names:
+        raise InputError(
+            "defective",
+            f"{counted(len(names), 'image')} of {len(defective)} defective ones {'is' if len(names) == 1 else 'are'} "
+            f"among the good ones as well: remove {enumerated(names, MAX_NAMES)} from the folder, or from those of "
+            "good images (on a service, delete the reviews).",
+        )
+
+
 def renumber(scenes_N: Integers) -> Integers:
     """Number scenes from 0."""
     return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)

@@ -295,6 +295,25 @@ def test_images_that_have_a_part_in_the_detector_cannot_check_it(
     assert not (tmp_path / "part").exists()
 
 
+def test_an_image_that_is_good_and_defective_is_refused_by_name(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    defective = write(tmp_path / "bad", a=good_image(601), b=brighter(300), c=good_image(5), d=brighter(301))
+    message = r"^1 image of 4 defective ones is among the good ones as well: remove {}\.png from the folder, or from"
+    folder = tmp_path / "part"
+    with pytest.raises(InputError, match=message.format("c")) as caught:
+        make_detector(model, good, folder, defective=defective, **OPTIONS)
+    assert caught.value.field == "defective"
+    reviewed, other = write(tmp_path / "flagged", x=brighter(300)), defective.take([0, 1, 3])
+    with pytest.raises(InputError, match=message.format("b").replace("4", "3")):
+        update_detector(ncml.load(kept.folder), reviewed, folder, defective=other, power_images=0)
+    with pytest.raises(InputError, match=message.format("a").replace("4", "3")):
+        make_detector(
+            model, good, folder, defective=other, check=write(tmp_path / "aside", y=good_image(601)), **OPTIONS
+        )
+    assert not folder.exists()
+
+
 def test_a_power_of_fewer_images_is_compared_by_name(kept: MadeDetector, tmp_path: Path) -> None:
     reviewed = write(tmp_path / "flagged", a=brighter(300))
     updated = update_detector(ncml.load(kept.folder), reviewed, tmp_path / "part", power_images=1)
