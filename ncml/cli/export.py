@@ -15,6 +15,7 @@ from ncml.images.reading import list_images
 from ncml.ood import detector_calibration
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.views.view import Reader
+from ncml.paths import check_exists
 
 
 def export(
@@ -46,11 +47,15 @@ def export(
     if calibration is None:
         raise InputError("model", f"{description.name} is not a detector: make one with ncml adapt, or name one.")
     judged = _size(size, calibration)
+    for path in check:
+        check_exists(path)
     skipped = SkippedFiles()
     paths = [Path(str(path)) for path in list_images(check, "check")] if check else []
     readers = _readers(paths, judged, skipped)
     if paths and not readers:
-        raise InputError("check", f"no image of {judged[1]}x{judged[0]} pixels is among the {len(paths)}: name others.")
+        files, reason = counted(len(paths), "file"), skipped.messages[0].rstrip(".")
+        size_of_images = f"{judged[1]}x{judged[0]} pixels"
+        raise InputError("check", f"no image of {size_of_images} is among {files} ({reason}): name others.")
     from ncml.ood import onnx_file
 
     with progress_bar() as on_progress:

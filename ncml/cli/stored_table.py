@@ -26,10 +26,12 @@ UPLOAD_SHARE = 0.05
 
 
 def check_output(output: Location) -> None:
-    """Raise `InputError` for a table that cannot be written for its suffix or its kind of storage."""
+    """Raise `InputError` for a table that cannot be written for its suffix, kind of storage or folder."""
     check_suffix(output)
     if isinstance(output, StoragePath) and not output.is_writable:
         raise InputError("output", f"{output} cannot be written: use s3://, gs:// or a file of this machine.")
+    if isinstance(output, Path) and not output.parent.is_dir():
+        raise InputError("output", f"{output} cannot be written: make the folder {output.parent} first.")
 
 
 @contextlib.contextmanager

@@ -190,6 +190,8 @@ def test_other_files_are_refused(exported: Path, tmp_path: Path) -> None:
         (["cifar10", "x.onnx"], "cifar10 is not a detector"),
         (["{folder}/part", "x.onnx", "--size", "96"], "is not a width and a height in pixels"),
         (["{folder}/part", "x.onnx", "--size", "80x60", "--check", "{folder}/images"], "no image of 80x60 pixels"),
+        (["{folder}/part", "x.onnx", "--check", "{folder}/part/card.md"], "is among 1 file ({folder}/part/card.md is"),
+        (["{folder}/part", "x.onnx", "--check", "nosuch"], "nosuch cannot be read: there is no such file or folder"),
     ],
 )
 def test_bad_requests_are_refused_in_one_sentence(
@@ -198,6 +200,6 @@ def test_bad_requests_are_refused_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", *(argument.format(folder=folder) for argument in arguments)]) == 2
     error = capsys.readouterr().err
-    assert reason in error
+    assert reason.format(folder=folder) in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -349,7 +349,7 @@ def test_thirty_images_suffice_for_a_weak_verdict_whose_time_is_estimated_before
 
 def test_too_few_images_are_refused_and_nothing_is_written(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
     good = open_folder(folder, sorted(folder.glob("0[01]*.png")))
-    with pytest.raises(InputError, match="20 images are too few: use good images of at least 30 scenes"):
+    with pytest.raises(InputError, match=r"20 images are too few: use .* 30 scenes, .* to rank at a rate of 0\.05\.$"):
         make_detector(model, good, tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
@@ -361,7 +361,7 @@ def test_few_scenes_of_many_images_are_refused(model: ncml.Model, tmp_path: Path
         for frame in range(5):
             Image.fromarray(good_image(seed)).save(folder / f"{seed}_{frame}.png")
     good = open_folder(folder, sorted(folder.iterdir()))
-    with pytest.raises(InputError, match=r"12 scenes \(60 images\) are too few"):
+    with pytest.raises(InputError, match=r"12 scenes \(60 images\) are too few.*; if near-duplicates were found where"):
         make_detector(model, good, tmp_path / "d")
 
 

@@ -487,6 +487,7 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "empty", "--output", "t.csv"], "no image in empty"),
         (["score", "junk", "--output", "t.csv"], "junk/a.txt is not an image"),
         (["score", "new", "--output", "t.txt"], "must end in .csv or .parquet"),
+        (["score", "new", "--output", "no/t.csv"], "no/t.csv cannot be written: make the folder no first"),
         (["score", "new", "--fdr", "0.1"], "--fdr needs p-values: this model is not calibrated"),
         *(
             (["score", "new", "--only-bpd", option, "llr"], "--only-bpd computes bits/dim and no statistic or verdict")
