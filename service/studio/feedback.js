@@ -52,16 +52,14 @@ export function clearRefusals(form, notice) {
   for (const refusal of form.querySelectorAll(".refusal")) refusal.remove();
 }
 
-/** Return the files that are images by their type or name; the others, and empty ones, are reported in `notice`. */
+/** Return the images among files, by type or name, that are not empty; the others are reported in `notice`. */
 export function imageFiles(files, notice) {
-  const others = files.filter((file) => !isImage(file));
-  const empty = files.filter((file) => isImage(file) && !file.size);
-  const images = files.filter((file) => isImage(file) && file.size);
+  const others = files.filter(fault);
+  const images = files.filter((file) => !fault(file));
   notice.replaceChildren();
-  const message = [skipped(others, "not an image", "not images"), skipped(empty, "empty", "empty")];
-  if (images.length < files.length) {
+  if (others.length) {
     showFailure(notice, {
-      message: message.filter(Boolean).join(" "),
+      message: `Skipped: ${listed(others.map((file) => `${file.name} (${fault(file)})`))}.`,
       remedy: !images.length && "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file.",
       calm: images.length > 0,
     });
@@ -69,12 +67,7 @@ export function imageFiles(files, notice) {
   return images;
 }
 
-/** Why files were skipped, in a sentence that names them; "" for none. */
-function skipped(files, reason, sharedReason) {
-  if (!files.length) return "";
-  const names = listed(files.map(({ name }) => name));
-  return `${names} ${files.length > 1 ? `are ${sharedReason} and were` : `is ${reason} and was`} skipped.`;
-}
+const fault = (file) => (isImage(file) ? !file.size && "empty" : "not an image");
 
 /** Whether the service may read a file, by its type or name: other types, such as SVG, are refused. */
 export const isImage = ({ name, type }) =>

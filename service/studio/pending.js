@@ -90,14 +90,13 @@ export class PendingImage {
 }
 
 /**
- * The list of pending images, and the names of files that were left out. `tiles()` is null, or the {size} of tiles in
- * which they will be scored, if one is chosen; `isWhole()` is whether a detector will judge them whole.
+ * The list of pending images. `tiles()` is null, or the {size} of tiles in which they will be scored, if one is chosen;
+ * `isWhole()` is whether a detector will judge them whole.
  */
 export class PendingImages {
   images = [];
   list = h("ul", { class: "waiting", hidden: true });
-  skipped = h("div"); // names selected files that are left out, until the next selection
-  elements = [this.list, this.skipped];
+  skipped = h("div"); // files of the last selection
 
   constructor({ tiles, isWhole, onChange }) {
     Object.assign(this, { tiles, isWhole, onChange });

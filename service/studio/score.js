@@ -72,7 +72,7 @@ class ScoreView {
       "div",
       { class: "controls stack" },
       h("div", { class: "field" }, this.zone, h("div", { class: "row start" }, folder)),
-      this.pending.elements,
+      [this.pending.list, this.pending.skipped],
       this.examples.element,
       this.notice,
       this.conditions.elements,

@@ -52,7 +52,7 @@ export function inFieldOfTileSize(error) {
 export function joined(refusals, submitted) {
   const reasons = Map.groupBy(refusals, ({ message }) => message.replace(IMAGE_FIELD, "image"));
   const message = [...reasons.values()].map(reasonText).join(" ");
-  const others = `The other ${submitted === 1 ? "image was" : `${plural(submitted, "image")} were`} submitted.`;
+  const others = `${plural(submitted, "other image")} submitted.`;
   const [{ status, remedy = "", fields }] = refusals;
   const calm = refusals.every((refusal) => refusal.calm);
   return new Refusal(message, { status, fields, calm, remedy: submitted ? `${remedy} ${others}`.trim() : remedy });

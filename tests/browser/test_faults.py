@@ -396,7 +396,7 @@ def test_an_image_that_no_request_can_hold_is_named_and_not_uploaded(studio, ima
     submissions = score_with_limits(page, images, {"max_body_bytes": 8000})
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text("second.png has 0.0 MiB; at most 0.0 MiB are accepted.")
-    expect(refusal).to_contain_text("Use a smaller image. The other 2 images were submitted.")
+    expect(refusal).to_contain_text("Use a smaller image. 2 other images submitted.")
     expect(page.locator(".strip .tile")).to_have_count(2)
     expect(page.locator(".waiting .bad")).to_contain_text("second.png")
     assert len(submissions) == 2
@@ -536,11 +536,11 @@ def test_files_that_are_left_out_are_named_until_the_next_selection(studio, imag
     page = studio("score")
     selection = page.locator("#view-score input[type=file]").first
     selection.set_input_files([images[0], notes, empty, images[1]])
-    skipped = page.get_by_role("status").filter(has_text="skipped")
+    skipped = page.get_by_role("status").filter(has_text="Skipped")
     page.get_by_role("button", name="Score 2 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
     expect(page.get_by_role("alert")).to_have_count(0)
-    expect(skipped).to_have_text("notes.txt is not an image and was skipped. empty.jpg is empty and was skipped.")
+    expect(skipped).to_have_text("Skipped: notes.txt (not an image), empty.jpg (empty).")
     selection.set_input_files(images[2])
     expect(page.get_by_role("button", name="Score 1 image")).to_be_visible()
     expect(skipped).to_have_count(0)
@@ -553,7 +553,7 @@ def test_a_file_that_was_deleted_after_its_selection_is_named(studio, images: li
     page.get_by_role("button", name="Score 3 images").click()
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text("second.png is empty, or has changed since it was selected.")
-    expect(refusal).to_contain_text("Select it again. The other 2 images were submitted.")
+    expect(refusal).to_contain_text("Select it again. 2 other images submitted.")
     expect(page.locator(".strip .tile")).to_have_count(2)
     expect(page.locator(".waiting .bad")).to_contain_text("second.png")
 

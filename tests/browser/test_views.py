@@ -474,7 +474,7 @@ def test_refused_images_do_not_delay_the_others(studio, tab, tmp_path: Path, til
     for name in ("broken.png", "notes.txt", "cut.png"):
         (tmp_path / name).write_bytes(b"not an image")
     upload(page, "score", tmp_path / "broken.png", tmp_path / "notes.txt")
-    expect(page.get_by_role("status").filter(has_text="notes.txt is not an image and was skipped.")).to_be_in_viewport()
+    expect(page.get_by_role("status").filter(has_text="Skipped: notes.txt (not an image).")).to_be_in_viewport()
     choose_examples(page, "flat grey", "stripes")
     upload(page, "score", tmp_path / "cut.png")
     page.get_by_role("button", name="Score 4 images").click()
@@ -483,7 +483,7 @@ def test_refused_images_do_not_delay_the_others(studio, tab, tmp_path: Path, til
     expect(page.locator(".waiting .bad")).to_have_text([re.compile("broken.png"), re.compile("cut.png")])
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text(re.compile(r"broken.png is not an image.*\. The same applies to cut.png\."))
-    expect(refusal).to_contain_text("The other 2 images were submitted.")
+    expect(refusal).to_contain_text("2 other images submitted.")
     expect(refusal).to_be_in_viewport(ratio=1)
 
 
@@ -492,7 +492,7 @@ def test_files_that_are_not_images_are_reported_where_they_were_dropped(studio, 
     page = studio("complete")
     upload(page, "complete", tmp_path / "notes.txt")
     refusal = page.get_by_role("alert")
-    expect(refusal).to_contain_text("notes.txt is not an image and was skipped.")
+    expect(refusal).to_contain_text("Skipped: notes.txt (not an image).")
     expect(refusal).to_contain_text("Choose a PNG")
     expect(page.locator(".pad")).to_be_hidden()
     page.get_by_role("link", name="Models").click()
@@ -506,7 +506,7 @@ def test_files_that_are_not_images_are_reported_where_they_were_dropped(studio, 
             dispatchEvent(event);
         }"""
     )
-    expect(page.locator("#view-score").get_by_role("alert")).to_contain_text("more.txt is not an image")
+    expect(page.locator("#view-score").get_by_role("alert")).to_contain_text("Skipped: more.txt (not an image).")
 
 
 def test_a_long_list_of_images_fades_out_and_all_can_be_reached(studio) -> None:
