@@ -316,6 +316,27 @@ FAULTS = (
         DETECTOR_TESTS,
     ),
     Fault(
+        "detector: every second or third scene estimates",
+        "ncml/calibration/division.py",
+        "is_estimating[one_of_each_block(count, estimating)] = True",
+        "is_estimating[np.arange(estimating) * count // estimating] = True",
+        "ncml/data/test_blocks.py",
+    ),
+    Fault(
+        "detector: many photographs of one ranking part are reviewed",
+        "ncml/data/scenes.py",
+        "share = len(own) / known if own and known else len(members) / count",
+        "share = len(members) / count",
+        "ncml/data/test_scenes.py",
+    ),
+    Fault(
+        "alarm: scenes of several images have one",
+        "ncml/ood/alarm.py",
+        "return FlaggedRateAlarm(n_rank, cutoff) if is_of_images else None",
+        "return FlaggedRateAlarm(n_rank, cutoff)",
+        "ncml/ood/test_alarm.py",
+    ),
+    Fault(
         "detector: scenes rank that only lower the rate",
         SCENE_RANKS,
         "return bisect.bisect_left(range(scenes), ranks(scenes),",
@@ -382,7 +403,7 @@ FAULTS = (
     Fault(
         "service: a client that disconnects leaves its job running",
         "service/jobs.py",
-        "cancels=not key and not parsed.params.webhook)",
+        "cancels=not key and not webhook)",
         "cancels=False)",
         "service/test_waiting.py",
     ),
