@@ -4,7 +4,8 @@
 >>> detector = ExportedDetector("detector.onnx")
 >>> detector.judge("part.png").p_value
 
-`python -m ncml.ood.exported detector.onnx part.png ...` prints a line of JSON for each image.
+`python -m ncml.ood.exported detector.onnx part.png ...` prints a line of JSON for each image, with the names of
+`ncml score --json`.
 
 The file's graph has an input `<view>.image` for each view, uint8 [H, W, 3], `features.grey`, uint8 [H, W], if parts are
 brought to one position, and these outputs: for each score its candidates, fp64 [S], of which the largest is the score,
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ncml.data.inventory import counted
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.images import open_image
 from ncml.images.reading import name_image
@@ -119,31 +121,33 @@ class ExportedDetector:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Judge the images that follow the name of the detector; return the exit status."""
+    """Judge the images that follow the name of the detector; return the exit status, as `ncml score` does.
+
+    A file that cannot be judged is reported and skipped.
+    """
     if len(arguments) < 2:
         print("usage: python -m ncml.ood.exported DETECTOR.onnx IMAGE...", file=sys.stderr)
         return 2
     try:
         detector = ExportedDetector(arguments[0])
-        for name in arguments[1:]:
-            try:
-                detection = detector.judge(name)
-            except InputError as error:
-                raise name_image(error, printable(Path(name))) from error
-            line = {
-                "file": printable(Path(name)),
-                "p_value": detection.p_value,
-                "is_ood": detection.is_ood,
-                "is_weak": detection.is_weak,
-            }
-            print(
-                json.dumps(line | {"view": detection.view, "box": list(detection.box), "rarity": detection.rarity}),
-                flush=True,
-            )
     except NcmlError as error:
         print(f"ncml: {error}", file=sys.stderr)
         return 2
-    return 0
+    names = [printable(Path(name)) for name in arguments[1:]]
+    skipped = 0
+    for name, path in zip(names, arguments[1:], strict=True):
+        try:
+            detection = detector.judge(open_image(path, field=name))
+        except InputError as error:
+            print(f"ncml: skipped: {name_image(error, name)}", file=sys.stderr)
+            skipped += 1
+            continue
+        values = ("score", "threshold", "p_value", "is_ood", "is_weak", "view")
+        line = {"file": name} | {value: getattr(detection, value) for value in values}
+        print(json.dumps(line | detection.box._asdict() | {"rarity": detection.rarity}), flush=True)
+    if skipped:
+        print(f"ncml: {counted(skipped, 'file')} {'was' if skipped == 1 else 'were'} skipped", file=sys.stderr)
+    return 2 if skipped == len(names) else 0
 
 
 if __name__ == "__main__":

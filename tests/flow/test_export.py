@@ -114,9 +114,12 @@ def test_the_file_is_run_without_pytorch(exported: Path, detector: Detector, tmp
     assert done.returncode == 0, done.stderr
     expected = detector.judge(marked(1113))
     line = json.loads(done.stdout)
-    assert line["p_value"] == expected.p_value
-    assert line["is_ood"] is expected.is_ood
-    assert line["box"] == list(expected.box)
+    names = ("p_value", "is_ood", "is_weak", "view")
+    assert {name: line[name] for name in names} == {name: getattr(expected, name) for name in names}
+    assert line["score"] == pytest.approx(expected.score, rel=1e-3)
+    assert line["threshold"] == pytest.approx(expected.threshold, rel=0.01)  # it is raised by what rounding may add
+    assert {name: line[name] for name in ("left", "top", "width", "height")} == expected.box._asdict()
+    assert line["rarity"] == expected.rarity
 
 
 def test_a_file_judges_only_the_light_pixels_of_a_mask(folder: Path, tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_a_file_that_judges_differently_is_refused(exported: Path, detector: Det
         onnx_file.compare(other, ExportedDetector(exported, 1), [lambda: marked(1113)], on_progress=ignore_progress)
 
 
-def test_images_of_another_size_are_refused_by_name(
+def test_files_that_cannot_be_judged_are_skipped_by_name(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = fixed_image(0, 80, 96)
@@ -155,7 +158,19 @@ def test_images_of_another_size_are_refused_by_name(
         ExportedDetector(exported).judge(other)
     Image.fromarray(other).save(tmp_path / "other.png")
     assert judge_files([str(exported), str(tmp_path / "other.png")]) == 2
-    assert f"ncml: {tmp_path / 'other.png'} has 96x80 pixels" in capsys.readouterr().err
+    assert f"ncml: skipped: {tmp_path / 'other.png'} has 96x80 pixels" in capsys.readouterr().err
+    Image.fromarray(fixed_image(1)).save(tmp_path / "good.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    files = [str(tmp_path / name) for name in ("notes.txt", "good.png", "missing.png")]
+    assert judge_files([str(exported), *files]) == 0
+    printed, errors = capsys.readouterr()
+    assert json.loads(printed)["file"] == files[1]
+    first, second, last = errors.splitlines()
+    assert first.startswith(f"ncml: skipped: {files[0]} is not an image")
+    assert second.startswith(f"ncml: skipped: {files[2]} cannot be read")
+    assert last == "ncml: 2 files were skipped"
+    assert judge_files([files[0], files[1]]) == 2
+    assert "is not an ONNX file" in capsys.readouterr().err
 
 
 def test_other_files_are_refused(exported: Path, tmp_path: Path) -> None:
