@@ -78,7 +78,7 @@ def test_verdicts_on_200_images_are_those_of_the_detector(exported: Path, detect
     flagged = equal = 0
     for image in images:
         expected, found = detector.judge(image), by_file.judge(image)
-        assert expected.p_value <= found.p_value <= expected.p_value + 1.01 / 43  # 42 scenes rank
+        assert expected.p_value <= found.p_value <= expected.p_value + 1.01 / 40  # 39 scenes rank
         equal += found.p_value == expected.p_value
         assert (found.view, found.box, found.is_ood, found.is_weak) == (
             expected.view, expected.box, expected.is_ood, expected.is_weak,

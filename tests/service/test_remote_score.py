@@ -214,7 +214,7 @@ import signal, threading
 from pathlib import Path
 from ncml.cli import rows
 
-requested = threading.Barrier(3)
+requested, stopped = threading.Barrier(3), threading.Event()
 
 def wait_forever(paths):
     requested.wait()
@@ -222,12 +222,16 @@ def wait_forever(paths):
 
 def interrupt():
     requested.wait()
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    while True:  # a signal can come just before the main thread waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if stopped.wait(5):
+            break
 
 threading.Thread(target=interrupt).start()
 try:
     next(rows.score_batches([Path("a"), Path("b")], rows.Scorer(wait_forever, 1, 2)))
 except KeyboardInterrupt:
+    stopped.set()
     print("stopped")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -157,7 +157,9 @@ class SyntheticModel:
         self.metrics = {"test_bpd": 3.5}
         self.card = f"# {self.name}"
         self.calibration = Calibration() if config.get("calibrated", True) else None
-        weak = Calibration(version="c1" * 32, name="weak", n_rank=19, weakness="it ranks among 19 images")
+        weak = Calibration(
+            version="c1" * 32, name="weak", n_rank=19, smallest_p=0.05, weakness="it ranks among 19 images"
+        )
         self.calibrations = Calibrations({"default": self.calibration, "weak": weak} if self.calibration else {})
         self.tiled = config.get("tiled", False)
         self.gates = Path(config["gates"]) if "gates" in config else None
