@@ -227,6 +227,7 @@ def interrupt():
         if stopped.wait(5):
             break
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
 threading.Thread(target=interrupt).start()
 try:
     next(rows.score_batches([Path("a"), Path("b")], rows.Scorer(wait_forever, 1, 2)))
