@@ -325,8 +325,8 @@ FAULTS = (
     Fault(
         "detector: many photographs of one ranking part are reviewed",
         "ncml/data/scenes.py",
-        "share = len(own) / known if own and known else len(members) / count",
-        "share = len(members) / count",
+        "and _share(members, count, known) <= MAX_SHARE",
+        "and len(members) / count <= MAX_SHARE",
         "ncml/data/test_scenes.py",
     ),
     Fault(

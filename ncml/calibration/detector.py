@@ -42,7 +42,6 @@ from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
-from ncml.ood.views.patches import common_size
 from ncml.ood.views.view import Reader, View
 from ncml.paths import check_space, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
@@ -392,7 +391,7 @@ def _other_shapes(good: GoodImages) -> str:
     others = [
         name
         for name, shape in zip(good.names, good.shapes, strict=True)
-        if common_size([shape, (height, width)]) is None
+        if patches.common_size([shape, (height, width)]) is None
     ]
     if len(others) > MAX_OTHER_SHARE * len(good):
         return ""

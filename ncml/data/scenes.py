@@ -125,9 +125,7 @@ def near_duplicates(
     for height, first, second in [*_spanning_tree(x_NF, labels_N), (np.inf, 0, 0)]:
         for group in {group_of[first], group_of[second]}:
             members, inside = groups[group], height_of[group]
-            own = [member for member in members if known is not None and member < known]
-            share = len(own) / known if own and known else len(members) / count
-            is_near = inside < limit and height >= GAP * inside and share <= MAX_SHARE
+            is_near = inside < limit and height >= GAP * inside and _share(members, count, known) <= MAX_SHARE
             if len(members) > 1 and (inside == 0 or is_near):
                 scenes_N[members] = members[0]
         if first != second:
@@ -137,6 +135,13 @@ def near_duplicates(
             groups[kept] += groups.pop(merged)
             height_of[kept] = height
     return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)
+
+
+def _share(members: Sequence[int], count: int, known: int | None) -> float:
+    """Return the share of the images that are in a group: of the known ones, if it has some of them."""
+    if known is not None and (own := sum(member < known for member in members)):
+        return own / known
+    return len(members) / count
 
 
 def merge(scenes_N: Integers, pairs: Iterable[tuple[int, int]]) -> Integers:
