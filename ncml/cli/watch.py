@@ -123,7 +123,7 @@ def watch(
             cutoff = getattr(selected, "cutoff", selected.false_positive_rate)  # of detectors
             alarm = alarm_of(selected.n_rank, selected.smallest_p, cutoff)
             if alarm is None:
-                print("ncml: there is no alarm: scenes of several images rank, and its rate is that of single images.",
+                print("ncml: no alarm will be raised, because it assumes that each ranking image shows its own scene.",
                       file=sys.stderr)  # fmt: skip
             if selected.weakness:
                 print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
