@@ -31,5 +31,9 @@ OnProgress = Callable[[Progress], None]
 """Called as work proceeds; it may call a model, also the one at work."""
 
 
+class StopMeasuring(Exception):
+    """Raised by an `OnProgress` to end the measurement of a detector's power, of which the results so far are kept."""
+
+
 def ignore_progress(progress: Progress) -> None:
     """Do nothing: the default `on_progress`."""

@@ -10,10 +10,11 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from ncml.data.dataset import Dataset
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError
 from ncml.ood.power import summary
-from ncml.progress import Progress
+from ncml.progress import Progress, StopMeasuring
 from ncml.training.adaptation import adapt
 from worker.contract import CalibrateJob, ReviewedImage, UpdateJob
 from worker.job_results import Calibrated, ReviewCounts, WorkerFault
@@ -40,6 +41,9 @@ REQUEST = ".request"
 
 UPDATE_POWER_IMAGES = 10
 """Number of ranking images on which an update measures power; the 20 of `ncml adapt` would take most of the time."""
+
+POWER_UNTIL = 0.9
+"""Share of its time limit after which an update measures no more power, so that the new detector is not lost."""
 
 STALE_S = 3600.0
 """Age at which an unfinished folder is one that a killed worker has left: a job touches its own with each progress."""
@@ -56,10 +60,13 @@ def make_folder(
     *,
     batch_size: int = 32,
     max_models: int = 100,
+    seconds_left: Callable[[], float] = lambda: math.inf,
 ) -> Calibrated:
     """Make a new model folder, and move it into the first writable directory when it is complete.
 
     If an earlier attempt at the job has done so, return its result.
+
+    seconds_left: returns the time until the job fails, within which an update ends the measurement of its power.
 
     Raises `InputError` for unsuitable images, for a name that exists and beyond `max_models` in that directory,
     `WorkerFault` if no directory is writable, and if its disk is full.
@@ -88,7 +95,7 @@ def make_folder(
         if isinstance(job, CalibrateJob):
             calibrated = _calibrate(model, job, unfinished, batch_size, report)
         else:
-            calibrated = _update(model, job, unfinished, incoming, report)
+            calibrated = _update(model, job, unfinished, incoming, report, seconds_left)
         (unfinished / REQUEST).write_text(f"{request}\n{calibrated.model_dump_json()}\n")
         on_progress(Progress("power", 1, 1))  # the last moment at which a cancellation leaves nothing behind
         unfinished.rename(folder)
@@ -139,7 +146,19 @@ def _calibrate(model: Model, job: CalibrateJob, folder: Path, batch_size: int, o
     )
 
 
-def _update(model: Model, job: UpdateJob, folder: Path, incoming: Path, on_progress: OnProgress) -> Calibrated:
+def _update(
+    model: Model,
+    job: UpdateJob,
+    folder: Path,
+    incoming: Path,
+    on_progress: OnProgress,
+    seconds_left: Callable[[], float],
+) -> Calibrated:
+    def report(progress: Progress) -> None:
+        on_progress(progress)
+        if progress.stage == "power" and seconds_left() < (1 - POWER_UNTIL) * job.timeout_s:
+            raise StopMeasuring
+
     reviewed = _open(job.reviewed, incoming / "reviewed", on_progress)
     defective = None
     if job.defective:
@@ -151,12 +170,12 @@ def _update(model: Model, job: UpdateJob, folder: Path, incoming: Path, on_progr
         defective=defective,
         power_images=UPDATE_POWER_IMAGES,
         device=str(model.device),
-        on_progress=on_progress,
+        on_progress=report,
     )
     descriptions.write_detector_card(updated.made)
     calibration, reviews = updated.made.calibration, updated.made.reviews
     assert reviews is not None
-    power = calibration.power.lines() if calibration.power else []
+    power = calibration.power.lines() if calibration.power else ["its power was not measured: the job had no time left"]
     return Calibrated(
         n_fit=calibration.n_fit,
         n_rank=calibration.n_rank,

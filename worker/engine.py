@@ -259,7 +259,14 @@ class BatchRunner:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
         on_progress = self._yield_to_short_jobs(job_id)
         calibrated = make_folder(
-            model, job, job_id, self._directories, on_progress, batch_size=size, max_models=self._max_calibrated
+            model,
+            job,
+            job_id,
+            self._directories,
+            on_progress,
+            batch_size=size,
+            max_models=self._max_calibrated,
+            seconds_left=lambda: self._started_at + job.timeout_s - time.monotonic(),
         )
         self._add_time(job.task)
         self._registry.scan({job.name})

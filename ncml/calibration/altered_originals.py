@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from ncml.calibration.good_scores import is_flagged
@@ -13,7 +15,7 @@ from ncml.images.tiling import Box
 from ncml.ood.detector_power import DetectorPower
 from ncml.ood.judging import Detector
 from ncml.ood.views.view import Pixels
-from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.progress import OnProgress, Progress, StopMeasuring, ignore_progress
 
 POWER_IMAGES = 20
 """Number of ranking images that are altered, enough to distinguish nine of ten from half."""
@@ -25,8 +27,11 @@ def measure_power(
     *,
     count: int = POWER_IMAGES,
     on_progress: OnProgress = ignore_progress,
-) -> tuple[DetectorPower, bytes]:
+) -> tuple[DetectorPower, bytes] | None:
     """Return the shares of altered images that are flagged, and a sheet of examples, a JPEG.
+
+    If `on_progress` raises `StopMeasuring`, they are those of the alterations so far, or None before the first image
+    has been altered in all ways.
 
     good: ranking images of different scenes, of which `count` are taken, spread over their order; none of them
         estimated the views. An image that is too small for an alteration is left out of it. Marks and parts lie in the
@@ -40,27 +45,31 @@ def measure_power(
     flagged: dict[str, dict[str, list[bool]]] = {}
     pictures = PowerPictures()
     foreign: dict[str, list[bool]] = {"one colour": [], "random values": []}
-    total, done = count * (len(ALTERATIONS) + len(foreign)), 0
+    total, done, complete = count * (len(ALTERATIONS) + len(foreign)), 0, 0
     first_HWC = other_HWC = readers[0]()
-    for seed, name in enumerate(selected.names):
-        image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else readers[seed + 1]()
-        height, width = image_HWC.shape[:2]
-        region = detector.calibration.region
-        box = Box(0, 0, width, height) if region is None else region.rectangle()
-        for alteration in ALTERATIONS:
-            if alteration.fits(box.height, box.width):
-                altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
-                finds = is_flagged(detector, altered.image_HWC, f"{name} ({alteration.name})")
-                pictures.add(alteration, finds, image_HWC, altered, box)
-                flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(finds)
-            done += 1
-            on_progress(Progress("power", done, total))
-        for kind, foreign_HWC in _foreign(image_HWC, seed).items():
-            foreign[kind].append(is_flagged(detector, foreign_HWC, f"{name} ({kind})"))
-            done += 1
-            on_progress(Progress("power", done, total))
+    with contextlib.suppress(StopMeasuring):
+        for seed, name in enumerate(selected.names):
+            image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else readers[seed + 1]()
+            height, width = image_HWC.shape[:2]
+            region = detector.calibration.region
+            box = Box(0, 0, width, height) if region is None else region.rectangle()
+            for alteration in ALTERATIONS:
+                if alteration.fits(box.height, box.width):
+                    altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
+                    finds = is_flagged(detector, altered.image_HWC, f"{name} ({alteration.name})")
+                    pictures.add(alteration, finds, image_HWC, altered, box)
+                    flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(finds)
+                done += 1
+                on_progress(Progress("power", done, total))
+            for kind, foreign_HWC in _foreign(image_HWC, seed).items():
+                foreign[kind].append(is_flagged(detector, foreign_HWC, f"{name} ({kind})"))
+                done += 1
+                on_progress(Progress("power", done, total))
+            complete += 1
+    if not complete:
+        return None
     power = DetectorPower(
-        count,
+        complete,
         {kind: {size: float(np.mean(results)) for size, results in sizes.items()} for kind, sizes in flagged.items()},
         {kind: float(np.mean(results)) for kind, results in foreign.items()},
     )

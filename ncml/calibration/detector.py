@@ -152,7 +152,7 @@ def make_detector(
 
     Raises `InputError` for too few images or scenes, and for images or a region that cannot be judged; `OSError` for
     a disk without space for the detector, before anything is computed. A `KeyboardInterrupt` while the power is
-    measured says that the detector is complete without it.
+    measured says that the detector is complete without it; `StopMeasuring` of `on_progress` ends that measurement.
     """
     checkpoint.check_copy(model.folder, folder)
     taking_part = good if reviewed is None else good.join(reviewed)
@@ -236,12 +236,15 @@ def make_detector(
         on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
         one_of_each_scene = ranking[np.unique(scenes_N[ranking], return_index=True)[1]]
         try:
-            power, sheet = measure_power(
+            measured = measure_power(
                 detector, good.take(one_of_each_scene), count=power_images, on_progress=on_progress
             )
         except KeyboardInterrupt as stop:
             message = f"stopped: {printable(folder)} is complete without its power, which was not measured"
             raise KeyboardInterrupt(message) from stop
+        if measured is None:
+            return made
+        power, sheet = measured
         if power.sheet:
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         made = replace(made, calibration=calibration.with_power(power))

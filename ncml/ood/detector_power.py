@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from ncml.data.inventory import counted
 from ncml.images.tiling import Box
 from ncml.ood import storage
 
@@ -41,7 +42,7 @@ class DetectorPower:
     """Shares of altered ranking images that are flagged."""
 
     images: int
-    """Number of good images that were altered."""
+    """Number of good images that were altered in all ways."""
     shares: Mapping[str, Mapping[str, float]]
     """By kind of alteration, by size in words, from the least to the greatest."""
     foreign: Mapping[str, float]
@@ -90,7 +91,8 @@ class DetectorPower:
         if self.foreign:
             shares = ", ".join(f"{kind} {share:.0%}" for kind, share in self.foreign.items())
             lines.append(f"foreign images flagged: {shares}")
-        lines.append(f"measured on {self.images} good images, altered in their own pixels; nothing else was measured")
+        measured = counted(self.images, "good image")
+        lines.append(f"measured on {measured}, altered in their own pixels; nothing else was measured")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -104,7 +104,10 @@ async def update(request: Request, jobs: Jobs) -> Response:
     Flagged images that are good join those from which the detector is estimated, never those that rank, so that its
     false-positive rate holds; an image of a scene that ranks is refused. Images that are defective only test the new
     version. `reviews` reports what has become of both, and `summary` compares the versions. The new version keeps
-    copies of the good images, those of the reviews included, for further updates. This takes minutes.
+    copies of the good images, those of the reviews included, for further updates.
+
+    This takes minutes. What the new version finds is measured on ten altered images, or on fewer once nine tenths of
+    NCML_JOB_TIMEOUT_S have passed.
 
     The detector must have been made with `ncml adapt --keep-images` (`detector.keeps_images` in /models), and the
     operator must allow calibration with NCML_ALLOW_CALIBRATION=1.

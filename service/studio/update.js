@@ -35,7 +35,8 @@ export function updateForm(model, kept) {
   });
   const hint =
     "The new version learns from good images, and is tested with defective ones; the former one remains. " +
-    "It keeps copies of the good images, also when their reviews are deleted.";
+    "It keeps copies of the good images, also when their reviews are deleted. An update takes minutes: what the new " +
+    "version finds is measured last, and on fewer images if the time of a job runs out.";
   const field = h(
     "div",
     { class: "field", "data-field": "name" },
@@ -65,7 +66,7 @@ export function updateForm(model, kept) {
 async function watch(record, updates, kept) {
   const notice = h("div");
   const body = h("div");
-  const monitor = jobMonitor(record.id, { notice, describe: describeProgress });
+  const monitor = jobMonitor(record.id, { notice, describe: progressDescriber() });
   const heading = h("h4", {}, record.name, h("span", { class: "hint" }, ` from ${record.base}`));
   const actions = h("div", { class: "row" }, monitor.cancelButton);
   const progress = h("div", { class: "row progress" }, monitor.status, monitor.bar);
@@ -119,9 +120,17 @@ function deletionButton(ids, notice, kept) {
   return deleteButton;
 }
 
-function describeProgress({ stage, step, total }) {
-  const text = STAGES[stage] ?? "Estimating what good images look like";
-  return { text: `${text}: ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`, fraction: step / total };
+/** Return a function that describes progress, with the time that its stage has left. */
+function progressDescriber() {
+  let since = {};
+  return ({ stage, step, total }) => {
+    if (stage !== since.stage) since = { stage, step, time: performance.now() };
+    const text = STAGES[stage] ?? "Estimating what good images look like";
+    const secondsLeft = Math.round(((performance.now() - since.time) / (step - since.step) / 1000) * (total - step));
+    const left = step > since.step ? `, about ${secondsLeft.toLocaleString("en")} s left` : "";
+    const counted = `${step.toLocaleString("en")} of ${total.toLocaleString("en")}`;
+    return { text: `${text}: ${counted}${left}`, fraction: step / total };
+  };
 }
 
 /** What has become of the reviewed images, and what the new version finds. */

@@ -425,7 +425,10 @@ def test_an_update_learns_from_the_reviews(
 
     events = [
         ("running", {"status": "running", "error": None}),
-        ("progress", {"stage": "rank", "step": 14, "total": 28, "done": 0, "n": 1, "preview": None}),
+        *(
+            ("progress", {"stage": "rank", "step": step, "total": 28, "done": 0, "n": 1, "preview": None})
+            for step in (14, 21)
+        ),
         ("succeeded", {"status": "succeeded", "error": None}),
     ]
 
@@ -438,12 +441,24 @@ def test_an_update_learns_from_the_reviews(
     page.route("**/jobs/an-update", lambda route: route.fulfill(json=queued))  # its place in the queue
     page.route("**/jobs/an-update/events", stream(events))
     page.route("**/jobs/an-update/result", lambda route: route.fulfill(json=UPDATED))
+    expect(section).to_contain_text("on fewer images if the time of a job runs out")
+    section.evaluate(
+        """section => {
+          window.texts = [];
+          const added = changes => changes.flatMap(change => [...change.addedNodes]);
+          const keep = changes => texts.push(...added(changes).map(node => node.textContent));
+          new MutationObserver(keep).observe(section, {childList: true, subtree: true});
+        }"""
+    )
     name.fill("valve-2")
     update.focus()
     page.keyboard.press("Enter")
     run = section.locator("article.run")
     expect(run).to_contain_text("Updated")
     assert requests == [{"model": "valve", "name": "valve-2"}]
+    texts = page.evaluate("window.texts")
+    assert "Ranking good images: 14 of 28" in texts
+    assert any(re.fullmatch(r"Ranking good images: 21 of 28, about \d+ s left", text) for text in texts)
     expect(run).to_contain_text("13 images for estimation, 1 of them reviewed; 28 for ranking.")
     expect(run).to_contain_text("1 of 1 reviewed image would be flagged again")
     expect(run).to_contain_text("2 of 2 defective images are found, formerly 1.")

@@ -21,7 +21,7 @@ from ncml.network import efficientnet
 from ncml.ood.alarm import FlaggedRateAlarm
 from ncml.ood.judging import Detector
 from ncml.ood.views.appearance import AppearanceView
-from ncml.progress import Progress
+from ncml.progress import Progress, ignore_progress
 from ncml.results import Detection
 from tests.detectors import good_image, use_small_scale, without_disc
 from tests.ncml import nets
@@ -382,6 +382,36 @@ def test_the_folders_of_a_running_update_are_not_taken_for_those_of_a_killed_wor
 
     calibrating.make_folder(ncml.load(folder), UPDATE, "job", [folder.parent], remove_others_and_age)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["part", "part-2"]
+
+
+def test_an_update_without_time_for_its_power_is_served_without_it(
+    update: Callable[..., Outcome], registry: ModelRegistry
+) -> None:
+    outcome = update(UPDATE.model_copy(update={"timeout_s": 1e-3}))
+    assert outcome.error is None
+    assert outcome.calibration is not None
+    assert outcome.calibration.summary == (
+        "the former version finds 1 of the 1 defective images; its power was not measured: the job had no time left."
+    )
+    served = {model.name: model.detector for model in registry.descriptors}
+    assert served["part-2"] is not None
+    assert served["part-2"].power is None
+
+
+def test_an_update_measures_its_power_until_the_last_tenth_of_its_time(
+    update: Callable[..., Outcome], folder: Path
+) -> None:
+    left = iter([60.0] * 7 + [59.0])  # five alterations of an image
+    made = calibrating.make_folder(
+        ncml.load(folder), UPDATE, "job", [folder.parent], ignore_progress, seconds_left=lambda: next(left)
+    )
+    assert "formerly 100% (measured on 2 images instead of 1)" in made.summary
+    assert "measured on 1 good image, altered" in made.summary
+    detector = ncml.load(folder.parent / "part-2").detector
+    assert detector is not None
+    assert detector.power is not None
+    assert detector.power.images == 1
+    assert detector.power.pictures
 
 
 def test_a_refused_or_canceled_update_leaves_no_folder(update: Callable[..., Outcome], folder: Path) -> None:
