@@ -120,7 +120,10 @@ class ImagesAnswer(Answer):
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.IMAGES})
 
-    model: ModelRef
+    model: ModelRef = Field(
+        description="The images are like those that its weights were trained on, also if it was calibrated on others "
+        "or is a detector of them."
+    )
     images: list[GeneratedImage]
     timing: Timing
 

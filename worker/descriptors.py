@@ -161,7 +161,9 @@ class ModelDescriptor(FrozenModel):
     classes: tuple[str, ...] = Field(description="() for a model without classes")
     noise: float = Field(description="largest noise level, at t = T, in grey levels")
     generates: bool = Field(
-        default=True, description="whether it generates and completes images; false: a base of detectors, only scores"
+        default=True,
+        description="whether it generates and completes images: like those that its weights were trained on, also if "
+        "it was calibrated on others or is a detector of them; false: a base of detectors, only scores",
     )
     keeps: tuple[Keep, ...] = Field(description="known halves from which images are completed exactly")
     stepped_solver: str = Field(description="the default solver for more than one step")

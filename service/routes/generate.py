@@ -44,6 +44,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def generate(request: Request, jobs: Jobs) -> Response:
     """Generate new images, unconditionally or of a class. The same seed gives the same image.
 
+    A model that was calibrated on other images than its weights were trained on, or is a detector of them, generates
+    those of its weights.
+
     ```
     curl -X POST 'localhost:8000/generate?class=cat' -o cat.png
     curl -X POST 'localhost:8000/generate?n=16&seed=7' -H 'Accept: application/zip' -o images.zip

@@ -272,6 +272,10 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     assert {answer["$ref"].rsplit("/", 1)[-1] for answer in results["schema"]["anyOf"]} == {
         "ScoreAnswer", "ScanAnswer", "ImagesAnswer", "CalibrateAnswer",
     }  # fmt: skip
+    properties = {name: schema["properties"] for name, schema in document["components"]["schemas"].items()
+                  if name in ("ServedModel", "ImagesAnswer")}  # fmt: skip
+    for field in (properties["ServedModel"]["generates"], properties["ImagesAnswer"]["model"]):
+        assert "like those that its weights were trained on" in field["description"]
     assert document["servers"][0]["url"] == "/"
     assert operations["generate"]["responses"]["200"]["content"].keys() == {
         "application/json", "image/png", "application/zip", "application/x-npz",
