@@ -112,8 +112,8 @@ class Verdict:
     """The name of the calibration."""
     is_weak: bool
     """Whether the calibration is weak: see `Calibration.weakness`."""
-    calibration_version: str = ""
-    """The version of the calibration: a digest of all that the verdict depends on. "" from an earlier service."""
+    calibration_version: str
+    """The version of the calibration: a digest of all that the verdict depends on."""
 
 
 class Score(Mapping[str, Any]):
@@ -219,7 +219,7 @@ class Scan:
     is_weak: bool | None
     """Whether the calibration is weak."""
     calibration_version: str | None = None
-    """The version of the tiles' calibration; None without one, or from an earlier version of the service."""
+    """The version of the tiles' calibration; None without one."""
     grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """The score of each tile in the view, [R, C]; empty if the map was not requested from a service."""
 

@@ -44,9 +44,7 @@ class Ood(FrozenModel):
     threshold: float
     is_ood: bool
     calibration: str = Field(default="default", description="name of the calibration")
-    calibration_version: str = Field(
-        default="", description='version of the calibration, as in /models; "" in results of earlier workers'
-    )
+    calibration_version: str = Field(description="version of the calibration, as in /models")
     is_weak: bool = Field(
         default=False, description="whether the calibration is weak; its `weakness` in /models explains why"
     )

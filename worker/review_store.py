@@ -98,12 +98,9 @@ class Reviews:
         return data
 
     def thumbnail(self, owner: str, model: str, review_id: str) -> bytes | None:
-        """Return the thumbnail of an owner's review for a model, or None if that review does not exist.
-
-        Reviews that an earlier version kept have an empty one.
-        """
+        """Return the thumbnail of an owner's review for a model, or None if that review does not exist."""
         own_model, thumbnail = self._redis.hmget(review_key(owner, review_id), "model", "thumbnail")
-        return thumbnail or b"" if own_model == model.encode() else None
+        return thumbnail if own_model == model.encode() else None
 
     def remove(self, owner: str, model: str, review_id: str) -> bool:
         """Delete a review of an owner for a model; return whether there was one."""
@@ -111,8 +108,7 @@ class Reviews:
 
     def _ids(self, owner: str) -> list[str]:
         members: list[bytes] = self._redis.zrangebyscore(REVIEWS, time.time(), "+inf")
-        own = [member.decode() for member in members if member.startswith(f"{owner}:".encode())]
-        return list(dict.fromkeys(member.split(":")[1] for member in own))  # an earlier version could count one twice
+        return [member.decode().split(":")[1] for member in members if member.startswith(f"{owner}:".encode())]
 
     def _read(self, owner: str, ids: list[str]) -> list[Review]:
         names = ("model", "verdict", "file", "is_ood", "p_value", "created_at", "expires_at")

@@ -37,7 +37,7 @@ def read_original(image: Original) -> NDArray[np.uint8]:
 def scoring_options(model: Model, job: ScoreJob) -> dict[str, Any]:
     """Return the options of a job as arguments of `Model.score`.
 
-    A detector judges originals only: a job without them expects another verdict, as those of earlier services do.
+    A detector judges originals only: a job without them is that of a service that has not seen the detector yet.
     Raises `ModelError` for a job with originals if the model is no detector.
     """
     options = job.scoring

@@ -9,8 +9,7 @@ export function calibrationOf({ score: { ood, detection }, scan, model }) {
   if (!ood || !current) return null;
   const whole = detection ? current.detector : current.calibrations[ood.calibration];
   const calibration = scan ? current.tiles : whole;
-  const { calibration_version: version } = ood; // earlier workers send none
-  return calibration && (!version || version === calibration.version) ? calibration : null;
+  return calibration?.version === ood.calibration_version ? calibration : null;
 }
 
 /** A p-value, rounded to its two significant digits. */

@@ -238,14 +238,6 @@ def test_a_result_is_read_by_its_task(name: str) -> None:
     assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
 
-def test_a_verdict_of_an_earlier_worker_is_read_without_the_version_of_its_calibration() -> None:
-    result = EXAMPLES["score result"].model_dump(mode="json")
-    del result["results"][0]["ood"]["calibration_version"]
-    [score] = ScoreResult.model_validate_json(json.dumps(result)).results
-    assert score.ood is not None
-    assert score.ood.calibration_version == ""
-
-
 def extended(value: Any) -> Any:
     """Return a message with an unknown field in each of its models."""
     if isinstance(value, BaseModel):

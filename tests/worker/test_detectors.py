@@ -28,7 +28,6 @@ from tests.ncml import nets
 from worker import calibrating
 from worker.contract import Original, Pixels, ReviewedImage, ScoreJob, UpdateJob
 from worker.engine import BatchRunner
-from worker.job_results import Score
 from worker.messages import Batch, Drop, EngineSettings, Outcome
 from worker.metrics import WorkerMetrics
 from worker.monitor import _merge
@@ -180,7 +179,7 @@ def test_a_file_with_another_size_than_stated_is_refused(run: Callable[..., Outc
 
 
 def test_a_job_without_originals_is_not_judged_by_the_detector(run: Callable[..., Outcome], folder: Path) -> None:
-    """A service that knows no detector expects the verdict of the default calibration, or none."""
+    """A service that has not seen the detector yet expects the verdict of the default calibration, or none."""
     [score] = run(job(good_image(1), originals=False)).scores
     assert (score.ood, score.detection) == (None, None)
 
@@ -265,10 +264,6 @@ def test_a_detector_stays_described_beside_an_earlier_worker_that_knows_none(fol
     earlier = descriptor.model_copy(update={"detector": None})
     for workers in ([(descriptor,), (earlier,)], [(earlier,), (descriptor,)]):
         assert [model.detector for model in _merge(workers)] == [descriptor.detector]
-
-
-def test_a_score_of_an_earlier_worker_has_no_detection() -> None:
-    assert Score.model_validate({"bpd": 1.0, "log_likelihood": -1.0}).detection is None
 
 
 def test_flagged_images_are_evidence_if_the_rate_of_the_detector_is_known(

@@ -7,12 +7,11 @@
 local now = clock()
 local owner, size = ARGV[1], tonumber(ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local own, all, earlier, earlier_size = size, size, {}, 0
+local own, all, earlier, earlier_size = size, size, nil, 0
 for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local name, id, bytes = string.match(member, '^([^:]*):([^:]*):(%d+)$')
   if name == owner and id == ARGV[2] then
-    table.insert(earlier, member)
-    earlier_size = math.max(earlier_size, tonumber(bytes))
+    earlier, earlier_size = member, tonumber(bytes)
   else
     all = all + bytes
     if name == owner then own = own + bytes end
@@ -23,7 +22,7 @@ if size > earlier_size then
   if all > tonumber(ARGV[5]) then return 'all' end
   if short_of_memory() then return 'memory' end
 end
-for _, member in ipairs(earlier) do redis.call('ZREM', KEYS[1], member) end
+if earlier then redis.call('ZREM', KEYS[1], earlier) end
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'created_at', now, 'expires_at', now + ARGV[6], unpack(ARGV, 7))
 local times = redis.call('HMGET', KEYS[2], 'created_at', 'expires_at')
