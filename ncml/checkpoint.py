@@ -50,8 +50,6 @@ MAX_CARD_BYTES = 256 * 2**10
 """Workers publish the card every two seconds."""
 MAX_CALIBRATION_BYTES = 32 * 2**20
 """Some 150,000 ranking images."""
-FINE_TUNED = "fine_tuned_images"
-"""The metric of a model that `ncml adapt` fine-tuned: on this number of images, which its parts do not exclude."""
 MAX_METRICS = 1000
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
 """PyTorch's names of the types that a file of weights may have."""
@@ -175,14 +173,9 @@ def _write_card(folder: Path, card: str) -> None:
     replace_file(folder / CARD, lambda new: new.write_text(f"{card.rstrip()}\n", encoding="utf-8"))
 
 
-def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
-    """Raise `InputError` if `out` cannot be written, or holds anything but the model in `folder`.
-
-    changing: whether the copy will differ from the model; then `out` must be empty.
-    """
+def check_copy(folder: Path, out: Path) -> None:
+    """Raise `InputError` if `out` cannot be written, or holds anything but the model in `folder`."""
     if (out / CONFIG).is_file():
-        if changing:
-            raise InputError("out", f"{out} already contains a model; choose another folder.")
         if read_json(out / CONFIG).get("version") != read_json(folder / CONFIG).get("version"):
             raise InputError("out", f"{out} holds another model; choose another folder.")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

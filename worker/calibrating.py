@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from ncml.calibration import descriptions
+from ncml.calibration.calibrated_copy import calibrate_copy
 from ncml.calibration.updating import update_detector
 from ncml.data.dataset import Dataset
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError
 from ncml.ood.power import summary
 from ncml.progress import Progress, StopMeasuring
-from ncml.training.adaptation import adapt
 from worker.contract import CalibrateJob, ReviewedImage, UpdateJob
 from worker.job_results import Calibrated, ReviewCounts, WorkerFault
 
@@ -128,14 +128,14 @@ def _identify(model: Model, job: CalibrateJob | UpdateJob) -> str:
 
 def _calibrate(model: Model, job: CalibrateJob, folder: Path, batch_size: int, on_progress: OnProgress) -> Calibrated:
     pixels_NHWC = np.frombuffer(job.pixels, np.uint8).reshape(job.images, job.height, job.width, 3)
-    calibration = adapt(
+    calibration = calibrate_copy(
         model,
         Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ()),
         folder,
         false_positive_rate=job.false_positive_rate,
         batch_size=batch_size,
         on_progress=on_progress,
-    ).calibration
+    )
     assert calibration.power is not None
     return Calibrated(
         n_fit=calibration.n_fit,

@@ -17,21 +17,18 @@ from ncml.cli.terminal import (
     ModelOption,
     describe,
     load,
-    parse_duration,
     print_json,
     progress_bar,
 )
 from ncml.data.good_images import open_folder
 from ncml.data.scenes import AUTO, are_compared, check_group
-from ncml.data.sources import open_source, readable_rows
 from ncml.errors import InputError
 from ncml.images.region import read_region
 from ncml.ood.conformal import check_rate
-from ncml.paths import Location, sorted_files
+from ncml.paths import sorted_files
 
 if TYPE_CHECKING:
     from ncml.calibration.detector import MadeDetector
-    from ncml.model import Model
 
 DEFAULT_RATE = 0.05
 NO_ALIGN = "Compare parts where they lie, even if good images agree better once they are brought to one position."
@@ -46,7 +43,6 @@ def adapt(
     *,
     out: Annotated[Path, arg(metavar="FOLDER")],
     model: ModelOption = "",
-    max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no fine-tuning)")] = None,
     false_positive_rate: Annotated[float, arg(metavar="RATE")] = DEFAULT_RATE,
     confidence: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: on average)")] = None,
     group: Annotated[str, arg(metavar="auto|image|folder|PATTERN")] = AUTO,
@@ -75,8 +71,6 @@ def adapt(
         out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
             detector is replaced, and its other calibrations are kept.
         model: Name or folder of the model to start from, which computes bits/dim.
-        max_time: Time for fine-tuning the model on the images as well, such as 90s or 10m; its own statistics are then
-            calibrated, too.
         false_positive_rate: Share of good images that are flagged.
         confidence: Choose the threshold so that this very detector flags at most that share, with this confidence.
         group: How images are grouped into scenes: by near-duplicates and overlaps (auto), each alone (image), by
@@ -96,20 +90,19 @@ def adapt(
         as_json: Print JSON.
     """
     started = time.monotonic()
-    max_seconds = 0.0 if max_time is None else parse_duration(max_time)
     check_rate(false_positive_rate)
     check_group(group)
     judged = None if region is None else read_region(region)
     if update:
         of_the_detector = {
-            "model": model, "max-time": max_time, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
+            "model": model, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
             "confidence": confidence, "group": group != AUTO, "leave-out": leave_out, "reviewed": reviewed,
             "region": region, "keep-images": keep_images, "no-align": not align,
         }  # fmt: skip
         for name in (name for name, value in of_the_detector.items() if value):
             raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
     description = describe(update or model, device)
-    check_copy(description.folder, out, changing=max_seconds > 0)
+    check_copy(description.folder, out)
     folders = {
         "data": (data, "good images"), "reviewed": (reviewed, "good images that were flagged"),
         "defective": (defective, "defective images"), "check": (check, "good images that have no part in the detector"),
@@ -169,8 +162,6 @@ def adapt(
             updated = update_detector(loaded, opened["data"], out, **common)
             made, comparison = updated.made, updated.comparison
         else:
-            if max_seconds:
-                loaded = _fine_tune(loaded, data, out, false_positive_rate, max_seconds, device, on_progress)
             from ncml.calibration.detector import make_detector
 
             made = make_detector(
@@ -193,30 +184,6 @@ def adapt(
     else:
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         print(f"try: ncml score IMAGE --model {shlex.quote(str(out))}", file=sys.stderr)
-
-
-def _fine_tune(
-    model: "Model", data: Location, out: Path, rate: float, max_seconds: float, device: str, on_progress: Any
-) -> "Model":
-    """Write a fine-tuned copy of the model with its own calibration, and return it."""
-    import ncml
-    from ncml.data import dataset
-    from ncml.training.adaptation import adapt as adapt_model
-
-    source = open_source(str(data), "train")
-    images = dataset.load(source, model.height, model.width, on_progress=on_progress)
-    adapted = adapt_model(
-        model,
-        images,
-        out,
-        false_positive_rate=rate,
-        max_seconds=max_seconds,
-        names=[row.name for row in readable_rows(source, images.inventory.unreadable_rows)],
-        device=device,
-        on_message=_print_message,
-        on_progress=on_progress,
-    )
-    return ncml.load(adapted.folder, device=device)
 
 
 def _print_message(line: str) -> None:

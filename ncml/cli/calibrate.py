@@ -97,9 +97,6 @@ def calibrate(
         check_output_folder(folder, "model")
     else:
         checkpoint.check_copy(description.folder, out)
-    if not (tile or unseen) and checkpoint.FINE_TUNED in description.metrics:
-        detail = f"{description.name} was fine-tuned on images that its parts do not exclude: add --unseen"
-        raise InputError("unseen", f"{detail}, and name images that it was not trained on.")
     if not tile:
         check_source(data, split)
         storage.read_replaceable(folder / checkpoint.CALIBRATION)  # refused now rather than after the computation

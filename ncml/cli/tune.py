@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from ncml import checkpoint
 from ncml.cli.terminal import (
     DeviceOption,
     JsonOption,
@@ -59,9 +58,6 @@ def tune(
     description = describe(model, device)
     check_output_folder(description.folder, "model")
     check_source(data, split)
-    if checkpoint.FINE_TUNED in description.metrics:
-        detail = f"{description.name} was fine-tuned by ncml adapt on images that its parts do not exclude"
-        raise InputError("model", f"{detail}: tune the model that it was fine-tuned from.")
     use_threads(threads)
     loaded = load(description, device)
     from ncml.evaluation.recommendation import recommend

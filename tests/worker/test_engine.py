@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from ncml.calibration import held_out_power
+from ncml.calibration.calibrated_copy import calibrate_copy
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.progress import Progress
-from ncml.training.adaptation import adapt
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
 from worker import calibrating
@@ -262,7 +262,9 @@ def test_a_calibration_canceled_at_the_last_moment_leaves_no_folder(
 ) -> None:
     complete: list[bool] = []
     monkeypatch.setattr(
-        calibrating, "adapt", lambda *args, **kwargs: (adapt(*args, **kwargs), complete.append(True))[0]
+        calibrating,
+        "calibrate_copy",
+        lambda *args, **kwargs: (calibrate_copy(*args, **kwargs), complete.append(True))[0],
     )
     for name, age_s in ((".mine.job.1", 0), (".mine.other.1", 7200), (".mine.running.1", 0)):
         (tmp_path / name).mkdir()
@@ -321,7 +323,7 @@ def test_a_full_disk_is_noticed_before_a_calibration_computes(
     def fill(*_: object) -> None:  # the disk fills meanwhile
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ncml.training.adaptation.descriptions.save", fill)
+    monkeypatch.setattr("ncml.calibration.calibrated_copy.descriptions.save", fill)
     with pytest.raises(WorkerFault, match="the disk of the new models is full"):
         calibrate()
     assert "power" in stages

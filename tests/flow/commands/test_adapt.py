@@ -1,6 +1,7 @@
 """`ncml adapt` from a folder of good images to a detector that judges."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import ncml
+from ncml.calibration import detector
 from ncml.cli import main as cli
 from ncml.images import alterations, open_image
 from tests.detectors import save_good_images, use_small_scale
@@ -37,6 +39,19 @@ def test_a_folder_becomes_a_detector(
     assert row["is_ood"]
     assert cli.main([*command, "--out", "good"]) == 2
     assert "good exists and is not a model folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_reported_before_anything_is_computed(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_good_images(tmp_path / "good")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(detector, "find_scenes", lambda *_, **__: pytest.fail("it computes"))
+    out = tmp_path / "mine"
+    assert cli.main(["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--out", str(out)]) == 2
+    assert f"ncml: {out}: No space left on device (" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_last_line_names_the_pictures_of_what_is_found_and_missed(
@@ -72,10 +87,10 @@ def test_a_detector_is_reported_before_its_power_so_that_an_interruption_leaves_
     assert printed.splitlines()[-1] == "the images that are unlike the others are shown in mine/suspects.png"
     assert error.endswith("ncml: stopped: mine is complete without its power, which was not measured\n")
     assert open_image("mine/suspects.png").any()
-    detector = ncml.load("mine")
-    assert "flags 5% of good images on average" in detector.card.partition("## Detector")[2]
-    assert detector.detector is not None
-    assert detector.detector.power is None
+    adapted = ncml.load("mine")
+    assert "flags 5% of good images on average" in adapted.card.partition("## Detector")[2]
+    assert adapted.detector is not None
+    assert adapted.detector.power is None
     assert cli.main([*command, "--json"]) == 130
     assert capsys.readouterr().out == ""
 
