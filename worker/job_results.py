@@ -88,6 +88,11 @@ class DetectionValues(FrozenModel):
     ranking_images: int = Field(description="Number of good images among which the image is ranked.")
     calibration_version: str = Field(description="Version of the detector, as in /models.")
     covered: Box = Field(description="The part of the image that the map covers.")
+    differences: tuple[str, ...] = Field(
+        default=(),
+        description="What distinguishes the image from all good ones at first sight, a clause each: its size, or that "
+        "it is grey.",
+    )
 
 
 class Detection(DetectionValues):

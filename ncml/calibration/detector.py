@@ -217,6 +217,7 @@ def make_detector(
             {kind: view.description for kind, view in views.items()},
             notes=_notes(good, views, duplicates, lost, levels),
             sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
+            grey_images=sum(good.are_grey),
             region=judged,
         )
         calibration.save(written)

@@ -174,7 +174,10 @@ def image_scorer(
         for row, score, image in score_readable(readable):
             row |= score.to_dict()
             if score.detection is not None:
-                row |= {"view": score.detection.view, "rarity": score.detection.rarity}
+                detection = score.detection
+                row |= {
+                    "view": detection.view, "rarity": detection.rarity, "differences": "; ".join(detection.differences),
+                }  # fmt: skip
                 if maps is not None:
                     rendered = score.detection.draw(image)
                     heat.save(maps / _relative(Path(row["file"])), rendered, score.detection.map)

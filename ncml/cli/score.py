@@ -30,7 +30,7 @@ from ncml.ood import conformal
 from ncml.paths import check_exists, model_folders
 
 IMAGE_COLUMNS = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
-DETECTOR_COLUMNS = (*IMAGE_COLUMNS, "view", "left", "top", "width", "height", "rarity")
+DETECTOR_COLUMNS = (*IMAGE_COLUMNS, "view", "left", "top", "width", "height", "rarity", "differences")
 TILE_COLUMNS = ("file", "view", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
 
 

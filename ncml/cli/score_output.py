@@ -20,7 +20,18 @@ from ncml.ood import conformal
 from ncml.paths import Location, collect, list_files, printable
 from ncml.progress import Progress
 
-TEXT_COLUMNS = ("file", "view", "rarity", "modified", "model", "calibration", "statistic", "class", "error")
+TEXT_COLUMNS = (
+    "file",
+    "view",
+    "rarity",
+    "differences",
+    "modified",
+    "model",
+    "calibration",
+    "statistic",
+    "class",
+    "error",
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,8 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
         values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
         view = row["view"].replace("_", " ")
-        print(f"{view:17} {row['score']:7.2f} at {position:20}{verdict}{values}  {row['file']}  ({row['rarity']})")
+        remarks = "; ".join(filter(None, (row["rarity"], row["differences"])))
+        print(f"{view:17} {row['score']:7.2f} at {position:20}{verdict}{values}  {row['file']}  ({remarks})")
     elif "tiles" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
         view = row["view"].replace("_", " ")

@@ -49,6 +49,7 @@ def _read_detection(document: Document) -> Detection:
         name: ViewDetection(view["score"], view["standardised"], Box(**view["box"]))
         for name, view in document["views"].items()
     }
+    values["differences"] = tuple(document.get("differences", ()))
     if document.get("map"):
         values["grid"] = np.array(document["map"], np.float32)
     return Detection(**values)

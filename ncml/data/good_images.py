@@ -36,6 +36,8 @@ class GoodImages:
     paths: tuple[Location, ...]
     shapes: tuple[tuple[int, int], ...]
     """Height and width of each."""
+    are_grey: tuple[bool, ...]
+    """Whether the three channels of each are equal."""
     digests: tuple[str, ...]
     thumbnails: np.ndarray
     """[N, side, side]."""
@@ -71,6 +73,7 @@ class GoodImages:
             self.names + others.names,
             self.paths + others.paths,
             self.shapes + others.shapes,
+            self.are_grey + others.are_grey,
             self.digests + others.digests,
             np.concatenate([self.thumbnails, others.thumbnails]),
             None if self.points is None or others.points is None else self.points + others.points,
@@ -84,6 +87,7 @@ class GoodImages:
             tuple(self.names[i] for i in selected),
             tuple(self.paths[i] for i in selected),
             tuple(self.shapes[i] for i in selected),
+            tuple(self.are_grey[i] for i in selected),
             tuple(self.digests[i] for i in selected),
             self.thumbnails[selected],
             None if self.points is None else tuple(self.points[i] for i in selected),
@@ -107,6 +111,7 @@ def open_folder(
     names: list[str] = []
     kept: list[Location] = []
     shapes: list[tuple[int, int]] = []
+    are_grey: list[bool] = []
     digests: list[str] = []
     thumbnails: list[np.ndarray] = []
     points: list[Points] = []
@@ -122,6 +127,7 @@ def open_folder(
             names.append(name)
             kept.append(path)
             shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
+            are_grey.append(images.is_grey(image_HWC))
             digests.append(finding.digest(image_HWC))
             thumbnails.append(finding.thumbnail(image_HWC))
             if seeks_points:
@@ -134,6 +140,7 @@ def open_folder(
         tuple(names),
         tuple(kept),
         tuple(shapes),
+        tuple(are_grey),
         tuple(digests),
         np.stack(thumbnails),
         tuple(points) if seeks_points else None,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ncml.data.sources import count_unreadable, is_image_folder
 from ncml.errors import InputError
+from ncml.images import is_grey
 from ncml.object_storage import is_address
 from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
@@ -107,7 +108,7 @@ def load(
     pixels_NHWC = images.images_NHWC.numpy()
     unreadable = len(images.inventory.unreadable)
     resized = len(images) - images.inventory.sizes[f"{width}x{height}"]
-    grey = sum(bool((image_HWC == image_HWC[..., :1]).all()) for image_HWC in pixels_NHWC)
+    grey = sum(map(is_grey, pixels_NHWC))
     remarks = (
         (unreadable, f"{count_unreadable(unreadable)} and {'was' if unreadable == 1 else 'were'} left out"),
         (

@@ -3,7 +3,7 @@
 Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preprocess.py`.
 """
 
-from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, to_rgb
+from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, SUFFIXES, is_grey, open_image, to_rgb
 from ncml.images.encoding import (
     enlarge,
     format_values,
@@ -30,6 +30,7 @@ __all__ = [
     "enlarge",
     "format_values",
     "grid",
+    "is_grey",
     "open_image",
     "open_resized",
     "place_known_half",

@@ -58,6 +58,11 @@ def open_image(
     return to_rgb(decode(data, field, max_bytes, max_pixels))
 
 
+def is_grey(image_HWC: NDArray[np.uint8]) -> bool:
+    """Return whether the three channels of an image, [H, W, 3], are equal."""
+    return all(np.array_equal(image_HWC[..., 0], image_HWC[..., channel]) for channel in (1, 2))
+
+
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Convert a loaded Pillow image to uint8 (H, W, 3) RGB by the rules of this module."""
     image = to_rgb_or_rgba(image)

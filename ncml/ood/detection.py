@@ -19,8 +19,11 @@ BOX_SHARE = 0.5
 """Share of the way from the median of a map to its maximum from which cells belong to the box."""
 
 
-def detect(calibration: DetectorCalibration, measurements: Mapping[str, Measurement], H: int, W: int) -> Detection:
-    """Judge an image of H x W pixels by its measurements, of the judged region if there is one."""
+def detect(
+    calibration: DetectorCalibration, measurements: Mapping[str, Measurement], image_HWC: NDArray[np.uint8]
+) -> Detection:
+    """Judge an image by its measurements, which are those of the judged region if there is one."""
+    H, W = image_HWC.shape[:2]
     standardised = calibration.standardise(scores_of(measurements))
     view = max(standardised, key=lambda name: standardised[name])
     score = standardised[view]
@@ -51,6 +54,7 @@ def detect(calibration: DetectorCalibration, measurements: Mapping[str, Measurem
         ranking_images=calibration.n_rank,
         calibration_version=calibration.version,
         covered=covered(measurement),
+        differences=calibration.differences(image_HWC),
         grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
     )
 

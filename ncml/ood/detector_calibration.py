@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.errors import InputError, ModelError
+from ncml.images.decoding import is_grey
 from ncml.images.region import Region
 from ncml.limits import DETECTOR
 from ncml.ood import conformal, storage
@@ -37,7 +39,7 @@ from ncml.ood.power import explain_weakness
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "largest view"
-FORMAT = 3
+FORMAT = 4
 FILE, TENSORS, NEW_TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.NEW_DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95
@@ -101,6 +103,8 @@ class DetectorCalibration:
     """What should be known about the good images, a sentence each."""
     sizes: Mapping[str, int] | None = None
     """Number of good images by width x height."""
+    grey_images: int = 0
+    """Number of good images whose channels are equal."""
     region: Region | None = None
     """The only part of an image that is judged; None: all of it."""
     power: DetectorPower | None = None
@@ -186,6 +190,26 @@ class DetectorCalibration:
                 raise InputError("image", f"image has a score {name} that is not finite: {remedy}.")
         return {name: self.scales[name].standardise(score) for name, score in scores.items()}
 
+    def differences(self, image_HWC: NDArray[np.uint8]) -> tuple[str, ...]:
+        """Return what distinguishes an image from all good ones at first sight: its size, and whether it is grey.
+
+        Another size says little if further good images are expected to have new ones more often than they are flagged;
+        the expected share is that of the sizes seen once (Good, 1953).
+        """
+        sizes = self.sizes or {}
+        images = sum(sizes.values())
+        differences: list[str] = []
+        size = f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
+        seen_once = sum(number == 1 for number in sizes.values())
+        if size not in sizes and seen_once <= self.false_positive_rate * images:
+            usual = max(sizes, key=lambda name: sizes[name])
+            differences.append(f"no good image has its size, {size}; most have {usual}")
+        if self.grey_images == 0 and is_grey(image_HWC):
+            differences.append("it is grey, and no good image is")
+        if self.grey_images == images and not is_grey(image_HWC):
+            differences.append("it has colours, and good images are grey")
+        return tuple(differences)
+
     def p_value(self, score: float) -> float:
         """Return the p-value of an image with this largest standardised score."""
         return float(self.ranks.p_values(score))
@@ -207,6 +231,7 @@ class DetectorCalibration:
             "descriptions": dict(self.descriptions),
             "notes": list(self.notes),
             "sizes": dict(self.sizes or {}),
+            "grey_images": self.grey_images,
             "region": self.region and self.region.to_json(),
         }
 
@@ -267,6 +292,7 @@ class DetectorCalibration:
                 {str(kind): str(text) for kind, text in content["descriptions"].items()},
                 tuple(map(str, content["notes"])),
                 {str(size): storage.count(number) for size, number in content["sizes"].items()},
+                storage.count(content["grey_images"], 0),
                 None if content["region"] is None else Region.from_json(content["region"]),
                 None if power is None else DetectorPower.from_json(power),
             )

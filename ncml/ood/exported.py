@@ -102,7 +102,7 @@ class ExportedDetector:
             )
         region = self.calibration.region
         measurements = self._measure(image_HWC if region is None else region.crop(image_HWC))
-        detection = detect(self._ranking, measurements, height, width)
+        detection = detect(self._ranking, measurements, image_HWC)
         return dataclasses.replace(detection, calibration_version=self.calibration.version)
 
     def _measure(self, image_HWC: NDArray[np.uint8]) -> dict[str, Measurement]:
@@ -144,7 +144,12 @@ def main(arguments: Sequence[str]) -> int:
             continue
         values = ("score", "threshold", "p_value", "is_ood", "is_weak", "view")
         line = {"file": name} | {value: getattr(detection, value) for value in values}
-        print(json.dumps(line | detection.box._asdict() | {"rarity": detection.rarity}), flush=True)
+        print(
+            json.dumps(
+                line | detection.box._asdict() | {"rarity": detection.rarity, "differences": detection.differences}
+            ),
+            flush=True,
+        )
     if skipped:
         print(f"ncml: {counted(skipped, 'file')} {'was' if skipped == 1 else 'were'} skipped", file=sys.stderr)
     return 2 if skipped == len(names) else 0

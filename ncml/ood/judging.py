@@ -87,7 +87,7 @@ class Detector:
 
     def judge(self, image_HWC: Pixels) -> Detection:
         """Judge an image, uint8 [H, W, 3] at its own size; raise `InputError` for one that is too small."""
-        return detect(self.calibration, self._measure(image_HWC), image_HWC.shape[0], image_HWC.shape[1])
+        return detect(self.calibration, self._measure(image_HWC), image_HWC)
 
 
 def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measurement]:

@@ -103,9 +103,9 @@ def ranks(stored: Any) -> Floats:
     return scores
 
 
-def count(stored: Any) -> int:
-    """Return a number of images; raise ValueError for anything but a positive integer."""
-    if type(stored) is not int or not 1 <= stored < 2**53:
+def count(stored: Any, least: int = 1) -> int:
+    """Return a number of images; raise ValueError for anything but an integer of at least `least`."""
+    if type(stored) is not int or not least <= stored < 2**53:
         raise ValueError(f"a number of images is {str(stored)[:20]!r}")
     return stored
 

@@ -142,6 +142,7 @@ DETECTION: JsonDict = {
                 "ranking_images": 140,
                 "calibration_version": "8e3f" * 16,
                 "covered": {"left": 0, "top": 0, "width": 800, "height": 600},
+                "differences": [],
             },
         }
     ],

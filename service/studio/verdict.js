@@ -48,13 +48,16 @@ function detected(detection, calibration) {
     at_least_as_unusual: count,
     ranking_images: ranked,
     p_value: pValue,
+    differences,
   } = detection;
   const others = plural(ranked, "good image");
   const number = `${count.toLocaleString("en")} of ${others} ${count === 1 ? "is" : "are"} at least as unusual`;
   const title = count ? number : `None of ${others} is as unusual`;
   const isSmallest = calibration && pValue < 1.001 * calibration.smallest_p;
   const value = `p = ${pText(pValue)}${isSmallest ? ", the smallest possible" : ""}.`;
-  const text = calibration ? `${value} An image is flagged at p ≤ ${pText(calibration.cutoff)}.` : value;
+  const flagged = calibration ? [`An image is flagged at p ≤ ${pText(calibration.cutoff)}.`] : [];
+  const remarks = differences.map((clause) => `${clause[0].toUpperCase()}${clause.slice(1)}.`);
+  const text = [value, ...flagged, ...remarks].join(" ");
   const caution = isWeak ? `This detector is weak${calibration ? `: ${calibration.weakness}` : ""}.` : "";
   const [kind, label] = isOod ? ["out", "Flagged"] : ["in", "Not flagged"];
   return { kind, label, title, text, caution };

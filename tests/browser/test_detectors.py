@@ -60,9 +60,10 @@ def illustrate(folder: Path) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """A good image, one in which the disc is missing, and three more good ones."""
-    arrays = [good_image(1000), without_disc(1001), *map(good_image, range(1002, 1005))]
-    paths = [tmp_path / f"{name}.png" for name in ("good", "missing", "a", "b", "c")]
+    """A good image, one in which the disc is missing, two more good ones, and one in grey."""
+    grey = good_image(1004)[..., :1].repeat(3, 2)
+    arrays = [good_image(1000), without_disc(1001), *map(good_image, range(1002, 1004)), grey]
+    paths = [tmp_path / f"{name}.png" for name in ("good", "missing", "a", "b", "grey")]
     for path, array in zip(paths, arrays, strict=True):
         Image.fromarray(array).save(path)
     return paths
@@ -105,6 +106,9 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     text = reading.inner_text()
     for words in ("calibrate", "Test images of", "crop"):
         assert words not in text
+    expect(reading.locator(".verdict")).not_to_contain_text("no good image")
+    page.locator(".strip .tile", has_text="grey").click()
+    expect(reading.locator(".verdict")).to_contain_text("It is grey, and no good image is.")
     page.locator(".strip .tile", has_text="good").first.click()
     expect(reading.locator(".label")).to_have_text("Not flagged")
     expect(reading.locator("h3")).to_have_text(re.compile(r"^\d+ of 19 good images are at least as unusual$"))

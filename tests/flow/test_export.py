@@ -120,6 +120,7 @@ def test_the_file_is_run_without_pytorch(exported: Path, detector: Detector, tmp
     assert line["threshold"] == pytest.approx(expected.threshold, rel=0.01)  # it is raised by what rounding may add
     assert {name: line[name] for name in ("left", "top", "width", "height")} == expected.box._asdict()
     assert line["rarity"] == expected.rarity
+    assert line["differences"] == []
 
 
 def test_a_file_judges_only_the_light_pixels_of_a_mask(folder: Path, tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def _detection(original: Original, score: float, with_map: bool) -> Detection:
         ranking_images=DETECTOR.n_rank,
         calibration_version=DETECTOR.version,
         covered=Box(left=0, top=0, width=width, height=height // 2),
+        differences=("it is grey, and no good image is",),
         rows=1,
         columns=2,
         grid=np.array([2.5, 0.5], "<f4").tobytes() if with_map else None,

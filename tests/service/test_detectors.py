@@ -199,6 +199,7 @@ def test_a_verdict_has_its_view_box_and_rank(client: TestClient) -> None:
         },
         "at_least_as_unusual": 3, "ranking_images": 28, "calibration_version": "de" * 32,
         "covered": {"left": 0, "top": 0, "width": 64, "height": 24},
+        "differences": ["it is grey, and no good image is"],
     }  # fmt: skip
     [mapped] = post(client, flat(200), map=1).json()["results"]
     assert mapped["detection"]["map"] == [[2.5, 0.5]]
@@ -255,6 +256,7 @@ def test_a_client_returns_the_same_objects_as_the_library(url: str) -> None:
     assert detection.box == Box(0, 0, 32, 12)
     assert detection.views["places"].standardised == 200
     assert detection.rarity == "3 of 28 good images are at least as unusual"
+    assert detection.differences == ("it is grey, and no good image is",)
     assert detection.map.shape == (48, 64)
     assert score.to_dict() | {"width": 32, "height": 12, "is_ood": True} == score.to_dict()
 

@@ -130,6 +130,7 @@ EXAMPLES: dict[str, BaseModel] = {
                     },
                     at_least_as_unusual=0, ranking_images=15, calibration_version="da" * 32,
                     covered=Box(left=0, top=0, width=800, height=600), rows=1, columns=2, grid=bytes(8),
+                    differences=("it is grey, and no good image is",),
                     backdrop=b"\xff\xd8",
                 ),
             ),

@@ -89,6 +89,22 @@ def test_a_folder_of_good_images_becomes_a_model_that_judges_images_at_their_own
     assert (unflagged[box.top, box.left] == heat.UNFLAGGED).all()
 
 
+def test_another_size_and_missing_colours_are_named(loaded: ncml.Model, made: MadeDetector) -> None:
+    grey = good_image(1000).mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+    usual, unusual = loaded.score([good_image(1000), np.pad(grey, ((0, 8), (0, 0), (0, 0)), mode="edge")])
+    assert usual.detection is not None
+    assert unusual.detection is not None
+    assert usual.detection.differences == ()
+    size = "no good image has its size, 96x80; most have 96x72"
+    assert unusual.detection.differences == (size, "it is grey, and no good image is")
+    count = made.calibration.n_fit + made.calibration.n_rank
+    of_grey = replace(made.calibration, grey_images=count, sizes={f"96x{i}": 1 for i in range(count)})
+    assert of_grey.differences(grey) == ()
+    assert of_grey.differences(good_image(1000)) == ("it has colours, and good images are grey",)
+    often_new = replace(of_grey, sizes={"96x40": count - 3, "96x41": 1, "96x42": 1, "96x43": 1})
+    assert often_new.differences(grey) == ("no good image has its size, 96x72; most have 96x40",)
+
+
 def test_detectors_are_listed_with_their_own_version_and_good_images(
     made: MadeDetector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
