@@ -7,24 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from ncml import checkpoint
 from ncml.calibration import descriptions
-from ncml.calibration.estimation import calibrate
+from ncml.calibration.estimation import calibrate, divide
 from ncml.calibration.held_out_power import generate_foreign
-from ncml.data.blocks import one_of_each_block
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
-from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.model import Model
 from ncml.ood.calibration import Calibration
-from ncml.ood.conformal import check_total, min_ranks
 from ncml.paths import check_space
 from ncml.progress import OnProgress, ignore_progress
-
-ESTIMATION_SHARE = 2 / 7
-"""Share of the images that are used to estimate, but at least `MIN_ESTIMATION_IMAGES` images."""
 
 POWER_IMAGES = 60
 """Number of ranking images on which power is measured; the 100 of `ncml calibrate` would take most of the time."""
@@ -50,11 +42,14 @@ def calibrate_copy(
     """
     checkpoint.check_copy(model.folder, out)
     check_space(out, checkpoint.copy_bytes(model.folder) + CALIBRATION_BYTES * len(data))
-    estimating, ranking = split(data, false_positive_rate)
+    estimating, ranking = divide(len(data), false_positive_rate)
+    images_NHWC = data.images_NHWC
+    if bool((images_NHWC == images_NHWC[:1]).all()):
+        raise InputError("data", "all images are equal: use images that show how good ones differ.")
     calibration = calibrate(
         model,
-        estimating.images_NHWC,
-        ranking.images_NHWC,
+        images_NHWC[estimating],
+        images_NHWC[ranking],
         false_positive_rate=false_positive_rate,
         power_images=POWER_IMAGES,
         foreign=generate_foreign(model, on_progress),
@@ -65,16 +60,3 @@ def calibrate_copy(
     checkpoint.copy(model.folder, out)
     descriptions.save(calibration, out)
     return calibration
-
-
-def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
-    """Return the estimating part of good images, one of each of as many consecutive blocks, and the ranking part."""
-    check_total(len(data), false_positive_rate)
-    images_NHWC = data.images_NHWC
-    if bool((images_NHWC == images_NHWC[:1]).all()):
-        raise InputError("data", "all images are equal: use images that show how good ones differ.")
-    most = len(data) - min_ranks(1, false_positive_rate)
-    count = max(MIN_ESTIMATION_IMAGES, min(most, round(ESTIMATION_SHARE * len(data))))
-    estimates = torch.zeros(len(data), dtype=torch.bool)
-    estimates[torch.from_numpy(one_of_each_block(len(data), count))] = True
-    return data.take(estimates.nonzero().flatten()), data.take((~estimates).nonzero().flatten())

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.calibration.held_out_power import IMAGES, measure_power
+from ncml.data.blocks import one_of_each_block
+from ncml.data.scenes import Integers
 from ncml.errors import ModelError
 from ncml.images.perturbations import Tolerance, apply_tolerances
+from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
@@ -26,6 +29,9 @@ from ncml.ood.measurements import measure
 from ncml.ood.statistics import Estimates, build_statistics, check_image_count, required_columns, suspicious
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.progress import OnProgress, Progress, ignore_progress
+
+ESTIMATION_SHARE = 2 / 7
+"""Share of the images that are used to estimate, but at least `MIN_ESTIMATION_IMAGES` images."""
 
 OnSuspicious = Callable[[str, list[int]], None]
 """Called with "fit" or "rank", and positions of images in that set."""
@@ -106,6 +112,17 @@ def calibrate(
         on_progress=on_progress,
     )
     return replace(calibration, power=measured)
+
+
+def divide(count: int, false_positive_rate: float) -> tuple[Integers, Integers]:
+    """Return the positions of the images that estimate, one of each of as many consecutive blocks, and of the others.
+
+    Raises `InputError` for fewer images than both need.
+    """
+    conformal.check_total(count, false_positive_rate)
+    most = count - conformal.min_ranks(1, false_positive_rate)
+    estimating = one_of_each_block(count, max(MIN_ESTIMATION_IMAGES, min(most, round(ESTIMATION_SHARE * count))))
+    return estimating, np.setdiff1d(np.arange(count), estimating)
 
 
 def check_counts(n_fit: int, n_rank: int, false_positive_rate: float) -> None:

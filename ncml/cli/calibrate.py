@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from ncml import checkpoint, images
 from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.data.blocks import one_of_each_block
 from ncml.data.sources import DEFAULT_SPLIT, check_source, names_at, open_source
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 Item = TypeVar("Item")
-
-FIT, SPLIT = 2, 7
-"""Of every 7 images, the first 2 are used to estimate and the others to rank, as in training's held-out parts."""
 
 
 def calibrate(
@@ -61,8 +59,8 @@ def calibrate(
         model: Name or folder of the model.
         out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
         name: Name of the calibration, by which requests select it; default is used if they name none.
-        unseen: Declare that the model was not trained on any of this data, and use all of it: of every 7 images, 2 to
-            estimate and 5 for ranking.
+        unseen: Declare that the model was not trained on any of this data, and use all of it: 2 of 7 images to
+            estimate, the others for ranking.
         false_positive_rate: Share of in-distribution images that are flagged.
         tolerate: Processing that should not be flagged: jpeg, resize, or both.
         tile: Calibrate the tiles of large images; the data is a folder of good images that were not used for training.
@@ -142,8 +140,7 @@ def _calibrate_images(
         opened = open_source(source, split)
         data = dataset.load(opened, model.height, model.width, on_progress=on_progress)
         if unseen:
-            is_fit = torch.arange(len(data)) % SPLIT < FIT
-            parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
+            parts = tuple(data.take(torch.from_numpy(part_N)) for part_N in estimation.divide(len(data), rate))
         else:
             split_of = model.config.training.split
             parts = data.part("calibration-fit", split_of), data.part("calibration-rank", split_of)
@@ -204,7 +201,7 @@ def _calibrate_images(
 def _calibrate_tiles(
     model: "Model", source: Location, folder: Path, tiling: Tiling, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    from ncml.calibration import descriptions, tile_estimation
+    from ncml.calibration import descriptions, estimation, tile_estimation
 
     readers: list[tuple[Location, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
@@ -224,8 +221,10 @@ def _calibrate_tiles(
                 remedy = "use a smaller --tile-size, or remove it."
                 raise InputError("data", f"{path}: {error.detail.partition(': ')[0]}: {remedy}") from error
             readers.append((path, read))
-        fit = _spread([reader for i, reader in enumerate(readers) if i % SPLIT < FIT], limit)
-        rank = _spread([reader for i, reader in enumerate(readers) if i % SPLIT >= FIT], limit)
+        count = max(1, round(estimation.ESTIMATION_SHARE * len(readers)))
+        estimates = {*one_of_each_block(len(readers), count).tolist()}
+        fit = _spread([reader for i, reader in enumerate(readers) if i in estimates], limit)
+        rank = _spread([reader for i, reader in enumerate(readers) if i not in estimates], limit)
         suspects: list[str] = []
 
         def add_suspects(stage: str, positions: list[int]) -> None:

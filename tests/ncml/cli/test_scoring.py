@@ -185,6 +185,18 @@ def test_a_limit_takes_a_spread_sample(run: Run, tmp_path: Path) -> None:
     assert counts.tolist() == [10, 10]
 
 
+def test_images_of_cameras_that_take_turns_are_not_divided_by_camera(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    for i in range(70):
+        value = 20 if i % 7 < 2 else 220
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / "good" / f"{i:03}.png")
+    assert run("calibrate", "--model", "loud", "--data", "good", "--unseen").returncode == 0
+    calibration = ncml.load(tmp_path / "models" / "loud").calibration
+    assert calibration is not None
+    _, counts = np.unique(calibration.ranked["bpd"], return_counts=True)
+    assert (len(counts), counts.sum()) == (2, 50)
+
+
 def test_verdicts_of_a_weak_calibration_are_called_weak(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     done = calibrated("score", "new", "--model", "loud")
@@ -211,7 +223,7 @@ def test_without_unseen_the_held_out_parts_are_used(run: Run, tmp_path: Path) ->
         (["--unseen", "--false-positive-rate", "1e-320"], "at least 1e-09 and less than 1"),
         (
             ["--unseen", "--false-positive-rate", "0.001"],
-            "60 ranking images cannot support a false-positive rate of 0.001",
+            "84 images are too few: use at least 1019 good images, 20 to estimate and 999 to rank",
         ),
         (["--tile", "--tolerate", "jpeg"], "omit --tolerate or --tile"),
         (["--tile", "--split", "test"], "--split does not apply to tiles: omit --split or --tile"),
@@ -560,7 +572,8 @@ def test_the_exit_status_reports_drift(calibrated: Run, tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert done.returncode == 1
     assert result["drifted"] is True
-    assert (result["images"], result["flagged"]) == (40, 1.0)
+    assert result["images"] == 40
+    assert result["flagged"] > 0.9
 
 
 def test_drift_counts_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
