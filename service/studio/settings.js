@@ -7,8 +7,6 @@ import { announce, button, copyButton, h, uid } from "./dom.js";
 import { slider } from "./fields.js";
 import { defaultsText, samplingFields } from "./sampling.js";
 
-const ORIGIN = "Images are like those that the model was trained on, also if it was calibrated on others.";
-
 const randomSeed = () => Math.floor(Math.random() * 1e6);
 
 /**
@@ -62,8 +60,7 @@ export function settingsForm({
     return classes.value ? { ...request, class: classes.value } : request;
   }
 
-  const origin = h("p", { class: "hint origin" }, ORIGIN);
-  const elements = [origin, !classInDetails && classes.element, count.element, seed.element, details, other?.element];
+  const elements = [!classInDetails && classes.element, count.element, seed.element, details, other?.element];
   return {
     element: h("div", { class: "stack" }, elements),
     seed,

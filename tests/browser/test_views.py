@@ -788,7 +788,6 @@ def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
     page = studio("generate")
     expectation = page.locator("#view-generate .expectation")
     expect(expectation).to_contain_text("tiny generates images of 8 × 8 pixels. How often they show their class")
-    expect(page.locator("#view-generate .origin")).to_contain_text("like those that the model was trained on, also if")
     page.route("**/models", with_fidelity)
     page.reload()
     expect(expectation).to_contain_text("a classifier recognises the class of 60% of them, against 78%")
