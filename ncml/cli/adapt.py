@@ -62,8 +62,9 @@ def adapt(
 ) -> None:
     """Make a detector from a folder of good images: it judges further images at their own size.
 
-    The images are divided by scene. One part estimates the views (patches of an image, and its appearance), the other
-    ranks: so the share of good images that are flagged is guaranteed. The power is measured on altered images.
+    The images are divided by scene. One part shows how good images differ (in patches, colours, appearance and
+    likelihood); each judged image is ranked among the other part, so the share of good images that are flagged is at
+    most --false-positive-rate on average. The power is measured on altered images.
 
     Args:
         data: Folder of at least 30 good images, here or at s3://, gs://, hf:// or https://; with --update, of images
@@ -71,7 +72,7 @@ def adapt(
         out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
             detector is replaced, and its other calibrations are kept.
         model: Name or folder of the model to start from, which computes bits/dim.
-        false_positive_rate: Share of good images that are flagged.
+        false_positive_rate: Share of good images that may be flagged, on average.
         confidence: Choose the threshold so that this very detector flags at most that share, with this confidence.
         group: How images are grouped into scenes: by near-duplicates and overlaps (auto), each alone (image), by
             subfolder (folder), or by the group in parentheses of a regular expression on the path.
@@ -79,7 +80,7 @@ def adapt(
         reviewed: Folder of images that the detector flagged although they are good. They join those that estimate, and
             never rank, so that the rate holds.
         defective: Folder of images that should be flagged. They only test the detector: the report says how many it
-            finds.
+            flags.
         check: Folder of good images that have no part in the detector: the report says how many of them are flagged.
         keep_images: Keep copies of the good images in the folder of the detector, so that --update can use them.
         update: Detector of which to make a new version, with its own options and the images that it keeps; the images

@@ -59,9 +59,9 @@ def calibrate(
         model: Name or folder of the model.
         out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
         name: Name of the calibration, by which requests select it; default is used if they name none.
-        unseen: Declare that the model was not trained on any of this data, and use all of it: 2 of 7 images to
-            estimate, the others for ranking.
-        false_positive_rate: Share of in-distribution images that are flagged.
+        unseen: Declare that the model was not trained on any of this data, and use all of it, at a rate of 5% at least
+            39 images: 2 of 7 at random, but at least 20, to estimate, the others for ranking.
+        false_positive_rate: Share of good images that may be flagged, on average.
         tolerate: Processing that should not be flagged: jpeg, resize, or both.
         tile: Calibrate the tiles of large images; the data is a folder of good images that were not used for training.
         tile_size: Side of a tile, in pixels of the image.

@@ -14,20 +14,20 @@ from ncml.paths import check_exists, list_files, printable
 
 
 def review(
-    files: Annotated[Positional[list[Path]], arg(metavar="FILE")],
+    files: Annotated[Positional[list[Path]], arg(metavar="FILE|FOLDER", help_behavior_hint="(required)")],
     /,
     *,
     model: Annotated[str, arg(metavar="NAME")],
     good: bool = False,
     defective: bool = False,
-    server: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
+    server: Annotated[str, arg(metavar="URL", help_behavior_hint="(required)")] = "",
     api_key: Annotated[str, arg(metavar="KEY", help_behavior_hint="(default: NCML_API_KEY)")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Send images to a service with what you know better than its detector: that they are good, or defective.
+    """Send reviewed images to a service: good ones that its detector flags, or defective ones.
 
-    Each image is judged first; files that are not images are skipped. An update of the detector learns from good
-    images that it flags; defective ones only test it. Without a service, collect the images in folders for
+    The service judges each image first; files that are not images are skipped. An update of the detector learns from
+    the good images, and the defective ones only test it. Without a service, collect the images in folders for
     ncml adapt --update.
 
     Args:
