@@ -42,6 +42,9 @@ REQUEST = 16
 MAX_KNOWN = 1000
 """Files of a batch, most of which need not be scored."""
 
+MAX_TIMEOUTS = 3
+"""Jobs with one image alone that may exceed a service's time limit for jobs before the image is skipped."""
+
 MAX_MESSAGES = 5
 """Unreadable files that are reported individually."""
 
@@ -188,17 +191,32 @@ def image_scorer(
     def score_readable(
         readable: list[tuple[Row, Location, NDArray[np.uint8]]],
     ) -> Iterator[tuple[Row, "Score", NDArray[np.uint8]]]:
-        """Yield the score of each image, without those that are refused, whose rows get the error."""
+        """Yield the score of each image, without those that are refused or too slow, whose rows get the error."""
+        timeouts = 0
         while readable:
             try:  # a service gets files as they are, which are smaller than their pixels
                 sources = [path if own_size else image for _, path, image in readable]
                 scores = m.score(sources, map=maps is not None, **arguments)
             except (InputError, ServiceError) as error:
+                message = str(error)
                 refused = [path for _, path, _ in readable if own_size and error.field == printable(path)]
+                if isinstance(error, ServiceError) and error.kind == "job-timeout":
+                    if len(readable) > 1:  # any of them can be too slow, or only all together
+                        for entry in readable:
+                            yield from score_readable([entry])
+                        return
+                    timeouts += 1
+                    if timeouts < MAX_TIMEOUTS:
+                        continue
+                    refused = [readable[0][1]]
+                    message = (
+                        f"{printable(refused[0])} takes the service longer than its time limit for a job "
+                        f"({MAX_TIMEOUTS} attempts): raise NCML_JOB_TIMEOUT_S where it runs."
+                    )
                 if not refused:
                     raise
                 for row, path, _ in readable:
-                    row |= skipped.add(path, str(error)) if path in refused else {}
+                    row |= skipped.add(path, message) if path in refused else {}
                 readable = [entry for entry in readable if entry[1] not in refused]
                 continue
             for (row, _, image), score in zip(readable, scores, strict=True):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ncml.cli import arrivals, remote_model, rows, watch
 from ncml.cli import main as cli
-from ncml.cli import remote_model, rows, watch
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
 from ncml.client import Client
@@ -27,7 +27,7 @@ from service.settings import Settings
 from tests.conftest import eventually, free_port
 from tests.service.live import served
 from worker.contract import Lane, ScoreJob
-from worker.job_results import JobError
+from worker.job_results import EXPIRED, JobError
 from worker.queue import QueueFull
 
 Run = Callable[..., tuple[int, str, str]]
@@ -175,6 +175,39 @@ def test_a_watch_waits_for_a_service_that_restarts(queue, tmp_path: Path) -> Non
         assert process.wait(60) == 0, log.read_text()
     assert [(float(row["bpd"]), row["error"]) for row in table(verdicts)] == [(80, ""), (81, ""), (82, "")]
     assert log.read_text().count("trying again until that succeeds") == 1
+
+
+def test_a_watch_skips_an_image_that_the_service_cannot_judge_in_time(
+    queue, worker, jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other images of its request are judged, and one whose job waited for a worker in vain is not skipped."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arrivals, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(watch, "RETRY_S", 0.01)
+    write(tmp_path / "images", range(80, 83))
+    vain, slow = iter([True, True]), JobError(reason="timeout", detail="the job ran for more than 600 s")
+
+    def fail(job: ScoreJob) -> JobError | None:
+        if next(vain, False):
+            return EXPIRED
+        return slow if 81 in (image.data[0] for image in job.images) else None
+
+    def stop_after_the_last(row: dict) -> None:
+        if row["bpd"] == 82:
+            signal.raise_signal(signal.SIGINT)
+
+    worker.error = fail
+    monkeypatch.setattr(watch, "_print_object", stop_after_the_last)
+    with served(create_app(Settings(), queue)) as url:
+        assert cli.main(["watch", "images", "--server", url, "--json"]) == 0
+    first, second, third = table(tmp_path / "verdicts.csv")
+    assert (first["bpd"], third["bpd"], first["error"], third["error"]) == ("80.0", "82.0", "", "")
+    assert second["error"] == (
+        "images/081.png takes the service longer than its time limit for a job (3 attempts): raise "
+        "NCML_JOB_TIMEOUT_S where it runs."
+    )
+    assert f"skipped: {second['error']}" in capsys.readouterr().err
+    assert [job.n for job in jobs.values()] == [3, 3, 3, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
