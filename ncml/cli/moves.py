@@ -2,7 +2,9 @@
 
 import errno
 import filecmp
+import itertools
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ncml.paths import sync
@@ -11,25 +13,36 @@ MTIME_S = 2.0
 """Precision of modification times on the least precise file systems."""
 
 
-def move_unused(path: Path, target: Path) -> None:
-    """Move a file to a path or, if there is a file already, to the next one with a number.
+def unused_path(target: Path, reserved: Collection[Path] = ()) -> Path:
+    """Return a path or, if it is reserved or there is a file already, the next one with a number. Raises `OSError`."""
+    return next(path for path in _numbered(target) if path not in reserved and not path.exists())
+
+
+def move_unused(path: Path, target: Path) -> Path:
+    """Move a file to a path or, if there is a file already, to the next one with a number; return where it is.
 
     Whenever this is interrupted, no file has an incomplete content under such a name, and another call completes the
     move. One process at a time may do this in a folder. Raises `OSError`.
     """
-    taken: list[Path] = []
-    unused = target
-    while unused.exists():
-        taken.append(unused)
-        unused = target.with_name(f"{target.stem}-{len(taken)}{target.suffix}")
+    unused = unused_path(target)
     try:
         path.rename(unused)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        if not any(_is_copy(other, path) for other in taken):
+        taken = itertools.takewhile(lambda other: other != unused, _numbered(target))
+        copy = next((other for other in taken if _is_copy(other, path)), None)
+        if copy is None:
             _copy(path, unused, target.with_name(f".{target.name}.new"))
         path.unlink()
+        return copy or unused
+    return unused
+
+
+def _numbered(target: Path) -> Iterator[Path]:
+    """Yield a.png, a-1.png, a-2.png and so on."""
+    yield target
+    yield from (target.with_name(f"{target.stem}-{number}{target.suffix}") for number in itertools.count(1))
 
 
 def _copy(path: Path, target: Path, new: Path) -> None:

@@ -26,6 +26,7 @@ TEXT_COLUMNS = (
     "rarity",
     "differences",
     "modified",
+    "moved_to",
     "model",
     "calibration",
     "statistic",

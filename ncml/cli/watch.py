@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local_model import LocalModel
-from ncml.cli.moves import move_unused
+from ncml.cli.moves import move_unused, unused_path
 from ncml.cli.notices import Notices, make_signer
 from ncml.cli.remote_model import REQUESTS, check_options, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
@@ -51,6 +51,9 @@ OUTAGES = (0, 429, 502, 503, 504)
 
 BUSY_SHARE, MIN_PAUSE_S = 0.2, 0.05
 """Share of the time that may be spent on listing the folder, and the shortest pause between two listings."""
+
+MOVED_TO = "moved_to"
+"""The column with the path of a flagged image after its move; empty if it is not moved."""
 
 CLEAR = "\r\033[K"
 """Removes the line of progress from a terminal."""
@@ -111,7 +114,7 @@ def watch(
             local.check(arguments)
         skipped = SkippedFiles()
         scorer = image_scorer(m, arguments, None, skipped, concurrency=REQUESTS if server else 1, own_size=own_size)
-        columns = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *STAMP_COLUMNS)
+        columns = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *STAMP_COLUMNS, MOVED_TO)
         constants = {
             "model": m.version[:12],
             "calibration": selected.version[:12],
@@ -211,8 +214,8 @@ class Watch:
         self._folder, self._table, self._scorer, self._alarm = folder, table, scorer, alarm
         self._move_flagged, self._show, self._notices = move_flagged, show, notices
         self._states: dict[str, Stamp] = {}
-        self._to_move: list[Path] = []
-        """Files of this machine."""
+        self._to_move: dict[Path, Path] = {}
+        """Files of this machine, and where their rows say that they are moved."""
         self._judged = self._flagged = self._skipped = self._judged_before = 0
         self._is_alarmed = False
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
@@ -226,7 +229,10 @@ class Watch:
             path = Path(row["file"])
             assert isinstance(folder, Path)
             if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
-                self._to_move.append(path)  # this process was killed before it could move the image
+                # this process was killed before it could move the image, or did not move images
+                target = self._to_move[path] = self._recorded_target(row) or self._choose_target(path)
+                if printable(target) != row[MOVED_TO]:
+                    self._print(f"{path}, which an earlier run flagged, is moved to {target}")
         self._judged_before = self._judged
         if self._is_alarmed:
             self._print(f"the alarm of image {alarmed_at} continues")
@@ -330,8 +336,15 @@ class Watch:
             if not self._arrivals.has_changed(arrival)
             and not ("error" in row and self._arrivals.may_be_incomplete(arrival))
         ]
+        targets: dict[Path, Path] = {}
+        for arrival, row in recorded:
+            if row.get("is_ood") and self._move_flagged is not None and isinstance(arrival.path, Path):
+                targets[arrival.path] = self._choose_target(arrival.path, targets.values())
+            row[MOVED_TO] = printable(targets[arrival.path]) if arrival.path in targets else ""
         if not self._write([to_cells(row) for _, row in recorded]):
             return
+        self._to_move |= targets
+        self._move()  # before the rows are printed, so that their readers find the images
         for arrival, row in recorded:
             self._arrivals.judged(arrival)
             if alarmed_at := self._note(to_cells(row)):
@@ -340,8 +353,6 @@ class Watch:
                 self._print(f"skipped: {row['error']}")
                 continue
             self._show(row)
-            if row["is_ood"] and self._move_flagged is not None and isinstance(arrival.path, Path):
-                self._to_move.append(arrival.path)
 
     def _write(self, rows: list[Row]) -> bool:
         """Append rows to the table, and wait while that fails; return False after a signal."""
@@ -377,20 +388,31 @@ class Watch:
             self._notices.add("stream.alarm", row["modified"], self._table.constants | counts)
         return self._judged
 
+    def _choose_target(self, path: Path, reserved: Collection[Path] = ()) -> Path:
+        """Return where to move an image: to a name that neither a file nor another image that is moved has."""
+        assert self._move_flagged is not None
+        target = self._move_flagged / relative_to(path, self._folder)
+        try:
+            return unused_path(target, [*self._to_move.values(), *reserved])
+        except OSError:
+            return target  # the move reports why the folder cannot be read, and is tried again
+
+    def _recorded_target(self, row: Mapping[str, str]) -> Path | None:
+        """Return where the row of an earlier run says that its image is moved, if that is still the folder for it."""
+        target = Path(row[MOVED_TO])
+        return target if row[MOVED_TO] and self._move_flagged in target.parents else None
+
     def _move(self) -> None:
         """Move flagged images; those that cannot be moved are tried again."""
-        if self._move_flagged is None:
-            return
-        for path in self._to_move.copy():
-            target = self._move_flagged / relative_to(path, self._folder)
+        for path, target in list(self._to_move.items()):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if path.exists():
-                    move_unused(path, target)
+                if path.exists() and (moved_to := move_unused(path, target)) != target:
+                    self._print(f"{path} was moved to {moved_to}, because another file has taken the name of {target}")
             except OSError as error:
                 self._report_problem(f"{path} cannot be moved to {target}: {error.strerror}")
                 return
-            self._to_move.remove(path)
+            del self._to_move[path]
 
     def _pause_after(self, problem: str) -> None:
         self._report_problem(problem)

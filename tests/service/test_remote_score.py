@@ -222,7 +222,7 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
 ) -> None:
     monkeypatch.setattr(watch, "RETRY_S", 0.01)
     write(tmp_path / "images", range(80, 81))
-    columns = ["file", "p_value", "is_ood", "bytes", "modified", "error"]
+    columns = ["file", "p_value", "is_ood", "bytes", "modified", "moved_to", "error"]
     verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
     refusals = iter([status, status])
 

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import os
 import re
 import resource
@@ -19,7 +20,11 @@ from PIL import Image
 
 import ncml
 from ncml.cli import main as cli
+from ncml.cli.rows import Row, Scorer
+from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
+from ncml.cli.watch import Watch
+from ncml.paths import Location
 from tests.conftest import eventually
 from tests.flow.commands.conftest import rows
 from tests.receiver import Receiver, write_secret
@@ -101,22 +106,60 @@ def test_each_file_is_judged_once_through_stops_and_a_kill(
     assert any(line.startswith(f"{files} judged, 0 waiting, {flagged} flagged") for line in last)
 
 
-def test_flagged_images_are_moved_and_none_is_replaced(
+def test_flagged_images_are_moved_to_where_their_rows_say_and_none_is_replaced(
     start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
 ) -> None:
     seed, moved = flagged_seed(calibrated, tmp_path), tmp_path / "flagged"
-    process = start("--move-flagged", str(moved))
+    process = start("--json", "--move-flagged", str(moved))
     for _ in range(2):
         (folder / "line 1").mkdir(exist_ok=True)
         save(folder / "line 1" / "noise.png", seed)
         eventually(lambda: not (folder / "line 1" / "noise.png").exists())
     eventually(lambda: count(tmp_path) == 2)
     assert stop(process) == 0
-    assert {row["is_ood"] for row in rows(tmp_path)} == {"1"}
-    assert sorted(path.name for path in (moved / "line 1").iterdir()) == ["noise-1.png", "noise.png"]
+    judged = rows(tmp_path)
+    assert {row["is_ood"] for row in judged} == {"1"}
+    first, second = moved / "line 1" / "noise.png", moved / "line 1" / "noise-1.png"
+    assert [row["moved_to"] for row in judged] == [str(first), str(second)]
+    printed = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+    assert [row["moved_to"] for row in printed] == [str(first), str(second)]
+    assert {*(moved / "line 1").iterdir()} == {first, second}
+    second.rename(folder / "line 1" / "noise.png")  # as after a kill between row and move
+    first.unlink()
+    start("--move-flagged", str(moved))
+    eventually(second.exists)
+    assert count(tmp_path) == 2
 
 
-def test_a_flagged_image_is_moved_after_a_kill_between_row_and_move(
+def test_a_row_is_printed_after_its_image_was_moved_to_a_name_that_no_other_image_gets(
+    folder: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "flagged"
+    moved.mkdir()
+    save(moved / "a.png", 0)
+    names = ["a.png", "a-1.png", "b.png"]
+    for seed, name in enumerate(names):
+        save(folder / name, seed)
+    columns = ["file", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    printed: dict[str, str] = {}
+
+    def judge(paths: list[Location]) -> list[Row]:
+        return [{"file": str(path), "is_ood": path.name != "b.png"} for path in paths]
+
+    def show(row: Row) -> None:
+        printed[Path(row["file"]).name] = row["moved_to"]
+        assert Path(row["file"]).exists() == (not row["moved_to"])
+        assert not row["moved_to"] or Path(row["moved_to"]).exists()
+        if len(printed) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    Watch(folder, verdicts, Scorer(judge, 3), None, moved, show).run(0.05)
+    assert printed == {"a.png": str(moved / "a-1.png"), "a-1.png": str(moved / "a-1-1.png"), "b.png": ""}
+    assert {Path(row["file"]).name: row["moved_to"] for row in verdicts.rows()} == printed
+
+
+def test_a_flagged_image_is_moved_although_an_earlier_run_moved_none(
     start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
 ) -> None:
     process = start()
@@ -125,9 +168,26 @@ def test_a_flagged_image_is_moved_after_a_kill_between_row_and_move(
     process.kill()
     process.wait()
     start("--move-flagged", str(tmp_path / "flagged"))
-    eventually((tmp_path / "flagged" / "noise.png").exists)
+    moved = tmp_path / "flagged" / "noise.png"
+    eventually(moved.exists)
     assert not (folder / "noise.png").exists()
-    assert count(tmp_path) == 1
+    assert [row["moved_to"] for row in rows(tmp_path)] == [""]
+    assert (
+        f"{folder / 'noise.png'}, which an earlier run flagged, is moved to {moved}" in (tmp_path / "log").read_text()
+    )
+
+
+def test_a_table_of_an_earlier_release_is_not_continued(
+    folder: Path, calibrated: ncml.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "verdicts.csv"
+    table.write_text(content := "file,bpd,is_ood,bytes,modified,error\n")
+    assert cli.main(["watch", str(folder), "--model", str(calibrated.folder), "-o", str(table)]) == 2
+    assert capsys.readouterr().err == (
+        f"ncml: {table} was started by another command, model or release of ncml: remove it, or choose another "
+        "--output.\n"
+    )
+    assert table.read_text() == content
 
 
 def test_a_table_of_another_folder_is_continued_without_moving_its_images(

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from ncml.cli import moves
-from ncml.cli.moves import move_unused
+from ncml.cli.moves import move_unused, unused_path
 
 MEMORY = Path("/dev/shm")
 
@@ -45,11 +45,20 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_no_file_is_replaced(source: Path, target: Path) -> None:
+    moved_to: list[str] = []
     for content in "abc":
         (source / "1.png").write_text(content)
-        move_unused(source / "1.png", target / "1.png")
+        moved_to.append(move_unused(source / "1.png", target / "1.png").name)
+    assert moved_to == ["1.png", "1-1.png", "1-2.png"]
     assert contents(target) == {"1.png": "a", "1-1.png": "b", "1-2.png": "c"}
     assert not contents(source)
+
+
+def test_an_unused_path_is_not_a_reserved_one(target: Path) -> None:
+    (target / "1.png").touch()
+    reserved = [target / "1-1.png"]
+    assert unused_path(target / "1.png", reserved) == target / "1-2.png"
+    assert unused_path(target / "1-1.png", reserved) == target / "1-1-1.png"
 
 
 class Killed(BaseException):
@@ -91,7 +100,7 @@ def test_a_file_is_whole_and_moved_once_after_a_kill(
     assert {name: text for name, text in contents(elsewhere).items() if not name.startswith(".")} == (
         {"1.png": "other"} | ({"1-1.png": "image"} if place == "unlink" else {})
     )
-    move_unused(source / "1.png", elsewhere / "1.png")
+    assert move_unused(source / "1.png", elsewhere / "1.png") == elsewhere / "1-1.png"
     assert not contents(source)
     assert contents(elsewhere) == {"1.png": "other", "1-1.png": "image"}
 
