@@ -38,6 +38,8 @@ class RemoteCalibration:
     cutoff: float
     """The p-value at or below which an image is flagged: the rate, or less for a detector made with a confidence."""
     confidence: float | None
+    threshold: float
+    """The score of the statistic above which an image is flagged."""
     n_rank: int
     smallest_p: float
     weakness: str
@@ -53,6 +55,7 @@ class RemoteCalibration:
             false_positive_rate=document["false_positive_rate"],
             cutoff=document.get("cutoff", document["false_positive_rate"]),
             confidence=document.get("confidence"),
+            threshold=document["threshold"],
             n_rank=document["n_rank"],
             smallest_p=document["smallest_p"],
             weakness=document.get("weakness", ""),

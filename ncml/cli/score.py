@@ -108,6 +108,7 @@ def score(
     with nullcontext(local) if local else connect(server, api_key, model) as m:
         concurrency = REQUESTS if server else 1
         skipped = SkippedFiles()
+        threshold: float | None = None  # of scores that are printed
         facts: dict[str, Any]
         if tile:
             columns, verdict_statistic = TILE_COLUMNS, "tiles"
@@ -119,6 +120,7 @@ def score(
             own_size = not only_bpd and m.judges(calibration, statistic)
             if own_size:
                 selected, missing_reason = m.detector, ""
+                threshold = selected and selected.threshold
             else:
                 selected, missing_reason = None if only_bpd else m.calibrations.select(calibration), m.missing_reason
             names = _additional_statistics(
@@ -166,8 +168,8 @@ def score(
             facts = {"uncalibrated": missing_reason}
         print_json({"model": identity(m)} | facts | summary)
         return
-    if output is not None or summary["images"] > 1:
-        print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
+    if output is not None or summary["images"] > 1 or threshold is not None:
+        print(format_summary(summary, threshold), file=sys.stderr if output is None else sys.stdout)
     if selected is None and not only_bpd:
         print(f"ncml: no verdicts: {missing_reason}", file=sys.stderr)
     if local is not None and not model and "calibration" in facts and selected is not local.detector:

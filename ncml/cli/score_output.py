@@ -208,13 +208,14 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
         print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}{values}  {row['file']}")
 
 
-def format_summary(summary: Row) -> str:
-    """Format the number of images, and of those that are flagged or discovered."""
+def format_summary(summary: Row, threshold: float | None = None) -> str:
+    """Format the number of images, and of those that are flagged or discovered. threshold: that of a detector."""
     text = counted(summary["images"], "image")
     if "false_positive_rate" in summary:
+        by_scores = "" if threshold is None else f" by scores above {threshold:.2f} deviations of good images"
         at_most = "at most " if summary.get("confidence") else ""
         expected = f"{at_most}{100 * summary['false_positive_rate']:g}% of in-distribution images are expected to be"
-        text += f", {summary['flagged']} flagged ({expected})"
+        text += f", {summary['flagged']} flagged{by_scores} ({expected})"
     if "discoveries" in summary:
         text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"
         text += summary.get("fdr_limit", "")

@@ -276,6 +276,30 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return code, output.out, output.err
 
 
+def test_the_last_line_states_the_threshold_and_json_keeps_its_form(
+    url: str, detector_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [tmp_path / "101.png", tmp_path / "90.png"]
+    for image in images:
+        image.write_bytes(flat(int(image.stem)))
+    code, out, err = run_cli(capsys, *images, "--server", url)
+    assert (code, out.count("\n")) == (0, 2)
+    assert "places             101.00 at " in out
+    expected = "(5% of in-distribution images are expected to be)"
+    assert err == f"2 images, 1 flagged by scores above 100.00 deviations of good images {expected}\n"
+    code, _, err = run_cli(capsys, images[0], "--model", detector_folder)
+    local = ncml.load(detector_folder).detector
+    assert code == 0
+    assert local is not None
+    assert f"1 flagged by scores above {local.threshold:.2f} deviations of good images" in err
+    for options in ((), ("--calibration", "weak")):
+        printed = json.loads(run_cli(capsys, images[0], "--server", url, "--json", *options)[1])
+        assert printed.keys() - {"weakness"} == {
+            "model", "calibration", "results", "images", "skipped", "errors", "flagged", "false_positive_rate"
+        }  # fmt: skip
+    assert "deviations" not in run_cli(capsys, *images, "--server", url, "--calibration", "weak")[2]
+
+
 def test_an_image_that_the_service_refuses_is_skipped(
     queue: Any, detector: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
