@@ -56,6 +56,8 @@ class Notices:
     def __init__(self, url: str, signer: Signer, record: Path) -> None:
         """record: file with the number of messages that were accepted."""
         self._url, self._signer, self._record = url, signer, record
+        self.host = httpx2.URL(url).netloc.decode()
+        """Where messages go; the rest of the address may be a secret."""
         self._report: Callable[[str], None] = print
         self._problem = ""
         self._count = 0  # of messages that the table determines so far

@@ -72,7 +72,7 @@ class RemoteModel:
     """One version of a service's model: a run does not mix versions if the service replaces the model."""
 
     def __init__(self, client: "Client", document: dict[str, Any]) -> None:
-        self._client = client
+        self._client, self.url = client, client.url
         self.name, self.version = str(document["name"]), str(document["version"])
         self.height, self.width = int(document["height"]), int(document["width"])
         calibrations = document.get("calibrations") or {}

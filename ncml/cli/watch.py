@@ -20,7 +20,7 @@ from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local_model import LocalModel
 from ncml.cli.moves import move_unused, unused_path
 from ncml.cli.notices import Notices, make_signer
-from ncml.cli.remote_model import REQUESTS, check_options, connect
+from ncml.cli.remote_model import REQUESTS, RemoteModel, check_options, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
 from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
 from ncml.cli.score_output import TEXT_COLUMNS, print_row, to_cells
@@ -34,10 +34,11 @@ from ncml.cli.terminal import (
     ModelOption,
     describe,
 )
+from ncml.data.inventory import counted
 from ncml.errors import InputError, ServiceError, StorageError
 from ncml.images import SUFFIXES
 from ncml.object_storage import StoragePath
-from ncml.ood.alarm import FlaggedRateAlarm, alarm_of
+from ncml.ood.alarm import ALPHA, FlaggedRateAlarm, alarm_of
 from ncml.paths import Location, check_exists, check_output_folder, printable, relative_to
 
 RETRY_S = 5.0
@@ -125,16 +126,14 @@ def watch(
                           is_endless=True)  # fmt: skip
             cutoff = getattr(selected, "cutoff", selected.false_positive_rate)  # of detectors
             alarm = alarm_of(selected.n_rank, selected.smallest_p, cutoff)
-            if alarm is None:
-                print("ncml: no alarm will be raised, because it assumes that each ranking image shows its own scene.",
-                      file=sys.stderr)  # fmt: skip
             if selected.weakness:
                 print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
             show = _print_object if as_json else _print_flagged
             notices = None
             if signer:
                 notices = Notices(webhook, signer, output.with_name(f"{output.name}.webhook"))
-            Watch(folder, table, scorer, alarm, move_flagged, show, notices).run(poll_s)
+            judge = _describe(m, selected, is_detector=own_size)
+            Watch(folder, table, scorer, alarm, move_flagged, show, notices, judge=judge).run(poll_s)
 
 
 def _check(folder: Location, output: Path, move_flagged: Path | None, poll: float) -> None:
@@ -162,6 +161,18 @@ def _check(folder: Location, output: Path, move_flagged: Path | None, poll: floa
                 f"--move-flagged {move_flagged} and {folder} must not contain each other: name a folder elsewhere.",
             )
         check_output_folder(move_flagged, "move_flagged")
+
+
+def _describe(m: LocalModel | RemoteModel, selected: Any, *, is_detector: bool) -> str:
+    """Return what judges the images, where, and what it flags."""
+    where = f" at {m.url}" if isinstance(m, RemoteModel) else ""
+    confidence = getattr(selected, "confidence", None)  # of detectors
+    share = f"{100 * selected.false_positive_rate:g}% of good images"
+    share = f"{share} on average" if confidence is None else f"at most {share} with {100 * confidence:g}% confidence"
+    if not is_detector:
+        return f"the calibration {selected.name} of {m.name}{where}, which flags {share}"
+    scores = f"scores above {selected.threshold:.2f} deviations of good images"
+    return f"the detector {m.name}{where}, which flags {scores} ({share})"
 
 
 def _print_object(row: Row) -> None:
@@ -205,19 +216,21 @@ class Watch:
         move_flagged: Path | None,
         show: Callable[[Row], None],
         notices: Notices | None = None,
+        *,
+        judge: str,
     ) -> None:
         """Read the rows of earlier runs.
 
         alarm: None for no alarm; show: prints the row of an image that has been judged; notices: sends flagged images
-        and alarms.
+        and alarms; judge: what judges the images, in words.
         """
         self._folder, self._table, self._scorer, self._alarm = folder, table, scorer, alarm
-        self._move_flagged, self._show, self._notices = move_flagged, show, notices
+        self._move_flagged, self._show, self._notices, self._judge_name = move_flagged, show, notices, judge
         self._states: dict[str, Stamp] = {}
         self._to_move: dict[Path, Path] = {}
         """Files of this machine, and where their rows say that they are moved."""
         self._judged = self._flagged = self._skipped = self._judged_before = 0
-        self._is_alarmed = False
+        self._is_alarmed = self._is_introduced = False
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._began = self._reported_at = time.monotonic()
@@ -251,6 +264,7 @@ class Watch:
                 except (InputError, StorageError) as error:
                     self._pause_after(str(error).rstrip("."))
                     continue
+                self._introduce()
                 pause_s = max(MIN_PAUSE_S, (time.monotonic() - listed_at) / BUSY_SHARE)
                 try:
                     self._judge(complete)
@@ -265,6 +279,29 @@ class Watch:
                 self._changed.wait(min(poll_s, self._arrivals.next_check_s()))
                 self._changed.clear()
         self._report_progress(is_last=True)
+
+    def _introduce(self) -> None:
+        """Report once, after the first listing, what is watched, where results go, and when an alarm is raised."""
+        if self._is_introduced:
+            return
+        self._is_introduced = True
+        present = ""
+        if count := len(self._arrivals):
+            present = f"; {counted(count, 'image')} {'is' if count == 1 else 'are'} there already and judged first"
+        self._print(f"watching {self._folder} with {self._judge_name}{present}")
+        targets = [f"rows go to {self._table.path}"]
+        if self._move_flagged is not None:
+            targets.append(f"flagged images are moved to {self._move_flagged}")
+        if self._notices:
+            targets.append(f"messages are sent to {self._notices.host}")
+        self._print(", ".join(targets))
+        if self._alarm is None:
+            self._print("no alarm will be raised, because it assumes that each ranking image shows its own scene")
+        elif run := self._alarm.shortest_run:
+            self._print(
+                f"an alarm is raised if more images are flagged than the calibration expects: after {run} in a row at "
+                f"the earliest, and by chance with a probability of at most {100 * ALPHA:g}%"
+            )
 
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Generator[None]:

@@ -19,6 +19,7 @@ Does not import torch.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -60,6 +61,14 @@ class FlaggedRateAlarm:
         ratio = np.where(is_flagged, self._flagged, self._unflagged)
         self.evidence = np.minimum(ratio * (self.evidence + weight), MAX_EVIDENCE)
         return self.evidence
+
+    @property
+    def shortest_run(self) -> int:
+        """Number of further images of one stream that raise the alarm if all of them are flagged."""
+        alarm = copy.copy(self)
+        while alarm.evidence < self.limit:
+            alarm.update(True)
+        return alarm.images - self.images
 
 
 def alarm_of(n_rank: int, smallest_p: float, cutoff: float) -> FlaggedRateAlarm | None:

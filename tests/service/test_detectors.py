@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 import ncml
 from ncml.cli import main as cli
+from ncml.cli import watch
 from ncml.client import Client
 from ncml.errors import ServiceError
 from ncml.images import heat, open_image, resize_to, to_png
@@ -26,6 +27,7 @@ from ncml.ood.views.view import Measurement
 from service.app import create_app
 from service.settings import Settings
 from tests.conftest import eventually
+from tests.receiver import write_secret
 from tests.service.live import served
 from worker.contract import ScoreJob
 from worker.engine import BatchRunner
@@ -389,3 +391,29 @@ def test_an_image_whose_score_is_not_finite_does_not_end_a_watch(
     assert process.returncode == 0, err
     assert [Path(row["file"]).name for row in judged() if row["error"]] == ["2.png"]
     assert len(judged()) == 6
+
+
+def test_a_watch_reports_at_its_start_what_judges_and_where_results_go(
+    url: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[dict[str, Any]] = []
+
+    def stop_after_the_last(row: dict[str, Any]) -> None:
+        printed.append(row)
+        if len(printed) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watch, "_print_object", stop_after_the_last)
+    write_secret(tmp_path)
+    webhook = ("--webhook", "http://127.0.0.1:9/a/secret", "--webhook-secret-file", "webhook-secret")
+    assert cli.main(["watch", mixed.name, "--server", url, "--json", "--move-flagged", "rejects", *webhook]) == 0
+    assert sum(bool(row["moved_to"]) for row in printed) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines()[:3] == [
+        f"ncml: watching images with the detector tiny at {url}, which flags scores above 100.00 deviations of good "
+        "images (5% of good images on average); 5 images are there already and judged first",
+        "ncml: rows go to verdicts.csv, flagged images are moved to rejects, messages are sent to 127.0.0.1:9",
+        "ncml: no alarm will be raised, because it assumes that each ranking image shows its own scene",
+    ]

@@ -232,9 +232,8 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
         signal.raise_signal(signal.SIGINT)
         return [{"file": str(path), "p_value": 0.5, "is_ood": False} for path in paths]
 
-    watcher = watch.Watch(
-        tmp_path / "images", verdicts, rows.Scorer(score, 1), FlaggedRateAlarm(20, 0.05), None, lambda row: None
-    )
+    scorer, alarm = rows.Scorer(score, 1), FlaggedRateAlarm(20, 0.05)
+    watcher = watch.Watch(tmp_path / "images", verdicts, scorer, alarm, None, lambda row: None, judge="a model")
     with contextlib.nullcontext() if is_waited_for else pytest.raises(ServiceError):
         watcher.run(0.05)
     assert [row["error"] for row in verdicts.rows()] == ([""] if is_waited_for else [])

@@ -154,7 +154,7 @@ def test_a_row_is_printed_after_its_image_was_moved_to_a_name_that_no_other_imag
         if len(printed) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    Watch(folder, verdicts, Scorer(judge, 3), None, moved, show).run(0.05)
+    Watch(folder, verdicts, Scorer(judge, 3), None, moved, show, judge="a model").run(0.05)
     assert printed == {"a.png": str(moved / "a-1.png"), "a-1.png": str(moved / "a-1-1.png"), "b.png": ""}
     assert {Path(row["file"]).name: row["moved_to"] for row in verdicts.rows()} == printed
 
@@ -238,6 +238,9 @@ def test_flagged_images_and_the_alarm_are_sent_to_a_webhook_through_a_kill(
     assert [m["data"]["images"] for m in sent if m["type"] == "stream.alarm"] == alarms
     assert alarms
     assert f"the alarm of image {alarms[-1]} continues" in log
+    judge = "with the calibration default of loud, which flags 5% of good images on average"
+    assert log.count(f"watching {folder} {judge}") == 2
+    assert log.count("an alarm is raised if more images are flagged than the calibration expects: after ") == 1
 
 
 def test_a_file_is_judged_when_its_slow_writer_has_finished(start: Start, folder: Path, tmp_path: Path) -> None:

@@ -101,6 +101,19 @@ def test_few_ranks_make_a_cautious_alarm() -> None:
         assert alarm.evidence < alarm.limit
 
 
+@pytest.mark.parametrize("quiet", [0, 300])
+def test_the_shortest_run_of_flagged_images_raises_the_alarm(quiet: int) -> None:
+    alarm = FlaggedRateAlarm(59, RATE)
+    for _ in range(quiet):
+        alarm.update(False)
+    for images_left in range(alarm.shortest_run, 0, -1):
+        assert alarm.evidence < alarm.limit
+        assert alarm.shortest_run == images_left
+        alarm.update(True)
+    assert alarm.evidence >= alarm.limit
+    assert alarm.shortest_run == 0
+
+
 def test_scenes_of_several_images_have_no_alarm() -> None:
     """Bursts of agreeing images would raise it: of 400 simulated streams of bursts of ten, every eleventh did."""
     alarm = alarm_of(59, 1 / 60, RATE)
