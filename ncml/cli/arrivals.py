@@ -1,7 +1,7 @@
 """Files that arrive in a folder, each once it is completely written. Does not import torch.
 
 The folder is listed again and again, so that no event is needed: network folders send none, and a queue of events can
-overflow. Events only wake the loop up earlier (`ncml.cli.watch`).
+overflow. Events only wake the loop up earlier (`ncml.cli.watch_loop`).
 """
 
 import itertools

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncml.cli import arrivals, remote_model, rows, watch
+from ncml.cli import arrivals, remote_model, rows, watch, watch_loop
 from ncml.cli import main as cli
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
@@ -183,7 +183,7 @@ def test_a_watch_skips_an_image_that_the_service_cannot_judge_in_time(
     """Other images of its request are judged, and one whose job waited for a worker in vain is not skipped."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(arrivals, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(watch, "RETRY_S", 0.01)
+    monkeypatch.setattr(watch_loop, "RETRY_S", 0.01)
     write(tmp_path / "images", range(80, 83))
     vain, slow = iter([True, True]), JobError(reason="timeout", detail="the job ran for more than 600 s")
 
@@ -220,7 +220,7 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(watch, "RETRY_S", 0.01)
+    monkeypatch.setattr(watch_loop, "RETRY_S", 0.01)
     write(tmp_path / "images", range(80, 81))
     columns = ["file", "p_value", "is_ood", "bytes", "modified", "moved_to", "error"]
     verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
@@ -233,7 +233,7 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
         return [{"file": str(path), "p_value": 0.5, "is_ood": False} for path in paths]
 
     scorer, alarm = rows.Scorer(score, 1), FlaggedRateAlarm(20, 0.05)
-    watcher = watch.Watch(tmp_path / "images", verdicts, scorer, alarm, None, lambda row: None, judge="a model")
+    watcher = watch_loop.Watch(tmp_path / "images", verdicts, scorer, alarm, None, lambda row: None, judge="a model")
     with contextlib.nullcontext() if is_waited_for else pytest.raises(ServiceError):
         watcher.run(0.05)
     assert [row["error"] for row in verdicts.rows()] == ([""] if is_waited_for else [])

@@ -23,7 +23,7 @@ from ncml.cli import main as cli
 from ncml.cli.rows import Row, Scorer
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
-from ncml.cli.watch import Watch
+from ncml.cli.watch_loop import Watch
 from ncml.paths import Location
 from tests.conftest import eventually
 from tests.flow.commands.conftest import rows
