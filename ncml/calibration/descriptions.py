@@ -15,8 +15,9 @@ from ncml.data.inventory import counted
 from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import min_ranks
-from ncml.ood.detector_calibration import DetectorCalibration
+from ncml.ood.detector_calibration import BOUND_CONFIDENCE, DetectorCalibration
 from ncml.ood.power import summary
+from ncml.ood.scene_ranks import share_interval
 from ncml.ood.tile_calibration import TileCalibration
 
 MAX_NAMES = 10
@@ -122,7 +123,11 @@ def describe_detector(made: MadeDetector) -> list[str]:
         lines.append(f"{counted(made.reviews.images, 'reviewed image')} estimate, too, and do not rank; {still}")
     if made.reviews is not None and made.reviews.checked:
         flagged, checked = made.reviews.flagged, made.reviews.checked
-        lines.append(f"{flagged} of {checked} good images that took no part are flagged ({flagged / checked:.1%})")
+        low, high = share_interval(flagged, checked, BOUND_CONFIDENCE)
+        lines.append(
+            f"{flagged} of {checked} good images that took no part are flagged ({flagged / checked:.1%}; with 95% "
+            f"confidence {low:.1%} to {high:.1%} of further ones like them)"
+        )
     if calibration.power is not None:
         lines += calibration.power.lines()
     if calibration.weakness:

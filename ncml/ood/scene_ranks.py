@@ -101,6 +101,15 @@ def rate_bound(ranks: int, scenes: int, confidence: float) -> float:
     return high
 
 
+def share_interval(flagged: int, images: int, confidence: float) -> tuple[float, float]:
+    """Return an interval of the share of all images that are flagged, of which these are a random sample.
+
+    It is that of Clopper and Pearson (1934), which contains the share with at least this confidence.
+    """
+    tail = (1 - confidence) / 2
+    return rate_bound(flagged, images, tail), rate_bound(flagged + 1, images, 1 - tail)
+
+
 def cutoff(scenes: int, false_positive_rate: float, confidence: float | None) -> float:
     """Return the p-value at or below which an image is flagged: the rate, or less for a confidence in it.
 

@@ -6,7 +6,15 @@ from scipy import stats
 
 from ncml.errors import InputError
 from ncml.ood import conformal
-from ncml.ood.scene_ranks import SceneRanks, cutoff, fewest_scenes, flagged_ranks, min_scenes, rate_bound
+from ncml.ood.scene_ranks import (
+    SceneRanks,
+    cutoff,
+    fewest_scenes,
+    flagged_ranks,
+    min_scenes,
+    rate_bound,
+    share_interval,
+)
 
 RATE = 0.05
 
@@ -81,6 +89,12 @@ def test_too_few_scenes_are_refused_however_many_images_they_have() -> None:
 def test_the_bound_of_the_rate_is_the_quantile_of_a_beta_distribution(ranks: int, scenes: int) -> None:
     expected = stats.beta.ppf(0.95, ranks, scenes + 1 - ranks)
     assert rate_bound(ranks, scenes, 0.95) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("flagged", "images"), [(0, 20), (3, 40), (40, 40), (1, 1)])
+def test_the_interval_of_a_share_is_that_of_scipy(flagged: int, images: int) -> None:
+    expected = stats.binomtest(flagged, images).proportion_ci(0.95, method="exact")
+    assert share_interval(flagged, images, 0.95) == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
 def test_the_rate_of_one_calibration_stays_below_its_bound_with_the_stated_confidence() -> None:
