@@ -1,15 +1,16 @@
-"""Detect defects of solar cells and of simulated textiles, beside other methods.
+"""Detect defects of solar cells, of simulated textiles and of photographed textures, beside other methods.
 
 AUROC, share detected at 5%, false positives and seconds an image.
 
-    pip install conformal-clip-data elpv-dataset
-    python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells]
+    pip install conformal-clip-data elpv-dataset scikit-image
+    python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells brick grass gravel]
                                  [--methods adapted bundled detector patches pooled likelihood linear4 linear24
                                   brightness]
 
 Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
-certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.) Each
-method is calibrated on 100 good images, and sees no defect before it is tested on at most 100 images of each kind.
+certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.)
+Brick, grass and gravel are crops of 128x128 with composed defects (`texture_crops.py`). Each method is calibrated on
+100 good images, and sees no defect before it is tested on at most 100 images of each kind.
 
 adapted: a detector, as `ncml adapt` makes it; combined is its verdict, and a view detects what it alone raises above
 the threshold. bundled: the bundled model, its tiles calibrated. detector: the same after fine-tuning on crops of
@@ -27,8 +28,9 @@ on the machine do not change them much.
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
-import importlib
+import importlib.util
 import json
 import tempfile
 import time
@@ -43,6 +45,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 from sklearn.metrics import roc_auc_score
+from texture_crops import TEXTURES, write_crops
 
 import ncml
 from ncml import checkpoint, config, images, recipes
@@ -157,18 +160,25 @@ def cells(count: int) -> ImageSet:
     return _divide(by_label[0.0], count, {"defective": by_label[1.0][:count]})
 
 
+def textures(count: int, *, texture: str) -> ImageSet:
+    """Return crops of a photograph of scikit-image, in a folder that is removed when the program ends."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    photographs = _package("skimage", "scikit-image") / "data"
+    files = write_crops(photographs, texture, Path(folder.name), calibrating=CALIBRATION, tests=count)
+    return ImageSet([], files.pop("calibration"), files)
+
+
 def _divide(good: list[Path], count: int, tests: dict[str, list[Path]]) -> ImageSet:
     calibration, good_tests, training = np.split(np.array(good, object), [CALIBRATION, CALIBRATION + count])
     return ImageSet(list(training[:TRAINING]), list(calibration), {"good": list(good_tests), **tests})
 
 
-def _package(name: str) -> Path:
-    try:
-        file = importlib.import_module(name).__file__
-    except ImportError as error:
-        raise SystemExit(f"{name} is not installed: pip install {name.replace('_', '-')}") from error
-    assert file is not None
-    return Path(file).parent
+def _package(name: str, project: str = "") -> Path:
+    package = importlib.util.find_spec(name)
+    if package is None or package.origin is None:
+        raise SystemExit(f"{name} is not installed: pip install {project or name.replace('_', '-')}")
+    return Path(package.origin).parent
 
 
 Scorer = Callable[[Pixels], Mapping[str, float]]
@@ -403,7 +413,7 @@ def print_means(name: str, rows: list[dict[str, Any]]) -> None:
 
 print_line = functools.partial(print, flush=True)
 
-SETS = {"textiles": textiles, "cells": cells}
+SETS = {"textiles": textiles, "cells": cells} | {name: functools.partial(textures, texture=name) for name in TEXTURES}
 METHODS = {
     "adapted": adapted,
     "bundled": bundled,

@@ -79,10 +79,13 @@ def describe_detector(made: MadeDetector) -> list[str]:
     """Return lines that report how a detector was made, its rate, and what it finds and misses."""
     calibration = made.calibration
     rate, bound = 100 * calibration.false_positive_rate, 100 * calibration.rate_bound
-    scenes = calibration.estimation_scenes, calibration.ranks.scenes
+    parts = (calibration.n_fit, calibration.estimation_scenes), (calibration.n_rank, calibration.ranks.scenes)
+    estimating, ranking = (
+        counted(images, "image") + (f" of {counted(scenes, 'scene')}" if scenes < images else "")
+        for images, scenes in parts
+    )
     lines = [
-        f"{made.folder}: estimated on {counted(calibration.n_fit, 'image')} of {scenes[0]} scenes, ranked by "
-        f"{calibration.n_rank} of {scenes[1]}",
+        f"{made.folder}: {estimating} estimate, and {ranking} rank",
         f"sizes of the good images: {_sizes(calibration)}",
         f"an image is flagged above {calibration.threshold:.1f} deviations of good images in any view",
         *calibration.descriptions.values(),
@@ -109,9 +112,11 @@ def describe_detector(made: MadeDetector) -> list[str]:
             f"{made.threshold_with_suspects:.2f}"
         )
     elif made.threshold_without_suspects is not None:
+        with_them, without = f"{calibration.threshold:.1f}", f"{made.threshold_without_suspects:.1f}"
         lines.append(
-            f"without them, the threshold would be about {made.threshold_without_suspects:.1f}: remove those that are "
-            "not good, or add --leave-out suspects"
+            "without them, the threshold would be the same"
+            if without == with_them
+            else f"without them, the threshold would be about {without}: add --leave-out suspects if they are not good"
         )
     if made.reviews is not None and made.reviews.defective:
         lines.append(

@@ -16,7 +16,7 @@ from PIL import Image
 import ncml
 from ncml.calibration import descriptions
 from ncml.calibration.altered_originals import measure_power
-from ncml.calibration.detector import MadeDetector, make_detector
+from ncml.calibration.detector import MadeDetector, Suspect, make_detector
 from ncml.calibration.division import divide, find_scenes
 from ncml.checkpoint import describe
 from ncml.cli.models import models
@@ -212,6 +212,20 @@ def test_images_are_opened_no_more_often_than_needed(made: MadeDetector, loaded:
     assert set(opened.values()) == {1}
     FeaturesView.estimate(readers, np.arange(4), device="cpu", on_progress=ignore_progress)
     assert set(opened.values()) == {4}  # to compare sizes and align, to describe patches, and to put stains into them
+
+
+def test_the_report_states_the_threshold_without_suspects_only_if_it_differs(made: MadeDetector) -> None:
+    suspects, threshold = (Suspect("a.png", Path("a.png"), 0, 9.0, "places"),), made.calibration.threshold
+    for without, words in (
+        (threshold + 0.001, "without them, the threshold would be the same"),
+        (1.25, "without them, the threshold would be about 1.2: add --leave-out suspects if they are not good"),
+    ):
+        report = descriptions.describe_detector(replace(made, suspects=suspects, threshold_without_suspects=without))
+        assert words in report
+    assert report[0] == f"{made.folder}: 21 images estimate, and 39 images rank"
+    of_scenes = replace(made.calibration, estimation_scenes=7)
+    [line, *_] = descriptions.describe_detector(replace(made, calibration=of_scenes))
+    assert line == f"{made.folder}: 21 images of 7 scenes estimate, and 39 images rank"
 
 
 def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
