@@ -212,10 +212,12 @@ def format_summary(summary: Row, threshold: float | None = None) -> str:
     """Format the number of images, and of those that are flagged or discovered. threshold: that of a detector."""
     text = counted(summary["images"], "image")
     if "false_positive_rate" in summary:
-        by_scores = "" if threshold is None else f" by scores above {threshold:.2f} deviations of good images"
+        above, population = "", "in-distribution"
+        if threshold is not None:
+            above, population = f" by scores above {threshold:.2f} deviations of good images", "good"
         at_most = "at most " if summary.get("confidence") else ""
-        expected = f"{at_most}{100 * summary['false_positive_rate']:g}% of in-distribution images are expected to be"
-        text += f", {summary['flagged']} flagged{by_scores} ({expected})"
+        expected = f"{at_most}{100 * summary['false_positive_rate']:g}% of {population} images are expected to be"
+        text += f", {summary['flagged']} flagged{above} ({expected})"
     if "discoveries" in summary:
         text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"
         text += summary.get("fdr_limit", "")
