@@ -42,6 +42,10 @@ REQUEST = 16
 MAX_KNOWN = 1000
 """Files of a batch, most of which need not be scored."""
 
+TIMEOUT = "job-timeout"
+FAILED_COMPUTATIONS = (TIMEOUT, "job-engine")
+"""Kinds of a service's errors that an image can cause by its size."""
+
 MAX_TIMEOUTS = 3
 """Jobs with one image alone that may exceed a service's time limit for jobs before the image is skipped."""
 
@@ -191,7 +195,7 @@ def image_scorer(
     def score_readable(
         readable: list[tuple[Row, Location, NDArray[np.uint8]]],
     ) -> Iterator[tuple[Row, "Score", NDArray[np.uint8]]]:
-        """Yield the score of each image, without those that are refused or too slow, whose rows get the error."""
+        """Yield the score of each image, without those that cannot be judged, whose rows get the error."""
         timeouts = 0
         while readable:
             try:  # a service gets files as they are, which are smaller than their pixels
@@ -200,19 +204,21 @@ def image_scorer(
             except (InputError, ServiceError) as error:
                 message = str(error)
                 refused = [path for _, path, _ in readable if own_size and error.field == printable(path)]
-                if isinstance(error, ServiceError) and error.kind == "job-timeout":
-                    if len(readable) > 1:  # any of them can be too slow, or only all together
+                if isinstance(error, ServiceError) and error.kind in FAILED_COMPUTATIONS:
+                    if len(readable) > 1:  # any of them can be the cause, or only all together
                         for entry in readable:
                             yield from score_readable([entry])
                         return
-                    timeouts += 1
-                    if timeouts < MAX_TIMEOUTS:
-                        continue
                     refused = [readable[0][1]]
-                    message = (
-                        f"{printable(refused[0])} takes the service longer than its time limit for a job "
-                        f"({MAX_TIMEOUTS} attempts): raise NCML_JOB_TIMEOUT_S where it runs."
-                    )
+                    message = f"{printable(refused[0])}: {message}"
+                    if error.kind == TIMEOUT:
+                        timeouts += 1
+                        if timeouts < MAX_TIMEOUTS:
+                            continue
+                        message = (
+                            f"{printable(refused[0])} takes the service longer than its time limit for a job "
+                            f"({MAX_TIMEOUTS} attempts): raise NCML_JOB_TIMEOUT_S where it runs."
+                        )
                 if not refused:
                     raise
                 for row, path, _ in readable:
@@ -268,7 +274,7 @@ def _concerns_image(error: InputError | ServiceError, path: Location) -> bool:
     if isinstance(error, ServiceError):
         if error.status == 422:
             return error.field in ("image", printable(path))
-        return error.status == 413 or error.kind in ("job-timeout", "job-engine")
+        return error.status == 413 or error.kind in FAILED_COMPUTATIONS
     return error.field not in ("tile", "tile_size")
 
 

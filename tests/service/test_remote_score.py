@@ -177,20 +177,40 @@ def test_a_watch_waits_for_a_service_that_restarts(queue, tmp_path: Path) -> Non
     assert log.read_text().count("trying again until that succeeds") == 1
 
 
-def test_a_watch_skips_an_image_that_the_service_cannot_judge_in_time(
-    queue, worker, jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("reason", "attempts", "words"),
+    [
+        (
+            "timeout",
+            3,
+            " takes the service longer than its time limit for a job (3 attempts): raise NCML_JOB_TIMEOUT_S where it "
+            "runs.",
+        ),
+        ("engine", 1, ": It failed."),
+    ],
+)
+def test_a_watch_skips_an_image_that_the_service_cannot_compute(
+    queue,
+    worker,
+    jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reason: str,
+    attempts: int,
+    words: str,
 ) -> None:
     """Other images of its request are judged, and one whose job waited for a worker in vain is not skipped."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(arrivals, "PATIENCE_S", 0.0)
     monkeypatch.setattr(watch_loop, "RETRY_S", 0.01)
     write(tmp_path / "images", range(80, 83))
-    vain, slow = iter([True, True]), JobError(reason="timeout", detail="the job ran for more than 600 s")
+    vain, failure = iter([True, True]), JobError(reason=reason, detail="it failed")
 
     def fail(job: ScoreJob) -> JobError | None:
         if next(vain, False):
             return EXPIRED
-        return slow if 81 in (image.data[0] for image in job.images) else None
+        return failure if 81 in (image.data[0] for image in job.images) else None
 
     def stop_after_the_last(row: dict) -> None:
         if row["bpd"] == 82:
@@ -202,12 +222,9 @@ def test_a_watch_skips_an_image_that_the_service_cannot_judge_in_time(
         assert cli.main(["watch", "images", "--server", url, "--json"]) == 0
     first, second, third = table(tmp_path / "verdicts.csv")
     assert (first["bpd"], third["bpd"], first["error"], third["error"]) == ("80.0", "82.0", "", "")
-    assert second["error"] == (
-        "images/081.png takes the service longer than its time limit for a job (3 attempts): raise "
-        "NCML_JOB_TIMEOUT_S where it runs."
-    )
+    assert second["error"] == f"images/081.png{words}"
     assert f"skipped: {second['error']}" in capsys.readouterr().err
-    assert [job.n for job in jobs.values()] == [3, 3, 3, 1, 1, 1, 1, 1]
+    assert [job.n for job in jobs.values()] == [3, 3, 3, 1, *[1] * attempts, 1]
 
 
 @pytest.mark.parametrize(
