@@ -9,8 +9,9 @@ AUROC, share detected at 5%, false positives and seconds an image.
 
 Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
 certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.)
-Brick, grass and gravel are crops of 128x128 with composed defects (`texture_crops.py`). Each method is calibrated on
-100 good images, and sees no defect before it is tested on at most 100 images of each kind.
+Brick, grass and gravel are 64x64 with composed defects, 32 good ones to calibrate with and 32 of each kind
+(`texture_pieces.py`). Of the others, each method is calibrated on 100 good images, and tested on at most 100 images of
+each kind. It sees no defect before.
 
 adapted: a detector, as `ncml adapt` makes it; combined is its verdict, and a view detects what it alone raises above
 the threshold. bundled: the bundled model, its tiles calibrated. detector: the same after fine-tuning on crops of
@@ -45,7 +46,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 from sklearn.metrics import roc_auc_score
-from texture_crops import TEXTURES, write_crops
+from texture_pieces import TEXTURES, write_pieces
 
 import ncml
 from ncml import checkpoint, config, images, recipes
@@ -70,7 +71,9 @@ from ncml.training.transfer import start_from
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, CALIBRATION, ESTIMATING, TRAINING = 0.05, 100, 30, 500
-"""False-positive rate; good images that calibrate, of which the first estimate; and further ones that train."""
+"""False-positive rate; good images that calibrate, of which these estimate; and further ones that train."""
+RANKING = 19
+"""Ranking pieces of a photograph, which a threshold at this rate needs; the others estimate."""
 
 TILE = 128
 """Side of tiles and crops in pixels: a quarter of it is left at the model's size, and small defects may not be."""
@@ -93,6 +96,8 @@ class ImageSet:
     training: list[Path]
     calibration: list[Path]
     tests: dict[str, list[Path]]
+    estimating: int = ESTIMATING
+    """Number of calibrating images that estimate, the first ones; the others rank."""
     tile: int = TILE
     overlap: float = OVERLAP
 
@@ -161,12 +166,13 @@ def cells(count: int) -> ImageSet:
 
 
 def textures(count: int, *, texture: str) -> ImageSet:
-    """Return crops of a photograph of scikit-image, in a folder that is removed when the program ends."""
+    """Return pieces of a photograph of scikit-image, in a folder that is removed when the program ends."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    photographs = _package("skimage", "scikit-image") / "data"
-    files = write_crops(photographs, texture, Path(folder.name), calibrating=CALIBRATION, tests=count)
-    return ImageSet([], files.pop("calibration"), files)
+    files = write_pieces(_package("skimage", "scikit-image") / "data", texture, Path(folder.name))
+    calibration = files.pop("calibration")
+    tests = {kind: paths[:count] for kind, paths in files.items()}
+    return ImageSet([], calibration, tests, estimating=len(calibration) - RANKING)
 
 
 def _divide(good: list[Path], count: int, tests: dict[str, list[Path]]) -> ImageSet:
@@ -249,7 +255,7 @@ def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[st
     readers = [lambda path=path: images.open_image(path) for path in image_set.calibration]
     tiling = Tiling.for_model(model.height, model.width, image_set.tile, image_set.overlap)
     calibration = tile_estimation.calibrate(
-        model, readers[:ESTIMATING], readers[ESTIMATING:], tiling=tiling, false_positive_rate=RATE
+        model, readers[: image_set.estimating], readers[image_set.estimating :], tiling=tiling, false_positive_rate=RATE
     )
 
     def score(image_HWC: Pixels) -> dict[str, float]:
@@ -266,7 +272,9 @@ def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[st
 def patches(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Keep patch features of the estimating images; an image scores the largest distance from its nearest."""
     network = efficientnet.load()
-    bank = torch.cat([_patch_features(network, images.open_image(path)) for path in image_set.calibration[:ESTIMATING]])
+    bank = torch.cat(
+        [_patch_features(network, images.open_image(path)) for path in image_set.calibration[: image_set.estimating]]
+    )
     bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:10_000]]
 
     def score(image_HWC: Pixels) -> dict[str, float]:
@@ -285,7 +293,7 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
     def features(image_HWC: Pixels) -> NDArray[np.float32]:
         return _patch_features(network, image_HWC).mean(0).numpy()
 
-    estimating = [features(images.open_image(path)) for path in image_set.calibration[:ESTIMATING]]
+    estimating = [features(images.open_image(path)) for path in image_set.calibration[: image_set.estimating]]
     factor = LocalOutlierFactor(n_neighbors=10, novelty=True).fit(np.stack(estimating))
 
     def score(image_HWC: Pixels) -> dict[str, float]:
@@ -296,8 +304,10 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
 
 def likelihood(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Estimate the view `likelihood` of detectors, with the bundled base; combined: the largest standardised score."""
-    readers = [lambda path=path: images.open_image(path) for path in image_set.calibration[:ESTIMATING]]
-    estimated = LikelihoodView.estimate(readers, np.arange(ESTIMATING), device="cpu", on_progress=ignore_progress)
+    readers = [lambda path=path: images.open_image(path) for path in image_set.calibration[: image_set.estimating]]
+    estimated = LikelihoodView.estimate(
+        readers, np.arange(image_set.estimating), device="cpu", on_progress=ignore_progress
+    )
     typical = {name: (np.median(own_N), own_N.std()) for name, own_N in estimated.scores.items()}
 
     def score(image_HWC: Pixels) -> dict[str, float]:
@@ -310,7 +320,7 @@ def likelihood(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, A
 
 def linear(image_set: ImageSet, minutes: float, *, radius: int) -> tuple[Scorer, dict[str, Any]]:
     """Estimate a linear predictor of grey pixels; an image scores by its residuals, in windows and as a whole."""
-    estimating = [images.open_image(path) for path in image_set.calibration[:ESTIMATING]]
+    estimating = [images.open_image(path) for path in image_set.calibration[: image_set.estimating]]
     products, targets = 0.0, 0.0
     for image_HWC in estimating:
         before_PK, pixel_P = _causal_neighbours(image_HWC, radius)
@@ -350,7 +360,7 @@ def _causal_neighbours(image_HWC: Pixels, radius: int) -> tuple[NDArray[np.float
 
 def brightness(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Score the distance of an image's mean brightness from the median of the estimating images."""
-    typical = np.median([images.open_image(path).mean() for path in image_set.calibration[:ESTIMATING]])
+    typical = np.median([images.open_image(path).mean() for path in image_set.calibration[: image_set.estimating]])
 
     def score(image_HWC: Pixels) -> dict[str, float]:
         return {"brightness": abs(float(image_HWC.mean()) - float(typical))}
@@ -360,7 +370,7 @@ def brightness(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, A
 
 def _ranked(score: Scorer, image_set: ImageSet) -> dict[str, Any]:
     """Return the thresholds of a method at the rate, from the ranking images."""
-    rows = [score(images.open_image(path)) for path in image_set.calibration[ESTIMATING:]]
+    rows = [score(images.open_image(path)) for path in image_set.calibration[image_set.estimating :]]
     ranked = {name: conformal.rank_scores([row[name] for row in rows]) for name in rows[0]}
     return {"thresholds": {name: conformal.threshold(values, RATE) for name, values in ranked.items()}}
 
