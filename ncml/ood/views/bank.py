@@ -4,13 +4,17 @@ The distance of a patch from its nearest neighbour is divided by the usual dista
 other scenes: a mark on even ground is nearer to good patches than two good patches of a varied ground are to each
 other.
 
-Shapes: N images, h and w rows and columns of cells, F features, M patches of the bank.
+Near the border of an image, the network sees zeros instead of what lies there, so even good patches are far from all
+others. Their distances are divided by how far those of good images go beyond the distances inside, or they would decide
+the score of most images and hide marks inside.
+
+Shapes: N images, h and w rows and columns of cells, F features, M patches of the bank, R rings of cells at the border.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -30,6 +34,8 @@ LEAST_USUAL = 0.1
 """Smallest usual distance, of the median one."""
 SMOOTHED = 3
 """Cells of a side over which scores are averaged, which costs marks little and a texture much."""
+RINGS = 4
+"""Rings of cells at the border whose distances are divided; further inside, they are usual."""
 ROWS = 512
 """Patches that are compared at once."""
 
@@ -42,41 +48,58 @@ class Bank:
 
     patches_MF: Tensor
     usual_M: Tensor
+    border_R: Tensor
+    """By what the distances of each ring are divided, from the border inwards; at least 1."""
 
     @classmethod
     def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
         """Keep patches of good images; return the bank and the score of each image without its own scene."""
         patches_MF, scenes_M = sample(features, scenes_N)
         usual_M = _usual(patches_MF, scenes_M)
-        bank = cls(patches_MF, usual_M)
-        scores = [
-            float(bank._without(scenes_M == scene).candidates(features_hwF.float()).scores_K)
+        bank = cls(patches_MF, usual_M, usual_M.new_ones(RINGS))
+        maps = [
+            bank._without(scenes_M == scene).map(features_hwF.float())
             for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True)
         ]
-        return bank, np.array(scores)
+        bank = replace(bank, border_R=_border(maps))
+        return bank, np.array([float(bank._candidates(map_hw).scores_K) for map_hw in maps])
 
     def _without(self, is_own_M: Tensor) -> Bank:
-        return Bank(self.patches_MF[~is_own_M], self.usual_M[~is_own_M])
+        return replace(self, patches_MF=self.patches_MF[~is_own_M], usual_M=self.usual_M[~is_own_M])
 
     def candidates(self, query_hwF: Tensor) -> Candidates:
         """Return the score of an image, with a map of how unusual each patch is."""
+        return self._candidates(self.map(query_hwF))
+
+    def map(self, query_hwF: Tensor) -> Tensor:
+        """Return how unusual each patch is, before the border is taken into account, [h, w]."""
         distance_hw, index_hw = nearest(query_hwF, self.patches_MF)
         relative_hw = (distance_hw / self.usual_M[index_hw])[None, None]
-        return Candidates.of(F.avg_pool2d(relative_hw, SMOOTHED, 1, SMOOTHED // 2, count_include_pad=False)[0, 0])
+        return F.avg_pool2d(relative_hw, SMOOTHED, 1, SMOOTHED // 2, count_include_pad=False)[0, 0]
+
+    def _candidates(self, map_hw: Tensor) -> Candidates:
+        divisors = torch.cat([self.border_R, self.border_R.new_ones(1)])
+        return Candidates.of(map_hw / divisors[_rings(*map_hw.shape).to(divisors.device)])
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
-        return {"bank": self.patches_MF.half().cpu().numpy(), "usual": self.usual_M.cpu().numpy()}
+        return {
+            "bank": self.patches_MF.half().cpu().numpy(),
+            "usual": self.usual_M.cpu().numpy(),
+            "border": self.border_R.cpu().numpy(),
+        }
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], features: int) -> Self:
         """Read the arrays; raises LookupError or ValueError for damaged ones."""
-        patches_MF, usual_M = tensors["bank"], tensors["usual"]
+        patches_MF, usual_M, border_R = tensors["bank"], tensors["usual"], tensors["border"]
         if patches_MF.ndim != 2 or not len(patches_MF) or patches_MF.shape[1] != features:
             raise ValueError("its bank of patches is empty or has another shape")
         if usual_M.shape != patches_MF.shape[:1] or not bool((usual_M > 0).all()):
             raise ValueError("its usual distances do not match its bank of patches")
-        return cls(patches_MF, usual_M)
+        if border_R.shape != (RINGS,) or not bool((border_R >= 1).all()):
+            raise ValueError("what divides the distances at the border is damaged")
+        return cls(patches_MF, usual_M, border_R)
 
 
 @torch.inference_mode()
@@ -102,6 +125,28 @@ def _usual(patches_MF: Tensor, scenes_M: Tensor) -> Tensor:
     usual_M = torch.cat(parts)
     usual_M[~usual_M.isfinite()] = usual_M[usual_M.isfinite()].max()
     return usual_M.clamp(min=max(1e-6, LEAST_USUAL * float(usual_M.median())))
+
+
+def _rings(h: int, w: int) -> Tensor:
+    """Return the ring of each cell: 0 at the border, up to `RINGS` for all that are further inside, [h, w]."""
+    rows, columns = (torch.minimum(torch.arange(n), n - 1 - torch.arange(n)) for n in (h, w))
+    return torch.minimum(rows[:, None], columns[None]).clamp(max=RINGS)
+
+
+def _border(maps: Sequence[Tensor]) -> Tensor:
+    """Return by how much the largest distances of good images in each ring exceed those inside, at least 1, [R].
+
+    The means over the images are compared. Images that are too narrow for an inside have no part in them.
+    """
+    largest: list[Tensor] = []
+    for map_hw in maps:
+        ring_hw = _rings(*map_hw.shape).to(map_hw.device)
+        if int(ring_hw.max()) == RINGS:
+            largest.append(torch.stack([map_hw[ring_hw == ring].max() for ring in range(RINGS + 1)]))
+    if not largest:
+        return maps[0].new_ones(RINGS)
+    mean_R1 = torch.stack(largest).mean(0)
+    return (mean_R1[:-1] / mean_R1[-1].clamp(min=1e-6)).clamp(min=1)
 
 
 def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
