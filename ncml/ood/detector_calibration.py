@@ -196,13 +196,14 @@ class DetectorCalibration:
         Another size says little if further good images are expected to have new ones more often than they are flagged;
         the expected share is that of the sizes seen once (Good, 1953).
         """
-        sizes = self.sizes or {}
-        images = sum(sizes.values())
+        if not self.sizes:
+            return ()
+        images = sum(self.sizes.values())
         differences: list[str] = []
         size = f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
-        seen_once = sum(number == 1 for number in sizes.values())
-        if size not in sizes and seen_once <= self.false_positive_rate * images:
-            usual = max(sizes, key=lambda name: sizes[name])
+        seen_once = sum(number == 1 for number in self.sizes.values())
+        if size not in self.sizes and seen_once <= self.false_positive_rate * images:
+            usual, _ = max(self.sizes.items(), key=lambda item: item[1])
             differences.append(f"no good image has its size, {size}; most have {usual}")
         if self.grey_images == 0 and is_grey(image_HWC):
             differences.append("it is grey, and no good image is")

@@ -142,14 +142,9 @@ def main(arguments: Sequence[str]) -> int:
             print(f"ncml: skipped: {name_image(error, name)}", file=sys.stderr)
             skipped += 1
             continue
-        values = ("score", "threshold", "p_value", "is_ood", "is_weak", "view")
+        values = ("score", "threshold", "p_value", "is_ood", "is_weak", "view", "rarity", "differences")
         line = {"file": name} | {value: getattr(detection, value) for value in values}
-        print(
-            json.dumps(
-                line | detection.box._asdict() | {"rarity": detection.rarity, "differences": detection.differences}
-            ),
-            flush=True,
-        )
+        print(json.dumps(line | detection.box._asdict()), flush=True)
     if skipped:
         print(f"ncml: {counted(skipped, 'file')} {'was' if skipped == 1 else 'were'} skipped", file=sys.stderr)
     return 2 if skipped == len(names) else 0
