@@ -318,15 +318,15 @@ def test_a_changed_calibration_is_refused(copy: Path) -> None:
 
 def test_a_newer_format_is_refused(copy: Path) -> None:
     stored = json.loads((copy / detectors.FILE).read_text())
-    (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 4}))
-    with pytest.raises(ModelError, match="format 4, newer than 3: upgrade ncml"):
+    (copy / detectors.FILE).write_text(json.dumps(stored | {"format": detectors.FORMAT + 1}))
+    with pytest.raises(ModelError, match=f"format {detectors.FORMAT + 1}, newer than {detectors.FORMAT}: upgrade ncml"):
         judge(copy)
 
 
 def test_an_older_format_is_refused(copy: Path) -> None:
     stored = json.loads((copy / detectors.FILE).read_text())
     (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 2}))
-    with pytest.raises(ModelError, match="has format 2, not 3: make the detector again with ncml adapt"):
+    with pytest.raises(ModelError, match=f"has format 2, not {detectors.FORMAT}: make the detector again with ncml adapt"):
         judge(copy)
 
 
