@@ -326,7 +326,8 @@ def test_a_newer_format_is_refused(copy: Path) -> None:
 def test_an_older_format_is_refused(copy: Path) -> None:
     stored = json.loads((copy / detectors.FILE).read_text())
     (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 2}))
-    with pytest.raises(ModelError, match=f"has format 2, not {detectors.FORMAT}: make the detector again with ncml adapt"):
+    words = f"has format 2, not {detectors.FORMAT}: make the detector again with ncml adapt"
+    with pytest.raises(ModelError, match=words):
         judge(copy)
 
 
