@@ -101,6 +101,16 @@ class ImageSet:
     tile: int = TILE
     overlap: float = OVERLAP
 
+    @property
+    def estimation(self) -> list[Path]:
+        """The calibrating images that estimate."""
+        return self.calibration[: self.estimating]
+
+    @property
+    def ranking(self) -> list[Path]:
+        """The calibrating images that rank."""
+        return self.calibration[self.estimating :]
+
 
 def main() -> None:
     """Measure and print."""
@@ -272,9 +282,7 @@ def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[st
 def patches(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Keep patch features of the estimating images; an image scores the largest distance from its nearest."""
     network = efficientnet.load()
-    bank = torch.cat(
-        [_patch_features(network, images.open_image(path)) for path in image_set.calibration[: image_set.estimating]]
-    )
+    bank = torch.cat([_patch_features(network, images.open_image(path)) for path in image_set.estimation])
     bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:10_000]]
 
     def score(image_HWC: Pixels) -> dict[str, float]:
@@ -293,7 +301,7 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
     def features(image_HWC: Pixels) -> NDArray[np.float32]:
         return _patch_features(network, image_HWC).mean(0).numpy()
 
-    estimating = [features(images.open_image(path)) for path in image_set.calibration[: image_set.estimating]]
+    estimating = [features(images.open_image(path)) for path in image_set.estimation]
     factor = LocalOutlierFactor(n_neighbors=10, novelty=True).fit(np.stack(estimating))
 
     def score(image_HWC: Pixels) -> dict[str, float]:
@@ -304,7 +312,7 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
 
 def likelihood(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Estimate the view `likelihood` of detectors, with the bundled base; combined: the largest standardised score."""
-    readers = [lambda path=path: images.open_image(path) for path in image_set.calibration[: image_set.estimating]]
+    readers = [lambda path=path: images.open_image(path) for path in image_set.estimation]
     estimated = LikelihoodView.estimate(
         readers, np.arange(image_set.estimating), device="cpu", on_progress=ignore_progress
     )
@@ -320,7 +328,7 @@ def likelihood(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, A
 
 def linear(image_set: ImageSet, minutes: float, *, radius: int) -> tuple[Scorer, dict[str, Any]]:
     """Estimate a linear predictor of grey pixels; an image scores by its residuals, in windows and as a whole."""
-    estimating = [images.open_image(path) for path in image_set.calibration[: image_set.estimating]]
+    estimating = [images.open_image(path) for path in image_set.estimation]
     products, targets = 0.0, 0.0
     for image_HWC in estimating:
         before_PK, pixel_P = _causal_neighbours(image_HWC, radius)
@@ -360,7 +368,7 @@ def _causal_neighbours(image_HWC: Pixels, radius: int) -> tuple[NDArray[np.float
 
 def brightness(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Score the distance of an image's mean brightness from the median of the estimating images."""
-    typical = np.median([images.open_image(path).mean() for path in image_set.calibration[: image_set.estimating]])
+    typical = np.median([images.open_image(path).mean() for path in image_set.estimation])
 
     def score(image_HWC: Pixels) -> dict[str, float]:
         return {"brightness": abs(float(image_HWC.mean()) - float(typical))}
@@ -370,7 +378,7 @@ def brightness(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, A
 
 def _ranked(score: Scorer, image_set: ImageSet) -> dict[str, Any]:
     """Return the thresholds of a method at the rate, from the ranking images."""
-    rows = [score(images.open_image(path)) for path in image_set.calibration[image_set.estimating :]]
+    rows = [score(images.open_image(path)) for path in image_set.ranking]
     ranked = {name: conformal.rank_scores([row[name] for row in rows]) for name in rows[0]}
     return {"thresholds": {name: conformal.threshold(values, RATE) for name, values in ranked.items()}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import numpy as np
 
@@ -45,26 +46,28 @@ def measure_power(
     flagged: dict[str, dict[str, list[bool]]] = {}
     pictures = PowerPictures()
     foreign: dict[str, list[bool]] = {"one colour": [], "random values": []}
-    total, done, complete = count * (len(ALTERATIONS) + len(foreign)), 0, 0
+    total, steps, complete = count * (len(ALTERATIONS) + len(foreign)), itertools.count(1), 0
+
+    def judge_altered(name: str, seed: int, image_HWC: Pixels, other_HWC: Pixels) -> None:
+        height, width = image_HWC.shape[:2]
+        region = detector.calibration.region
+        box = Box(0, 0, width, height) if region is None else region.rectangle()
+        for alteration in ALTERATIONS:
+            if alteration.fits(box.height, box.width):
+                altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
+                finds = is_flagged(detector, altered.image_HWC, f"{name} ({alteration.name})")
+                pictures.add(alteration, finds, image_HWC, altered, box)
+                flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(finds)
+            on_progress(Progress("power", next(steps), total))
+        for kind, foreign_HWC in _foreign(image_HWC, seed).items():
+            foreign[kind].append(is_flagged(detector, foreign_HWC, f"{name} ({kind})"))
+            on_progress(Progress("power", next(steps), total))
+
     first_HWC = other_HWC = readers[0]()
     with contextlib.suppress(StopMeasuring):
         for seed, name in enumerate(selected.names):
             image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else readers[seed + 1]()
-            height, width = image_HWC.shape[:2]
-            region = detector.calibration.region
-            box = Box(0, 0, width, height) if region is None else region.rectangle()
-            for alteration in ALTERATIONS:
-                if alteration.fits(box.height, box.width):
-                    altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
-                    finds = is_flagged(detector, altered.image_HWC, f"{name} ({alteration.name})")
-                    pictures.add(alteration, finds, image_HWC, altered, box)
-                    flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(finds)
-                done += 1
-                on_progress(Progress("power", done, total))
-            for kind, foreign_HWC in _foreign(image_HWC, seed).items():
-                foreign[kind].append(is_flagged(detector, foreign_HWC, f"{name} ({kind})"))
-                done += 1
-                on_progress(Progress("power", done, total))
+            judge_altered(name, seed, image_HWC, other_HWC)
             complete += 1
     if not complete:
         return None
