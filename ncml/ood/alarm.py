@@ -20,12 +20,12 @@ Does not import torch.
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ncml.ood.conformal import Floats
+from ncml.ood.scene_ranks import flagged_ranks, rate_bound
 
 ALPHA = 0.01
 """Probability of a false alarm over the whole stream."""
@@ -47,7 +47,7 @@ class FlaggedRateAlarm:
     def __init__(self, n_rank: int, false_positive_rate: float, *, alpha: float = ALPHA) -> None:
         self.limit = 2 / alpha
         """Evidence at which the alarm is raised."""
-        self.null_rate = upper_rate(n_rank, false_positive_rate, alpha / 2)
+        self.null_rate = rate_bound(flagged_ranks(n_rank, false_positive_rate), n_rank, 1 - alpha / 2)
         alternative = min(self.null_rate + false_positive_rate, (1 + self.null_rate) / 2)
         self._flagged = alternative / self.null_rate
         self._unflagged = (1 - alternative) / (1 - self.null_rate)
@@ -79,22 +79,3 @@ def alarm_of(n_rank: int, smallest_p: float, cutoff: float) -> FlaggedRateAlarm 
     """
     is_of_images = round(1 / smallest_p) == n_rank + 1
     return FlaggedRateAlarm(n_rank, cutoff) if is_of_images else None
-
-
-def upper_rate(n_rank: int, false_positive_rate: float, probability: float) -> float:
-    """Return the share of flagged in-distribution images that is exceeded with this probability, given n ranks."""
-    above = math.floor(false_positive_rate * (n_rank + 1) + 1e-9) - 1
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        # P(Beta(above + 1, n - above) > x) = P(Binomial(n, x) <= above)
-        low, high = (middle, high) if _binomial_cdf(above, n_rank, middle) > probability else (low, middle)
-    return high
-
-
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    log_n = math.lgamma(n + 1)
-    return sum(
-        math.exp(log_n - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p))
-        for i in range(k + 1)
-    )

@@ -95,7 +95,7 @@ def rate_bound(ranks: int, scenes: int, confidence: float) -> float:
     Beta(m, K + 1 - m), found by bisection of P(Binomial(K, x) >= m).
     """
     low, high = 0.0, 1.0
-    while high - low > 1e-6:
+    while high - low > 1e-12:
         middle = (low + high) / 2
         low, high = (low, middle) if _at_least(ranks, scenes, middle) >= confidence else (middle, high)
     return high

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ncml.ood import conformal
-from ncml.ood.alarm import RESTART, FlaggedRateAlarm, alarm_of, upper_rate
+from ncml.ood.alarm import RESTART, FlaggedRateAlarm, alarm_of
 
 RANKS, RATE = 5_000, 0.05
 
@@ -31,10 +31,11 @@ def first_alarms(rates_SP: np.ndarray, lengths: list[int], rng: np.random.Genera
 
 
 @pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (60, 0.05), (5_000, 0.05), (999, 0.01), (100, 0.3)])
-@pytest.mark.parametrize("probability", [0.005, 0.1])
-def test_the_bound_is_that_of_a_beta_distribution(n: int, rate: float, probability: float) -> None:
+@pytest.mark.parametrize("alpha", [0.01, 0.2])
+def test_the_rate_that_it_allows_is_the_quantile_of_a_beta_distribution(n: int, rate: float, alpha: float) -> None:
     above = int(rate * (n + 1) + 1e-9) - 1
-    assert upper_rate(n, rate, probability) == pytest.approx(stats.beta(above + 1, n - above).isf(probability))
+    allowed = FlaggedRateAlarm(n, rate, alpha=alpha).null_rate
+    assert allowed == pytest.approx(stats.beta(above + 1, n - above).isf(alpha / 2))
 
 
 def test_a_rise_from_5_to_10_percent_is_noticed_within_500_images() -> None:

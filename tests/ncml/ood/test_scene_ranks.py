@@ -88,13 +88,13 @@ def test_too_few_scenes_are_refused_however_many_images_they_have() -> None:
 @pytest.mark.parametrize(("ranks", "scenes"), [(1, 19), (3, 70), (5, 100), (50, 999)])
 def test_the_bound_of_the_rate_is_the_quantile_of_a_beta_distribution(ranks: int, scenes: int) -> None:
     expected = stats.beta.ppf(0.95, ranks, scenes + 1 - ranks)
-    assert rate_bound(ranks, scenes, 0.95) == pytest.approx(expected, abs=1e-5)
+    assert rate_bound(ranks, scenes, 0.95) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(("flagged", "images"), [(0, 20), (3, 40), (40, 40), (1, 1)])
 def test_the_interval_of_a_share_is_that_of_scipy(flagged: int, images: int) -> None:
     expected = stats.binomtest(flagged, images).proportion_ci(0.95, method="exact")
-    assert share_interval(flagged, images, 0.95) == pytest.approx((expected.low, expected.high), abs=1e-5)
+    assert share_interval(flagged, images, 0.95) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_the_rate_of_one_calibration_stays_below_its_bound_with_the_stated_confidence() -> None:
