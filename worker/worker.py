@@ -92,6 +92,7 @@ class BatchWorker(SimpleWorker):
         self._started_at = time.time()
         self._outages = Outages()
         self._beat_at = 0.0
+        self._is_registered = False
         self._finisher = JobFinisher(self.leases, self.metrics, self._outages, tracer, lambda: self._stop_at)
         self._batch_number = 0
         self._batches: dict[int, RunningBatch] = {}
@@ -106,10 +107,8 @@ class BatchWorker(SimpleWorker):
         """Serve until SIGTERM or SIGINT; return True."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
+        log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
         try:
-            while not self._register():
-                if self._stop_at is not None:
-                    return True
             while self._stop_at is None:
                 with self._outages.tolerated():
                     self._beat()
@@ -132,17 +131,18 @@ class BatchWorker(SimpleWorker):
         if self._stop_at is None:
             self._stop_at = time.monotonic() + self.settings.drain_s
 
-    def _register(self) -> bool:
-        with self._outages.tolerated():
-            self.register_birth()
-            try:
-                for queue in self.queues:  # remove workers that were killed
-                    clean_worker_registry(queue)
-            except UnicodeDecodeError as error:
-                log.warning("RQ's list of workers is damaged: %s", error)
-            log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
-            return True
-        return False
+    def _register(self) -> None:
+        """Register with RQ, once."""
+        if self._is_registered:
+            return
+        self._client.delete(self.key)  # an earlier attempt may have failed after it was written, which RQ refuses
+        self.register_birth()
+        try:
+            for queue in self.queues:  # remove workers that were killed
+                clean_worker_registry(queue)
+        except UnicodeDecodeError as error:
+            log.warning("RQ's list of workers is damaged: %s", error)
+        self._is_registered = True
 
     def _beat(self, *, force: bool = False) -> None:
         """Publish this worker and its models; take over the jobs of silent workers."""
@@ -163,7 +163,8 @@ class BatchWorker(SimpleWorker):
         self._publications.publish(info, models)
         self._publications.publish_pictures(catalogue.pictures)
         self.metrics.heartbeat.set_to_current_time()
-        with self._outages.tolerated(pause_s=0):  # only RQ's tools read the rest
+        with self._outages.tolerated(pause_s=0):  # only RQ's tools read the rest, which a server out of memory refuses
+            self._register()
             pipe = self._client.pipeline(transaction=False)
             self.heartbeat(pipeline=pipe)
             self.set_state("busy" if self._busy else "idle", pipeline=pipe)

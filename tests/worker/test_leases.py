@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis.exceptions
+import rq
 
 from tests.conftest import Valkey
 from tests.worker.synthetic import load
@@ -155,6 +156,28 @@ def test_a_worker_on_a_server_out_of_memory_stays_visible_and_does_without_previ
     worker._store_progress(step)
     assert all('"preview":true' in entry.progress for entry in running.values())
     assert all(queue.preview(job_id) for job_id in ids)
+
+
+def test_a_worker_serves_before_rq_lists_it(
+    queue: JobQueue, worker: BatchWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        queue.redis.config_set("maxmemory", 1)  # a worker that waited for memory would not free it
+        worker._beat(force=True)
+    finally:
+        queue.redis.config_set("maxmemory", 0)
+    assert [info.name for info in queue.monitor.workers()] == [worker.name]
+    assert rq.Worker.all(connection=queue.redis) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.worker.clean_worker_registry", fail)
+        worker._beat(force=True)
+    worker._beat(force=True)
+    assert [entry.name for entry in rq.Worker.all(connection=queue.redis)] == [worker.name]
+    assert worker._is_registered
+
+
+def fail(*_: object) -> None:
+    raise redis.exceptions.ConnectionError
 
 
 def test_workers_with_different_clocks_do_not_remove_each_other(
