@@ -5,7 +5,6 @@ in one atomic step. `worker.redis_keys` lists every key.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
@@ -149,7 +148,7 @@ class JobQueue:
             raise ValueError(f"invalid job id {job_id!r}: use at most 64 letters, digits, _ and -")
         lane = job.task.lane
         if held_s is not None:
-            self._expire_held(held_name(lane))
+            self._expire(held_name(lane))  # those that services which were killed have left
         record = make_record(
             job,
             job_id,
@@ -188,12 +187,16 @@ class JobQueue:
             self.on_end(self.view(job_id))
 
     def expire_late(self) -> None:
-        """End the waiting jobs that are late, for want of a worker that would; in each queue, the oldest come first."""
-        for name in queue_names(list(Lane)):
-            ids = self.redis.lrange(queue_key(name), 0, -1)
-            for first in range(0, len(ids), 16):
-                if not sum(self._has_ended(job_id) for job_id in ids[first : first + 16]):
-                    break
+        """End the waiting and held jobs that are late, for want of a worker or a service that would."""
+        for name in [*queue_names(list(Lane)), *map(held_name, Lane)]:
+            self._expire(name)
+
+    def _expire(self, name: str) -> None:
+        """End the late jobs of a queue, in which the oldest come first."""
+        ids = self.redis.lrange(queue_key(name), 0, -1)
+        for first in range(0, len(ids), 16):
+            if not sum(self._has_ended(job_id) for job_id in ids[first : first + 16]):
+                break
 
     def _has_ended(self, job_id: bytes) -> bool:
         """Return whether a job in a queue has ended, now if it is late; a restored queue may hold others that have."""
@@ -201,12 +204,6 @@ class JobQueue:
             return self.view(job_id.decode(errors="replace")).status.is_terminal
         except JobNotFound:
             return True
-
-    def _expire_held(self, name: str) -> None:
-        """End the jobs that services which were killed have left, once they are late."""
-        for job_id in self.redis.lrange(queue_key(name), 0, -1):
-            with contextlib.suppress(JobNotFound):
-                self.view(job_id.decode(errors="replace"))
 
     def _add(
         self,

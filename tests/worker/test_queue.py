@@ -706,3 +706,9 @@ def test_a_held_job_that_a_killed_service_left_expires_with_the_next(queue: JobQ
     queue.submit(CALIBRATION, held_s=60)
     assert queue.redis.hget(job_key(left), "outcome") == b"expired"
     assert queue.redis.llen("rq:queue:ncml:generate:held") == 1
+
+
+def test_a_held_job_that_a_killed_service_left_ends_without_another(queue: JobQueue) -> None:
+    left = queue.submit(CALIBRATION, held_s=-2)
+    queue.expire_late()
+    assert queue.redis.hget(job_key(left), "outcome") == b"expired"
