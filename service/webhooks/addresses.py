@@ -15,6 +15,9 @@ import httpcore2
 
 from service.webhooks.targets import Address
 
+CONNECT_S = 4.0
+"""Seconds after which the next address of a host is tried, if there is one."""
+
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")))
 """Ranges that some releases of Python call global: those of protocols, among them Teredo and 6to4, which embed IPv4
@@ -54,8 +57,9 @@ class CheckedNetwork(httpcore2.AsyncNetworkBackend):
         permitted = [address for address in addresses if self._permits(address)]
         fault: Exception = ForbiddenAddress("it has no public or listed address")
         for address in permitted:
+            limit_s = timeout if address == permitted[-1] else CONNECT_S
             try:
-                return await self._backend.connect_tcp(str(address), port, timeout, local_address, socket_options)
+                return await self._backend.connect_tcp(str(address), port, limit_s, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 fault = error
         raise fault

@@ -191,6 +191,23 @@ def test_exactly_the_address_that_was_checked_is_contacted(monkeypatch: pytest.M
     assert network.connected == ["8.8.8.8", "2606:4700::1111"]
 
 
+def test_an_address_that_is_silent_leaves_time_for_the_next(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("service.webhooks.addresses.CONNECT_S", 0.1)
+    receivers = Receivers(("127.0.0.0/8", f"hooks.test:{receiver.port}"))
+    sender = Sender(receivers, Signer.from_file(write_secret(tmp_path)))
+    with socket.socket() as silent, socket.socket() as waiting:
+        silent.bind(("127.0.0.2", receiver.port))
+        silent.listen(0)
+        waiting.connect(silent.getsockname())  # which fills its backlog, so that it answers no further one
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{i}", receiver.port)) for i in (2, 1)]
+        monkeypatch.setattr("service.webhooks.addresses.socket.getaddrinfo", lambda *_, **__: addresses)
+        target = receivers.check(f"http://hooks.test:{receiver.port}/")
+        attempt = asyncio.run(sender.send(target, "msg_1", "{}"))
+    assert attempt.is_accepted, attempt
+
+
 def test_plain_http_is_sent_to_listed_networks_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     signer = Signer.from_file(write_secret(tmp_path))
     for entries, address, is_contacted in (
