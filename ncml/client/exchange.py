@@ -34,7 +34,7 @@ OnJobProgress = Callable[[JobProgress], object]
 WAIT_S = 30
 """Longest time that one request asks the service to wait for a result."""
 POLL_S = 0.25
-"""Interval at which a job is polled if its progress is reported."""
+"""Interval at which a job is polled if its progress is reported, and pause before its result is requested again."""
 OUTAGE_S = 60.0
 """Longest wait for a service that is unavailable (502, 503)."""
 FIRST_PAUSE_S = 0.5
@@ -271,7 +271,7 @@ class Exchanges:
                 job_id = self._read(response, lambda document: str(document["id"]))
                 if on_progress:
                     yield from self._follow(job_id, on_progress)
-                elif not self._wait_s:
+                else:  # the service may have waited for less time than it was asked to, or not at all
                     yield POLL_S
                 result = f"/jobs/{quote(job_id, safe='')}/result"
                 response = yield from self._send(Call("GET", result, headers=accept | {"Prefer": wait}))

@@ -439,17 +439,15 @@ def test_a_response_that_cannot_be_decoded_is_refused() -> None:
         asyncio.run(ask())
 
 
-@pytest.mark.parametrize(("timeout_s", "wait", "expected_pauses"), [(90, 30, []), (10, 5, []), (1, 0, [0.25, 0.25])])
-def test_a_job_may_take_longer_than_the_timeout(
-    timeout_s: float, wait: int, expected_pauses: list[float], pauses: list[float]
-) -> None:
-    """The service is asked to answer within half of the timeout."""
+@pytest.mark.parametrize(("timeout_s", "wait"), [(90, 30), (10, 5), (1, 0)])
+def test_a_job_may_take_longer_than_the_timeout(timeout_s: float, wait: int, pauses: list[float]) -> None:
+    """The service is asked to answer within half of the timeout; it may answer at once."""
     accepted = httpx2.Response(202, json={"id": "1"})
     scores = httpx2.Response(200, json={"results": [{"bpd": 1.5, "log_likelihood": -1.0}]})
     client, requests = scripted(accepted, accepted, scores, timeout_s=timeout_s)
     assert client.score(flat(1))[0].bpd == 1.5
     assert [request.headers["prefer"] for request in requests] == [f"wait={wait}"] * 3
-    assert pauses == expected_pauses
+    assert pauses == [0.25, 0.25]
 
 
 def test_retry_after_may_be_a_date(pauses: list[float]) -> None:
