@@ -114,8 +114,12 @@ def is_ready(url: str) -> bool:
 
 
 def report(line: str) -> None:
-    """Print progress to stderr, so that stdout contains only the ready line."""
-    print(f"ncml: {line}", file=sys.stderr, flush=True)
+    """Print progress to stderr, so that stdout contains only the ready line.
+
+    Does nothing after the terminal was closed, which requests a stop: an error would cut it short.
+    """
+    with contextlib.suppress(OSError):
+        print(f"ncml: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(supervisor: Supervisor) -> No
     assert not supervisor.stopping.is_set()
     os.kill(os.getpid(), signal.SIGTERM)
     assert supervisor.stopping.wait(5)
+
+
+def test_a_closed_terminal_does_not_cut_a_stop_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP requests a stop, which reports its progress before it ends the processes."""
+    terminal, end = os.openpty()
+    os.close(terminal)
+    stderr = os.fdopen(end, "w")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    local.report("stopping")
+    with pytest.raises(OSError, match="Input/output error"):  # of what it has not printed
+        stderr.close()
 
 
 def test_a_directory_has_one_supervisor(tmp_path: Path) -> None:
