@@ -158,8 +158,9 @@ class Supervisor:
             with contextlib.suppress(psutil.NoSuchProcess):
                 entries.append((pid, psutil.Process(pid).create_time()))
         partial = self.record.with_suffix(".tmp")
-        partial.write_text(json.dumps(entries))
-        partial.replace(self.record)
+        with contextlib.suppress(OSError):  # a full disk, on which the children continue
+            partial.write_text(json.dumps(entries))
+            partial.replace(self.record)
 
 
 def _previous(log: Path) -> Path:

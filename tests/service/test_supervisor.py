@@ -136,3 +136,14 @@ def test_a_truncated_record_is_ignored(tmp_path: Path) -> None:
     record.write_text("[[12")
     assert terminate_orphans(record) == 0
     assert not record.exists()
+
+
+def test_children_run_without_a_record_if_the_disk_is_full(tmp_path: Path) -> None:
+    child = Child("sleeper", SLEEP)
+    supervisor = Supervisor([[child]], tmp_path, print)
+    (tmp_path / "children.tmp").mkdir()  # so that it cannot be written
+    supervisor.start_due()
+    try:
+        assert child.running()
+    finally:
+        supervisor.stop()
