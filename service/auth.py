@@ -59,10 +59,9 @@ class RateLimit:
     """
 
     def __init__(self, redis_url: str, limits: Sequence[RateLimitItem], metrics: Metrics) -> None:
-        url = redis_url.replace("unix://", "redis+unix://") if redis_url.startswith("unix://") else redis_url
         new_pool: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
         pool = new_pool.from_url(redis_url, max_connections=4, timeout=5, socket_timeout=5, socket_connect_timeout=5)
-        storage = RedisStorage(url, connection_pool=pool, key_prefix="ncml:quota")
+        storage = RedisStorage(redis_url, connection_pool=pool, key_prefix="ncml:quota")
         self._counters = SlidingWindowCounterRateLimiter(storage)
         self._limits = sorted(limits, key=lambda limit: limit.get_expiry())
         self._metrics = metrics

@@ -24,6 +24,8 @@ from service.settings import Settings, read_settings
 LANES = ("score", "generate")
 DRAIN_S = 10.0
 """Time that requests and batches in progress get after a stop is requested; then jobs return to the queue."""
+TICK_S = 0.25
+"""How often processes that have ended are restarted."""
 SOCKET_PATH_MAX = 100
 """Longest path of a Unix socket in bytes that every system accepts."""
 
@@ -90,7 +92,7 @@ def stop_on_signals(supervisor: Supervisor) -> None:
         signal.signal(signum, supervisor.request_stop)
 
 
-def supervise(supervisor: Supervisor, url: str, tick_s: float = 0.25) -> None:
+def supervise(supervisor: Supervisor, url: str) -> None:
     """Keep the children running until a stop is requested; print one line when all are ready."""
     started, reported_s, ready = time.monotonic(), 0.0, False
     while not supervisor.stopping.is_set():
@@ -101,7 +103,7 @@ def supervise(supervisor: Supervisor, url: str, tick_s: float = 0.25) -> None:
         elif not ready and waited_s - reported_s >= 5:
             reported_s = waited_s
             report(f"waiting for the workers to load a model ({waited_s:.0f} s)")
-        supervisor.stopping.wait(tick_s)
+        supervisor.stopping.wait(TICK_S)
 
 
 def is_ready(url: str) -> bool:

@@ -82,11 +82,9 @@ class JobQueue:
     Thread-safe. Close it with `close()`, and also with `await aclose()` if `events` or `wait` was used.
     """
 
-    def __init__(
-        self, client: "redis.Redis", *, result_ttl_s: int = RESULT_TTL_S, monitor: QueueMonitor | None = None
-    ) -> None:
+    def __init__(self, client: "redis.Redis", *, monitor: QueueMonitor | None = None) -> None:
         self.redis: Any = client  # redis-py's types are those of both its synchronous and asynchronous clients
-        self.result_ttl_s = result_ttl_s
+        self.result_ttl_s = RESULT_TTL_S
         self._submit = script(client, "submit")
         self._finish = script(client, "finish")
         self._cancel = script(client, "cancel")
