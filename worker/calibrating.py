@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,9 @@ POWER_UNTIL = 0.9
 STALE_S = 3600.0
 """Age at which an unfinished folder is one that a killed worker has left: a job touches its own with each progress."""
 
+_UNFINISHED = re.compile(r"\..+\.(?P<job>[0-9a-f]{32}|key-[0-9a-f]{40})\.[0-9]+(\.incoming)?")
+"""Names of unfinished folders, which end in the ids of a job and a process."""
+
 log = logging.getLogger("ncml.engine")
 
 
@@ -76,7 +80,7 @@ def make_folder(
         if existing.exists():
             return _read_result(existing, request)
     directory = _writable_directory(directories)
-    _remove_unfinished(directory, job.name, job_id)
+    _remove_unfinished(directory, job_id)
     if sum(1 for _ in directory.glob(f"[!.]*/{REQUEST}")) >= max_models:
         detail = (
             f"clients have made {max_models} models, the most that the service holds; ask its operator to remove some."
@@ -222,9 +226,12 @@ def _writable_directory(directories: Sequence[Path]) -> Path:
     raise WorkerFault("no model directory of the worker is writable: the operator must make one of them writable.")
 
 
-def _remove_unfinished(directory: Path, name: str, job_id: str) -> None:
-    """Remove what workers that were killed have left of this job, and of earlier ones for the same name."""
-    for folder in directory.glob(f".{name}.*"):
+def _remove_unfinished(directory: Path, job_id: str) -> None:
+    """Remove what workers that were killed have left of this job, and of others a while ago."""
+    for folder in directory.iterdir():
+        match = _UNFINISHED.fullmatch(folder.name)
+        if match is None:
+            continue
         with contextlib.suppress(FileNotFoundError):  # another worker has finished it
-            if folder.name.startswith(f".{name}.{job_id}.") or time.time() - folder.stat().st_mtime > STALE_S:
+            if match["job"] == job_id or time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -371,11 +371,11 @@ def test_the_folders_of_a_running_update_are_not_taken_for_those_of_a_killed_wor
     """They are older than that if it measures the power for hours, as NCML_JOB_TIMEOUT_S may allow."""
 
     def remove_others_and_age(progress: Progress) -> None:
-        calibrating._remove_unfinished(folder.parent, "part-2", "another-job")
+        calibrating._remove_unfinished(folder.parent, "a" * 32)
         for hidden in folder.parent.glob(".part-2.*"):
             os.utime(hidden, (0, 0))
 
-    calibrating.make_folder(ncml.load(folder), UPDATE, "job", [folder.parent], remove_others_and_age)
+    calibrating.make_folder(ncml.load(folder), UPDATE, "b" * 32, [folder.parent], remove_others_and_age)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["part", "part-2"]
 
 

@@ -266,7 +266,10 @@ def test_a_calibration_canceled_at_the_last_moment_leaves_no_folder(
         "calibrate_copy",
         lambda *args, **kwargs: (calibrate_copy(*args, **kwargs), complete.append(True))[0],
     )
-    for name, age_s in ((".mine.job.1", 0), (".mine.other.1", 7200), (".mine.running.1", 0)):
+    own, other, keyed = "a" * 32, "b" * 32, "key-" + "c" * 40
+    running = f".mine.{keyed}.1"
+    left = [(f".mine.{own}.1", 0), (f".mine.{other}.1", 7200), (f".v1.2.{keyed}.1", 7200), (running, 0)]
+    for name, age_s in (*left, (f".v1.2.{keyed}.1.incoming", 7200), (".cache.v1.0", 7200)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, times=(time.time() - age_s,) * 2)
 
@@ -276,9 +279,9 @@ def test_a_calibration_canceled_at_the_last_moment_leaves_no_folder(
 
     with pytest.raises(KeyboardInterrupt):
         calibrating.make_folder(
-            load_model(model_folder, device="cpu"), calibration(60), "job", [tmp_path], cancel_when_complete
+            load_model(model_folder, device="cpu"), calibration(60), own, [tmp_path], cancel_when_complete
         )
-    assert [path.name for path in tmp_path.iterdir()] == [".mine.running.1"]  # those of killed workers are removed
+    assert {path.name for path in tmp_path.iterdir()} == {running, ".cache.v1.0"}  # those of killed workers are removed
 
 
 def test_calibration_is_off_by_default_and_needs_a_writable_directory(
