@@ -233,10 +233,8 @@ class PublishedWorker(BaseModel):
     """What a worker publishes: its state and the models it serves."""
 
     info: WorkerInfo
-    models: tuple[ModelDescriptor, ...] = ()
     descriptors: tuple[str, ...] = Field(
-        default=(),
-        description="digests of further models' descriptors, which have keys of their own: most never change",
+        description="digests of the models' descriptors, which have keys of their own: most never change"
     )
 
 

@@ -157,8 +157,7 @@ class QueueMonitor:
             }
         self._descriptors = descriptors = {digest: previous[digest] for digest in digests if digest in previous}
         models = [
-            (*worker.models, *(model for digest in worker.descriptors if (model := descriptors.get(digest))))
-            for worker in workers
+            tuple(model for digest in worker.descriptors if (model := descriptors.get(digest))) for worker in workers
         ]
         known, served = self._served
         if len(known) != len(models) or not all(map(_are_same, known, models)):

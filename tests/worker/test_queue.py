@@ -104,7 +104,7 @@ def test_the_pace_of_a_lane_is_the_sum_of_its_workers(queue: JobQueue) -> None:
     assert queue.monitor.pace(Lane.SCORE) == 0
     for name, pace in (("a", {Lane.SCORE: 2.0}), ("b", {Lane.SCORE: 3.0, Lane.GENERATE: 0.5}), ("c", {})):
         info = WorkerInfo(name=name, lanes=tuple(Lane), state=WorkerState.IDLE, models=(), started_at=0, pace=pace)
-        queue.redis.set(worker_key(name), PublishedWorker(info=info, models=()).model_dump_json())
+        queue.redis.set(worker_key(name), PublishedWorker(info=info, descriptors=()).model_dump_json())
         queue.redis.zadd(WORKERS, {name: 0})
     assert queue.monitor.pace(Lane.SCORE) == 5
     assert queue.monitor.pace(Lane.GENERATE) == 0.5
@@ -406,11 +406,12 @@ def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) ->
 
 def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
     current_worker = PublishedWorker(
-        info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, models=(), started_at=0), models=()
+        info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, models=(), started_at=0), descriptors=()
     )
-    queue.redis.zadd(WORKERS, {"a": 1, "b": 2})
+    queue.redis.zadd(WORKERS, {"a": 1, "b": 2, "c": 3})
     queue.redis.set(worker_key("a"), current_worker.model_dump_json())
-    queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
+    queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "descriptors": []}')
+    queue.redis.set(worker_key("c"), f'{{"info": {current_worker.info.model_dump_json()}, "models": []}}')  # of 0.1.0
     assert queue.monitor.workers() == [current_worker.info]
     assert [queue.monitor.service(lane)[0] for lane in Lane] == [1, 0]
     assert "ignoring a worker of another version" in caplog.text
@@ -419,9 +420,12 @@ def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.
 def test_a_newer_worker_whose_messages_have_more_fields_is_served(queue: JobQueue) -> None:
     publish(queue, "a", MODEL)
     published = json.loads(queue.redis.get(worker_key("a")))
-    for part in (published, published["info"], published["models"][0], published["models"][0]["preprocessing"]):
+    key = descriptor_key(published["descriptors"][0])
+    descriptor = json.loads(queue.redis.get(key))
+    for part in (published, published["info"], descriptor, descriptor["preprocessing"]):
         part["surprise"] = 1
     queue.redis.set(worker_key("a"), json.dumps(published))
+    queue.redis.set(key, json.dumps(descriptor))
     assert queue.monitor.models() == [MODEL]
     assert [info.name for info in queue.monitor.workers()] == ["a"]
 
@@ -437,7 +441,10 @@ def publish(queue: JobQueue, name: str, model: ModelDescriptor, lane: Lane = Lan
     started_at = float(ord(name))
     info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, models=(), started_at=started_at)
     queue.redis.zadd(WORKERS, {name: 1})
-    queue.redis.set(worker_key(name), PublishedWorker(info=info, models=(model,)).model_dump_json())
+    text = model.model_dump_json()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    queue.redis.set(descriptor_key(digest), text)
+    queue.redis.set(worker_key(name), PublishedWorker(info=info, descriptors=(digest,)).model_dump_json())
 
 
 def test_a_descriptor_is_published_once_and_read_once(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
