@@ -192,6 +192,8 @@ class BatchWorker(SimpleWorker):
         if not claims:
             self._was_idle = True
             self.leases.wait(1.0)
+            if self._stop_at is not None:  # SIGTERM arrived meanwhile
+                return []
             key, claims = self.leases.claim(max_batch)
         if not self._was_idle and key:
             with self._outages.tolerated():  # the jobs claimed already run in any case

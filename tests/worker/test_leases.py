@@ -1,6 +1,7 @@
 """Leases, and the limits of the data in Redis."""
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +179,18 @@ def test_a_worker_serves_before_rq_lists_it(
 
 def fail(*_: object) -> None:
     raise redis.exceptions.ConnectionError
+
+
+def test_a_worker_that_is_stopped_while_it_waits_leaves_the_next_job_to_others(
+    queue: JobQueue, worker: BatchWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_before_a_job_arrives(_: float) -> None:
+        worker._on_signal(signal.SIGTERM, None)
+        queue.submit(GenerateJob(model="m"))
+
+    monkeypatch.setattr(worker.leases, "wait", stop_before_a_job_arrives)
+    assert worker._gather() == []
+    assert queue.monitor.depth(Lane.GENERATE) == 1
 
 
 def test_workers_with_different_clocks_do_not_remove_each_other(
