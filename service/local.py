@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Annotated
+from urllib.parse import quote
 
 import psutil
 import tyro
@@ -64,7 +65,7 @@ def main(
         environment: dict[str, str] = {}
         if not os.environ.get("NCML_REDIS_URL"):
             queue = [valkey(directory)]
-            environment = {"NCML_REDIS_URL": f"unix://{socket_path(directory)}"}
+            environment = {"NCML_REDIS_URL": queue_url(directory)}
         workers = [
             Child(f"{lane} worker", worker_command(lane, count, host, metrics), environment)
             for (lane, count), metrics in zip(threads.items(), metrics_ports, strict=True)
@@ -170,6 +171,11 @@ def valkey(directory: Path) -> Child:
     }
     command = [str(get_binary_path()), *(part for name, value in flags.items() for part in (f"--{name}", value))]
     return Child("queue", command, orphan_signal=signal.SIGTERM)  # it flushes its append-only file before it exits
+
+
+def queue_url(directory: Path) -> str:
+    """Return the address of the embedded queue server."""
+    return f"unix://{quote(str(socket_path(directory)))}"
 
 
 def socket_path(directory: Path) -> Path:

@@ -1,5 +1,6 @@
 """`ncml serve` without its processes: directories, ports, sockets and cores."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest
 from service import local
 from service.children import ServeError, Supervisor
 from service.settings import Settings
+from worker.queue import JobQueue
 
 
 @pytest.fixture
@@ -87,6 +89,12 @@ def test_cores_are_split_between_the_lanes(cores: int, shares: list[int]) -> Non
 def test_a_data_directory_with_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="too long for a socket: set NCML_DATA_DIR"):
         local.socket_path(tmp_path / ("deep" * 30))
+
+
+def test_a_data_directory_with_characters_that_separate_the_parts_of_addresses() -> None:
+    directory = Path("/srv/C# 100%41?")
+    with contextlib.closing(JobQueue.from_url(local.queue_url(directory))) as queue:
+        assert queue.redis.connection_pool.connection_kwargs["path"] == f"{directory}/valkey.sock"
 
 
 def test_a_service_is_served_under_the_names_of_its_address() -> None:
