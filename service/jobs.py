@@ -40,6 +40,7 @@ from worker.contract import Job, JobStatus, Lane, Priority, ScoreJob, Task, is_a
 from worker.deliveries import receiver_of
 from worker.descriptors import ModelDescriptor
 from worker.job_results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
+from worker.outages import Outages
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull, QueueOutOfMemory
 
 T = TypeVar("T")
@@ -57,6 +58,9 @@ MAX_NAMES = 20
 
 THUMBNAIL_SIDE = 128
 """Pixels of a thumbnail's longer side: twice as many as the studio shows, for screens of high density."""
+
+EXPIRE_S = 10.0
+"""Interval at which late jobs are ended if no worker does."""
 
 MEMORY_RETRY_AFTER_S = 60
 """Seconds after which a client may retry when the queue is short of memory: results expire after up to an hour."""
@@ -77,6 +81,7 @@ class JobService:
         )
         self._receivers = Receivers(settings.webhook_hosts)
         self._starting: asyncio.Task[None] | None = None
+        self._expiring: asyncio.Task[None] | None = None
         # jobs that carry whole files: few are submitted at a time, in addition to other work
         self._carrying = {Task.SCAN: anyio.CapacityLimiter(1), Task.SCORE: anyio.CapacityLimiter(2)}
         self.updating = anyio.CapacityLimiter(1)
@@ -86,15 +91,28 @@ class JobService:
         )
 
     def start(self) -> None:
-        """Start the decoders in the background."""
+        """Start the decoders, and end late jobs, in the background."""
         self._starting = asyncio.get_running_loop().create_task(self.decoders.start())
+        self._expiring = asyncio.get_running_loop().create_task(self._expire_late())
 
     async def close(self) -> None:
         """End the preparations and the decoders."""
+        if self._expiring:
+            self._expiring.cancel()
         await self._preparations.close()
         if self._starting:
             await self._starting
         await self.decoders.close()
+
+    async def _expire_late(self) -> None:
+        """End late jobs again and again, also those that nobody follows: until then they take places in the queue."""
+        outages = Outages()
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            try:
+                await anyio.to_thread.run_sync(self.queue.expire_late)
+            except RedisError as error:
+                outages.report(log, "late jobs are not ended: the queue does not answer", error)
 
     # -- before the job
 

@@ -23,9 +23,6 @@ from worker.queue import JobQueue
 POLL_S = 0.5
 """Interval at which due deliveries are looked for, in addition to whenever an attempt has ended."""
 
-EXPIRE_S = 10.0
-"""Interval at which late jobs are ended if no worker does."""
-
 ATTEMPTS_AT_ONCE = 32
 """Attempts of one process at the same time."""
 
@@ -50,7 +47,6 @@ class Deliverer:
         self._metrics = metrics
         self._attempts: set[asyncio.Task[None]] = set()
         self._has_room = asyncio.Event()
-        self._expire_at = 0.0
         self._outages = Outages()
         self._loop: asyncio.Task[None] | None = None
 
@@ -80,9 +76,6 @@ class Deliverer:
                     await self._has_room.wait()
 
     async def _begin_attempts(self) -> None:
-        if time.monotonic() >= self._expire_at:
-            self._expire_at = time.monotonic() + EXPIRE_S
-            await anyio.to_thread.run_sync(self._queue.expire_late)
         room = ATTEMPTS_AT_ONCE - len(self._attempts)
         deliveries = await anyio.to_thread.run_sync(self._queue.deliveries.claim, room) if room else []
         for delivery in deliveries:

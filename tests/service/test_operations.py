@@ -26,7 +26,7 @@ from service.jobs import MAX_UNDELIVERED
 from service.preparation import MAX_PREPARATIONS
 from service.service_metrics import Metrics
 from service.settings import Settings
-from tests.conftest import free_port
+from tests.conftest import eventually, free_port
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
 from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
@@ -42,6 +42,19 @@ def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def test_late_jobs_that_nobody_follows_take_no_places_in_the_queue(
+    new_client: Callable[..., TestClient], queue: JobQueue, worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker ends them, too, but not before it has ended its batch."""
+    monkeypatch.setattr("service.jobs.EXPIRE_S", 0.02)
+    worker.pause()
+    client = new_client(start_within_s=0.1, max_waiting=1)
+    for _ in range(2):
+        assert client.post("/generate", headers={"Prefer": "respond-async"}).status_code == 202
+        eventually(lambda: queue.monitor.depth(Lane.GENERATE) == 0)
+    assert metrics(client)["ncml_jobs_finished_total", "tiny", "expired", "generate"] == 2
 
 
 def test_requests_and_jobs_are_counted(client: TestClient, worker) -> None:

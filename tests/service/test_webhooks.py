@@ -76,7 +76,7 @@ def test_a_job_that_does_not_succeed_is_sent_with_its_error(hooked: TestClient, 
 def test_a_job_that_no_worker_starts_is_sent_as_expired(
     new_client: Callable[..., TestClient], receiver: Receiver, worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliverer, "EXPIRE_S", 0.05)
+    monkeypatch.setattr("service.jobs.EXPIRE_S", 0.05)
     worker.pause()
     secret = write_secret(tmp_path)
     client = new_client(webhook_hosts=(receiver.entry,), webhook_secret_file=secret, start_within_s=0.1)
