@@ -66,6 +66,7 @@ def use_small_scale(patch: pytest.MonkeyPatch) -> None:
     from ncml.images import alterations
 
     patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
+    patch.setattr("ncml.ood.views.patches.AREA_SIDE", 96)
     patch.setattr("ncml.ood.views.alignment.SEARCH_SIDE", 40)
     patch.setattr("ncml.ood.views.alignment.COARSE_SIDE", 48)
     patch.setattr("ncml.ood.views.alignment.FINE_SIDE", 96)

@@ -29,7 +29,7 @@ from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.likelihood_maps import surprise
-from ncml.ood.views.patches import CELL, Candidates, judged_resize, judged_size
+from ncml.ood.views.patches import CELL, Candidates, area_size, judged_resize, texture_size
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.view import View
 
@@ -61,8 +61,13 @@ class FeaturesGraph(ViewGraph):
     """Patches and colours of an image, and how far they are from those of good images."""
 
     def __init__(self, view: FeaturesView, height: int, width: int) -> None:
-        others = {} if view.template is None else {"grey": alignment.grey_resize(view.template.size)}
-        super().__init__(judged_resize(view.size or judged_size(height, width)), **others)
+        size = view.size or texture_size(height, width)
+        others: dict[str, Resize] = {}
+        if view.template is not None:
+            others["grey"] = alignment.grey_resize(view.template.size)
+        if view.areas is not None:
+            others["small"] = judged_resize(area_size(*(view.size or (height, width))))
+        super().__init__(judged_resize(size), **others)
         self.view = view
         self.alignment = None if view.template is None else AlignmentGraph(view.template, *self.input_size, CELL)
         # Patches are stored in fp16, and half as large so.
@@ -70,14 +75,17 @@ class FeaturesGraph(ViewGraph):
         self.stored = nn.Buffer(getattr(view.reference, self.patches).half())
         self.network = view.network
 
-    def forward(self, image_HWC: Tensor, grey_HW: Tensor | None = None) -> dict[str, Candidates]:
-        """Compare the patches and the colours, of the part at its place if the view brings it there."""
+    def forward(self, image_HWC: Tensor, other: Tensor | None = None) -> dict[str, Candidates]:
+        """Compare the patches and the colours, of the part at its place if the view brings it there.
+
+        other: the grey image that a template is compared with, or the image at the size of its areas.
+        """
         reference = dataclasses.replace(self.view.reference, **{self.patches: self.stored.float()})
         view = dataclasses.replace(self.view, reference=reference)
-        if self.alignment is None or grey_HW is None:
+        if self.alignment is None or other is None:
             cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
-            return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool))
-        aligned_HWC, inside_hw, pose_4 = self.alignment(image_HWC, grey_HW)
+            return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool), other)
+        aligned_HWC, inside_hw, pose_4 = self.alignment(image_HWC, other)
         pose = Pose(pose_4, 0.0)
         return {
             name: Candidates(scores_K, tuple(alignment.restore(map_hw, pose) for map_hw in maps_K))

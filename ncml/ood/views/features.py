@@ -13,7 +13,8 @@ compared in one of two ways:
 Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). The
 score `colour_spots` (`colour_spots.py`) compares colours of the image as it is judged.
 
-Images are judged with a longer side of 448 to 640 pixels: at one size, or each at its own aspect ratio.
+Images are judged with a longer side of 448 to 640 pixels (small images of a texture with less), at one size, or each
+at its own aspect ratio.
 
 Shapes: N estimation images, h and w rows and columns of cells, F features; r and c of areas, G of their features.
 """
@@ -45,14 +46,16 @@ from ncml.ood.views.patches import (
     CELL,
     MOST_SIDE,
     Candidates,
-    common_size,
+    area_features,
+    area_size,
+    common_shape,
+    describe_areas,
     describe_patches,
-    describe_patches_and_areas,
     deviations,
     judged_resize,
-    judged_size,
-    patch_and_area_features,
+    part_size,
     patch_features,
+    texture_size,
 )
 from ncml.ood.views.places import Places
 from ncml.ood.views.stains import STAINS, Averaged, Stained, Stains
@@ -75,6 +78,7 @@ class _Described:
     deviation_F: Tensor
     features: list[Tensor]
     areas: list[Tensor]
+    """Of images that are compared anywhere; else empty."""
     inside: list[Tensor]
     contrasts: list[Contrasts]
 
@@ -144,28 +148,26 @@ class FeaturesView:
             image_HWC = reader()
             shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
             grey.append(alignment.shrink(image_HWC, alignment.template_size(*shapes[0])))
-        size = common_size(shapes)
-        agreement = None if size is None else alignment.estimate(grey, on_progress, align=align)
-        value, is_at_one_place = (None, False) if agreement is None else (agreement.value, agreement.is_at_one_place)
-        described = _describe(network, readers, size, agreement, on_progress)
-        if is_at_one_place:
+        shape = common_shape(shapes)
+        agreement = None if shape is None else alignment.estimate(grey, on_progress, align=align)
+        value = None if agreement is None else agreement.value
+        estimates: list[Estimated] = []
+        if shape is not None and agreement is not None and agreement.is_at_one_place is not False:
+            described = _describe(network, readers, part_size(*shape), agreement, on_progress)
             stained = _stain(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
-            estimated = cls._of(network, described, scenes_N, value, stained=stained)
-        elif is_at_one_place is False:
+            estimates.append(cls._of(network, described, scenes_N, value, stained=stained))
+        if agreement is None or not agreement.is_at_one_place:
+            described = _describe(network, readers, shape and texture_size(*shape), None, on_progress)
             marked = _mark(network, readers, described, judged_HW, on_progress)
             on_progress(Progress("compare features", 0, 1))
-            estimated = cls._of(network, described, scenes_N, value, marked=marked)
-        else:
-            stained = _stain(network, readers, described, judged_HW, on_progress)
-            places = cls._of(network, described, scenes_N, value, stained=stained)
-            if described.template is not None:
-                described = _describe(network, readers, size, None, on_progress)
-            marked = _mark(network, readers, described, judged_HW, on_progress)
-            on_progress(Progress("compare features", 0, 1))
-            bank = cls._of(network, described, scenes_N, value, marked=marked)
-            is_by_place = share_found(places, Places.name, readers) > share_found(bank, Bank.name, readers)
-            estimated = places if is_by_place else bank
+            estimates.append(cls._of(network, described, scenes_N, value, marked=marked))
+        estimated = estimates[0]
+        if len(estimates) > 1:  # the agreement does not decide
+            by_place, anywhere = (
+                share_found(own, name, readers) for own, name in zip(estimates, (Places.name, Bank.name), strict=True)
+            )
+            estimated = estimates[by_place <= anywhere]
         on_progress(Progress("compare features", 1, 1))
         return estimated
 
@@ -222,7 +224,10 @@ class FeaturesView:
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
         judged = torch.from_numpy(np.array(judged_HWC)).to(self.deviation_F.device)
         measurements: dict[str, Measurement] = {}
-        for name, candidates in self.candidates(judged, inside_hw).items():
+        small: Tensor | None = None
+        if self.areas is not None:
+            small = torch.from_numpy(np.array(_small(image_HWC, self.size))).to(judged.device)
+        for name, candidates in self.candidates(judged, inside_hw, small).items():
             best = int(candidates.scores_K.argmax())
             map_hw = candidates.maps_K[best].cpu()
             if pose is not None:
@@ -231,18 +236,18 @@ class FeaturesView:
         return measurements
 
     @torch.inference_mode()
-    def candidates(self, judged_HWC: Tensor, inside_hw: Tensor) -> dict[str, Candidates]:
+    def candidates(
+        self, judged_HWC: Tensor, inside_hw: Tensor, small_HWC: Tensor | None = None
+    ) -> dict[str, Candidates]:
         """Return for each score what it is the largest of, for an image as it is judged, with the cells that it shows.
 
         judged_HWC: uint8, on the device of the view.
+        small_HWC: the same image at the size of its areas; needed where areas are compared.
         """
         scores: dict[str, Candidates] = {}
-        if self.areas is None:
-            query_hwF = describe_patches(self.network, judged_HWC)
-        else:
-            query_hwF, areas_rcG = describe_patches_and_areas(self.network, judged_HWC)
-            scores[Areas.name] = self.areas.candidates(areas_rcG)
-        query_hwF = query_hwF / self.deviation_F
+        if self.areas is not None and small_HWC is not None:
+            scores[Areas.name] = self.areas.candidates(describe_areas(self.network, small_HWC))
+        query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
         if isinstance(self.reference, Bank):
             scores[Bank.name] = self.reference.candidates(query_hwF)
         else:
@@ -309,17 +314,18 @@ def _describe(
     agreement: Agreement | None,
     on_progress: OnProgress,
 ) -> _Described:
-    """Describe images in the poses of an agreement, or as they are."""
+    """Describe images in the poses of an agreement; without one as they are, and their areas."""
     poses = [None] * len(readers) if agreement is None else agreement.poses
     features: list[Tensor] = []
     areas: list[Tensor] = []
     inside: list[Tensor] = []
     contrasts: list[Contrasts] = []
     for reader, pose in zip(readers, poses, strict=True):
-        judged_HWC, inside_hw = _bring(reader(), size, pose)
-        patches_hwF, areas_rcG = patch_and_area_features(network, judged_HWC)
-        features.append(patches_hwF.half())
-        areas.append(areas_rcG)
+        image_HWC = reader()
+        judged_HWC, inside_hw = _bring(image_HWC, size, pose)
+        features.append(patch_features(network, judged_HWC).half())
+        if agreement is None:
+            areas.append(area_features(network, _small(image_HWC, size)))
         inside.append(inside_hw.to(features[0].device))
         contrasts.append(measure_contrasts(torch.from_numpy(np.array(judged_HWC)), inside_hw).half())
         on_progress(Progress("features", len(features), len(readers)))
@@ -341,7 +347,7 @@ def _mark(
     positions = marked_images(len(readers)).tolist()
     for i in positions:
         image_HWC = readers[i]()
-        size = described.size or judged_size(*image_HWC.shape[:2])
+        size = described.size or texture_size(*image_HWC.shape[:2])
         marked[i] = Marked.of(network, image_HWC, size, described.deviation_F, seed=i, judged_HW=judged_HW)
         on_progress(Progress("marks", len(marked), len(positions)))
     return marked
@@ -376,7 +382,12 @@ def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -
 
 
 def _resized(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
-    return judged_resize(size or judged_size(*image_HWC.shape[:2]))(image_HWC)
+    return judged_resize(size or texture_size(*image_HWC.shape[:2]))(image_HWC)
+
+
+def _small(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
+    """Return an image at the size at which its areas are described."""
+    return judged_resize(area_size(*(size or image_HWC.shape[:2])))(image_HWC)
 
 
 def _align(resized_HWC: Pixels, pose: Pose | None) -> tuple[Pixels, Tensor]:

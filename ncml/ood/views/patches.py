@@ -4,8 +4,9 @@ A patch is a cell of 8x8 pixels of the judged size. Its features are the outputs
 stride of 4, averaged over the cell; at a stride of 8; and at a stride of 16, interpolated. They are not averaged over
 neighbours, which would hide small marks.
 
-An area is a cell of 32x32 pixels. Its features are those of an earlier stage at a stride of 16, averaged over the cell,
-and of one at a stride of 32, which depends on what lies around the cell.
+An area is a cell of 32x32 pixels of a smaller size, with a longer side of 256 pixels, so that it shows a shape or a
+whole region. Its features are those of an earlier stage at a stride of 16, averaged over the cell, and of one at a
+stride of 32, which depends on what lies around the cell.
 
 Shapes: N images, h and w rows and columns of patches, r and c of areas, P patches, F features of patches, G of areas.
 """
@@ -29,12 +30,16 @@ from ncml.ood.views.view import Pixels
 
 LEAST_SIDE, MOST_SIDE = 448, 640
 """Pixels of the longer side at which an image is judged at least and at most; in between it is its own."""
+MOST_ENLARGED = 2
+"""How many times images of a texture are enlarged at most: where they show little of it, its marks are large."""
 STAGES = (1, 2, 4)
 """Stages of the network that describe patches, at strides 4, 8 and 16."""
 AREA_STAGES = (3, 5)
 """Stages that describe areas, at strides 16 and 32."""
 CELL, COARSE_CELL = 8, 16
 """Pixels of a cell, and of one of the coarsest stage, of which judged sizes are multiples."""
+AREA_SIDE, AREA_CELL = 256, 32
+"""Pixels of the longer side at which areas are described, and of an area, of which sides are multiples."""
 MIN_DEVIATION = 1e-2
 """Smallest deviation of a feature, which images of one colour do not have at all."""
 MAX_ASPECT_DIFFERENCE = 0.02
@@ -61,25 +66,40 @@ class Candidates(NamedTuple):
         return cls((largest_K - own_K2[:, 0]) / own_K2[:, 1], maps_K)
 
 
-def common_size(shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the judged height and width of images of one aspect ratio, of a median size; None if they differ."""
+def common_shape(shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the median height and width of images of one aspect ratio; None if they differ."""
     aspects = np.array([height / width for height, width in shapes])
     if aspects.max() > aspects.min() * (1 + MAX_ASPECT_DIFFERENCE):
         return None
-    median = sorted(shapes)[len(shapes) // 2]
-    return judged_size(*median)
+    return sorted(shapes)[len(shapes) // 2]
 
 
-def judged_size(height: int, width: int) -> tuple[int, int]:
-    """Return the height and width at which an image of this size is judged: multiples of 16."""
+def part_size(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width at which an image of a part, of this size, is judged: multiples of 16."""
+    return _judged_size(height, width, LEAST_SIDE)
+
+
+def texture_size(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width at which an image of a texture, of this size, is judged: multiples of 16."""
+    return _judged_size(height, width, min(LEAST_SIDE, MOST_ENLARGED * max(height, width)))
+
+
+def _judged_size(height: int, width: int, least_side: int) -> tuple[int, int]:
     longer = max(height, width)
-    scale = min(max(longer, LEAST_SIDE), MOST_SIDE) / longer
+    scale = min(max(longer, least_side), MOST_SIDE) / longer
     rows, columns = (max(2, round(side * scale / COARSE_CELL)) for side in (height, width))
     return rows * COARSE_CELL, columns * COARSE_CELL
 
 
+def area_size(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width at which the areas of an image of this size are described: multiples of 32."""
+    scale = AREA_SIDE / max(height, width)
+    rows, columns = (max(1, round(side * scale / AREA_CELL)) for side in (height, width))
+    return rows * AREA_CELL, columns * AREA_CELL
+
+
 def judged_resize(size: tuple[int, int]) -> Resize:
-    """Return what brings an image to a judged height and width."""
+    """Return what brings an image to a height and width at which it is judged."""
     return Resize(*size, "BICUBIC", reducing_gap=3.0)
 
 
@@ -90,31 +110,26 @@ def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
 
 
 @torch.inference_mode()
-def patch_and_area_features(network: EfficientNetLite0, judged_HWC: Pixels) -> tuple[Tensor, Tensor]:
-    """Return the features of the patches, [h, w, F], and of the areas of an image, [r, c, G], in one pass."""
-    return describe_patches_and_areas(network, _on_device(network, judged_HWC))
+def area_features(network: EfficientNetLite0, small_HWC: Pixels) -> Tensor:
+    """Return the features of the areas of an image, whose sides are multiples of 32: [r, c, G]."""
+    return describe_areas(network, _on_device(network, small_HWC))
 
 
 def describe_patches(network: EfficientNetLite0, judged_HWC: Tensor) -> Tensor:
     """Return the features of the patches of an image on the network's device: [h, w, F]."""
-    return _patches(*network.activations(judged_HWC.permute(2, 0, 1)[None].float(), STAGES))
+    fine, middle, coarse = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), STAGES)
+    coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear")
+    return torch.cat([F.avg_pool2d(fine, 2), middle, coarse], 1)[0].permute(1, 2, 0)
 
 
-def describe_patches_and_areas(network: EfficientNetLite0, judged_HWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features of the patches, [h, w, F], and of the areas, [r, c, G], on the network's device."""
-    stages = STAGES + AREA_STAGES
-    *patch_parts, inner, outer = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), stages)
-    area_features = torch.cat([F.avg_pool2d(inner, 2), outer], 1)[0].permute(1, 2, 0)
-    return _patches(*patch_parts), area_features
+def describe_areas(network: EfficientNetLite0, small_HWC: Tensor) -> Tensor:
+    """Return the features of the areas of an image on the network's device: [r, c, G]."""
+    inner, outer = network.activations(small_HWC.permute(2, 0, 1)[None].float(), AREA_STAGES)
+    return torch.cat([F.avg_pool2d(inner, 2), outer], 1)[0].permute(1, 2, 0)
 
 
 def _on_device(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
     return torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device)
-
-
-def _patches(fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
-    coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear")
-    return torch.cat([F.avg_pool2d(fine, 2), middle, coarse], 1)[0].permute(1, 2, 0)
 
 
 def deviations(features: Iterable[Tensor]) -> Tensor:
@@ -132,7 +147,7 @@ def deviations(features: Iterable[Tensor]) -> Tensor:
 def pass_seconds(image_HWC: Pixels, device: str) -> float:
     """Return the seconds of describing the patches of an image, measured on this machine."""
     network = efficientnet.load(device)
-    judged_HWC = judged_resize(judged_size(*image_HWC.shape[:2]))(image_HWC)
+    judged_HWC = judged_resize(part_size(*image_HWC.shape[:2]))(image_HWC)
     patch_features(network, judged_HWC)  # the first also initialises kernels
     started = time.perf_counter()
     patch_features(network, judged_HWC).cpu()

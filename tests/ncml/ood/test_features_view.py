@@ -1,5 +1,6 @@
 """The view of features: how patches are compared, and spots of another colour."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +17,12 @@ from ncml.ood.views.areas import Areas
 from ncml.ood.views.colour_spots import ColourSpots, measure_contrasts
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.marks import LEAST_SCALE
-from ncml.ood.views.patches import AREA_STAGES, patch_and_area_features, patch_features
+from ncml.ood.views.patches import AREA_STAGES, area_features, area_size, part_size, texture_size
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.stains import Averaged
 from ncml.ood.views.view import Estimated, Stored
 from ncml.progress import ignore_progress
-from tests.detectors import good_image, use_small_scale
+from tests.detectors import fixed_image, good_image, texture, use_small_scale
 
 
 def surface(seed: int, stain: float = 0.0, left: int = 60) -> np.ndarray:
@@ -89,15 +90,47 @@ def test_an_area_that_is_unusual_at_no_one_place_has_a_score() -> None:
     assert view.candidates(unusual).maps_K[0].argmax() // 12 in range(2, 6)
 
 
-def test_patches_and_areas_of_one_pass_are_those_of_their_cells() -> None:
-    """Sides need not be multiples of an area: what is left over has none."""
+def test_areas_are_those_of_their_cells() -> None:
     network = efficientnet.load("cpu")
-    image_HWC = np.random.default_rng(0).integers(0, 256, (112, 96, 3), np.uint8)
-    patches_hwF, areas_rcG = patch_and_area_features(network, image_HWC)
-    torch.testing.assert_close(patches_hwF, patch_features(network, image_HWC), rtol=0, atol=0)
+    image_HWC = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    areas_rcG = area_features(network, image_HWC)
     inner, outer = network.activations(torch.from_numpy(image_HWC).permute(2, 0, 1)[None].float(), AREA_STAGES)
-    assert areas_rcG.shape == (3, 3, inner.shape[1] + outer.shape[1])
+    assert areas_rcG.shape == (3, 4, inner.shape[1] + outer.shape[1])
     torch.testing.assert_close(areas_rcG[1, 2], torch.cat([inner[0, :, 2:4, 4:6].mean((1, 2)), outer[0, :, 1, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((480, 640), (192, 256)), ((64, 64), (256, 256)), ((3000, 90), (256, 32))]
+)
+def test_areas_have_one_size_in_images_of_all_sizes(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert area_size(*size) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "of_part", "of_texture"),
+    [
+        ((32, 64), (224, 448), (64, 128)),
+        ((250, 250), (448, 448), (448, 448)),
+        ((480, 600), (480, 608), (480, 608)),
+        ((3000, 4000), (480, 640), (480, 640)),
+    ],
+)
+def test_small_images_of_textures_are_enlarged_twofold_at_most(
+    size: tuple[int, int], of_part: tuple[int, int], of_texture: tuple[int, int]
+) -> None:
+    assert part_size(*size) == of_part
+    assert texture_size(*size) == of_texture
+
+
+@pytest.mark.parametrize("draw", [texture, fixed_image])
+def test_the_smallest_images_are_judged(draw: Callable[[int, int, int], np.ndarray]) -> None:
+    view = estimated([draw(seed, 32, 32) for seed in range(6)]).view
+    assert view.size == ((64, 64) if draw is texture else (448, 448))
+    marked = draw(7, 32, 32)
+    marked[12:16, 12:16] = 0
+    good, found = view.measure(draw(8, 32, 32)), view.measure(marked)
+    name = view.names[0]
+    assert found[name].score > good[name].score
 
 
 def test_an_image_is_compared_with_areas_of_other_scenes_when_it_estimates() -> None:
