@@ -150,8 +150,9 @@ def make_detector(
     align: whether parts may be brought to one position before they are compared, if good images agree better so.
     on_calibrated: called with the detector once it is in its folder, before its power is measured.
 
-    Raises `InputError` for too few images or scenes, and for images or a region that cannot be judged; `OSError` for
-    a disk without space for the detector, before anything is computed. A `KeyboardInterrupt` while the power is
+    Raises `InputError` for too few images or scenes, for images or a region that cannot be judged, and for a detector
+    that another process makes in the folder while the power is measured; `OSError` for a disk without space for the
+    detector, before anything is computed. A `KeyboardInterrupt` while the power is
     measured says that the detector is complete without it; `StopMeasuring` of `on_progress` ends that measurement.
     """
     checkpoint.check_copy(model.folder, folder)
@@ -246,6 +247,10 @@ def make_detector(
         if measured is None:
             return made
         power, sheet = measured
+        stored = checkpoint.read_json(folder / checkpoint.DETECTOR, checkpoint.MAX_CALIBRATION_BYTES)
+        if stored.get("version") != calibration.version:
+            reason = f"{printable(folder)} holds another detector, made while the power of this one was measured"
+            raise InputError("out", f"{reason}: make each in its own folder.")
         if power.sheet:
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         made = replace(made, calibration=calibration.with_power(power))

@@ -15,6 +15,7 @@ from PIL import Image
 import ncml
 from ncml import checkpoint, hub
 from ncml.calibration import descriptions, division
+from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
 from ncml.calibration.division import divide, find_common_scenes
 from ncml.calibration.updating import update_detector
@@ -527,6 +528,25 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(
         make_detector(model, good, tmp_path / "part", **OPTIONS)
     assert error.value.field == "out"
     assert [path.name for path in tmp_path.rglob("*")] == ["part", "mine"]
+
+
+def test_a_detector_that_was_made_meanwhile_is_left_alone(
+    model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "part"
+    others: list[MadeDetector] = []
+
+    def measure_beside_another(*arguments: Any, **options: Any) -> object:
+        others.append(make_detector(model, good, folder, **OPTIONS | {"region": None}))
+        return measure_power(*arguments, **options)
+
+    monkeypatch.setattr("ncml.calibration.detector.measure_power", measure_beside_another)
+    with pytest.raises(InputError, match="part holds another detector, made while the power"):
+        make_detector(model, good, folder, **OPTIONS | {"power_images": 1})
+    loaded = ncml.load(folder).detector
+    assert loaded is not None
+    assert loaded.version == others[0].calibration.version
+    assert not (folder / checkpoint.DETECTOR_PICTURES).exists()
 
 
 def test_a_new_folder_appears_with_its_detector(
