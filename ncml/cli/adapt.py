@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ncml.checkpoint import check_copy
+from ncml.checkpoint import DETECTOR, check_copy
 from ncml.cli.rows import MAX_MESSAGES
 from ncml.cli.terminal import (
     DeviceOption,
@@ -21,6 +21,7 @@ from ncml.cli.terminal import (
     progress_bar,
 )
 from ncml.data.good_images import open_folder
+from ncml.data.kept_images import are_kept
 from ncml.data.scenes import AUTO, are_compared, check_group
 from ncml.errors import InputError
 from ncml.images.region import read_region
@@ -111,6 +112,9 @@ def adapt(
     for field, (folder, contents) in folders.items():
         if folder is not None and not folder.is_dir():
             raise InputError(field, f"{folder} is not a folder: name a folder of {contents}.")
+    if not update and (out / DETECTOR).is_file():
+        lost = ", and the images that it keeps are deleted" if are_kept(out) and not keep_images else ""
+        _print_message(f"ncml: {out} holds a detector already: the new one replaces it{lost}")
     comparison: list[str] = []
     printed: set[str] = set()
 
@@ -184,7 +188,7 @@ def adapt(
         print_json(_result(made) | {"comparison": comparison, "seconds": round(time.monotonic() - started, 1)})
     else:
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
-        print(f"try: ncml score IMAGE --model {shlex.quote(str(out))}", file=sys.stderr)
+        print(f"try: ncml score IMAGE --model {shlex.quote(str(out.resolve()))}", file=sys.stderr)
 
 
 def _print_message(line: str) -> None:

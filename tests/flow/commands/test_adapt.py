@@ -12,6 +12,7 @@ import ncml
 from ncml.calibration import detector
 from ncml.cli import main as cli
 from ncml.images import alterations, open_image
+from ncml.paths import find_model
 from tests.detectors import save_good_images, use_small_scale
 
 
@@ -27,7 +28,9 @@ def test_a_folder_becomes_a_detector(
     monkeypatch.chdir(tmp_path)
     command = ["adapt", "good", "--model", str(model.folder), "--group", "image", "--no-power", "--json"]
     assert cli.main([*command, "--out", "mine"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    done = capsys.readouterr()
+    assert "holds a detector already" not in done.err
+    result = json.loads(done.out)
     assert result["suspicious"] == ["007.png"]
     assert result["n_fit"] + result["n_rank"] == 60
     assert result["pictures"] is None
@@ -39,6 +42,22 @@ def test_a_folder_becomes_a_detector(
     assert row["is_ood"]
     assert cli.main([*command, "--out", "good"]) == 2
     assert "good exists and is not a model folder" in capsys.readouterr().err
+
+
+def test_a_detector_that_is_replaced_and_the_command_to_try_the_new_one_are_reported(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_good_images(tmp_path / "good")
+    monkeypatch.chdir(tmp_path)
+    command = ["adapt", "good", "--model", str(model.folder), "--group", "image", "--no-power", "--out", "cifar10"]
+    assert cli.main([*command, "--keep-images"]) == 0
+    try_it = capsys.readouterr().err.splitlines()[-1].split()
+    assert find_model(try_it[-1]).samefile("cifar10")  # rather than the bundled model of that name
+    replaced = "ncml: cifar10 holds a detector already: the new one replaces it"
+    assert cli.main([*command, "--keep-images"]) == 0
+    assert replaced in capsys.readouterr().err.splitlines()
+    assert cli.main(command) == 0
+    assert f"{replaced}, and the images that it keeps are deleted" in capsys.readouterr().err.splitlines()
 
 
 def test_a_full_disk_is_reported_before_anything_is_computed(
