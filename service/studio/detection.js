@@ -124,9 +124,11 @@ export function detectionSteps(reading) {
   const { is_ood: isOod } = reading.score.detection;
   const models = h("a", { href: "#models" }, "Models");
   if (!isOod) return h("p", {}, "This does not mean free of defects: ", models, " lists what this detector misses.");
+  const learns = "If this image is good, say so here: the next version of the detector learns from it.";
+  const remedy = "If this image is good, put it into a folder, and make the detector again with ";
   const steps = [
     calibration && rateStep(calibration),
-    "If this image is good, say so here: the next version of the detector learns from it.",
+    calibration?.keeps_images === false ? [remedy, command("--reviewed FOLDER"), "."] : learns,
   ];
   return h(
     "ul",
@@ -135,16 +137,18 @@ export function detectionSteps(reading) {
   );
 }
 
+/** The command that makes a detector again with an option. */
+const command = (option) => h("code", {}, `ncml adapt GOOD ${option} --out NEW`);
+
 /** How many good images are flagged, and how to flag fewer: a detector has the rate with which it was made. */
 function rateStep({ false_positive_rate: rate, confidence }) {
   const share = `ne in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate`;
   const lower = rate > 0.01 ? 0.01 : Number((rate / 10).toPrecision(3));
   const needed = MIN_ESTIMATING + Math.ceil(1 / lower - 1e-9) - 1;
-  const command = h("code", {}, `ncml adapt GOOD --false-positive-rate ${lower}`);
   const remedy = "; to flag fewer, make the detector again with ";
   return [
     `${confidence ? "At most o" : "O"}${share}${remedy}`,
-    command,
+    command(`--false-positive-rate ${lower}`),
     `, from good images of at least ${needed} scenes.`,
   ];
 }

@@ -76,7 +76,7 @@ export function detectorPower(model) {
 }
 
 function smallestFound({ smallest_found: found }, kind) {
-  const text = found[kind] ? `found in nine of ten from ${found[kind]}` : "found in nine of ten at no size measured";
+  const text = found[kind] ? `found in nine of ten from ${found[kind]}` : "at no measured size found in nine of ten";
   return h("span", { class: "hint" }, ` · ${text}`);
 }
 

@@ -54,7 +54,7 @@ function detectionArticle(reading) {
 }
 
 const bitsText = ({ score: { bpd }, model: { name } }) =>
-  `${bpd.toFixed(2)} bits/dim under the base of ${name}, which sees the image in small. They do not decide the verdict.`;
+  `${bpd.toFixed(2)} bits/dim of a small copy of the image under the base of ${name}. They do not decide the verdict.`;
 
 /** The model with its version, of a detector its own rather than that of its base, and the conditions. */
 function conditionsText({ model, conditions, score: { detection } }) {

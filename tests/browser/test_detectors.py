@@ -87,10 +87,12 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator("h3")).to_have_text("None of 19 good images is as unusual")
     expect(reading.locator(".verdict")).to_contain_text("One in 20 good images is flagged at this rate")
     expect(reading.locator(".verdict")).to_contain_text(
-        "to flag fewer, make the detector again with ncml adapt GOOD --false-positive-rate 0.01, from good images of "
-        "at least 110 scenes"
+        "to flag fewer, make the detector again with ncml adapt GOOD --false-positive-rate 0.01 --out NEW, from good "
+        "images of at least 110 scenes"
     )
-    expect(reading.locator(".verdict")).to_contain_text("the next version of the detector learns from it")
+    expect(reading.locator(".verdict")).to_contain_text(  # it keeps no images, and so has no next version
+        "put it into a folder, and make the detector again with ncml adapt GOOD --reviewed FOLDER --out NEW"
+    )
     expect(reading.locator("figcaption").first).to_contain_text(
         "Most unusual: brightness, contrast or colour of a part"
     )
@@ -196,7 +198,7 @@ def test_the_power_of_a_detector_begins_with_what_it_misses(studio) -> None:
     expect(details).to_contain_text("Flags 5% of good images on average; with 95% confidence at most")
     groups = details.locator("table.power .group").all_inner_texts()
     assert [group.split(" · ")[0] for group in groups] == ["stain", "pit", "scratch", "foreign images"]
-    assert groups[0].endswith("found in nine of ten at no size measured")
+    assert groups[0].endswith("at no measured size found in nine of ten")
     assert groups[2].endswith("found in nine of ten from 3 pixels wide, 100 long")
     assert details.locator("table.power td").all_inner_texts() == ["0%", "15%", "30%", "85%", "5%", "100%", "100%"]
     expect(details.get_by_role("button", name="Generate")).to_have_count(0)  # samples of its base
@@ -312,6 +314,7 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     review.get_by_role("button", name="This image is defective").click()
     expect(review).to_contain_text("Kept as defective until")
     page.locator(".strip .tile", has_text="missing").click()
+    expect(page.locator(".reading .verdict")).to_contain_text("the next version of the detector learns from it")
     good = review.get_by_role("button", name="This image is good")
     good.focus()
     page.keyboard.press("Enter")

@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.browser.answers import with_members
+from tests.browser.answers import with_members, with_models
 from tests.browser.conftest import KEY
 from tests.browser.layout import rectangles
 
@@ -275,6 +275,15 @@ def test_everything_can_be_reached_by_keyboard(studio) -> None:
     tab_to(page.locator("#view-models summary:visible", has_text="Model card").first)
     page.keyboard.press("Enter")
     expect(page.locator("#view-models .prose").first).to_be_visible()
+
+
+def test_a_phone_breaks_no_word_of_a_models_name(studio) -> None:
+    page = studio("models", **PHONE)
+    page.route("**/models", with_models(lambda model: model.update(name="detector-base"), "wide"))
+    long_name = page.locator("table.models").get_by_role("button", name="detector-base")
+    expect(long_name).to_be_visible()
+    long, short = rectangles(long_name, page.locator("table.models").get_by_role("button", name="tiny"))
+    assert long["height"] == short["height"]
 
 
 def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
