@@ -58,7 +58,8 @@ def describe(calibration: Calibration) -> list[str]:
 def describe_suspects(names: Sequence[str], count: int) -> str:
     """Return a line that lists suspicious images by name; `count` is the number of all images."""
     listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
-    return f"{len(names)} of {count} images are unlike the others: {listed}; remove any that is not good"
+    subject = f"{len(names)} of {counted(count, 'image')} {'is' if len(names) == 1 else 'are'}"
+    return f"{subject} unlike the others: {listed}; remove any that is not good"
 
 
 def describe_tiles(calibration: TileCalibration) -> list[str]:

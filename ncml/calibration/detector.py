@@ -445,7 +445,7 @@ def _notes(
         notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
     if good.unreadable:
         notes.append(
-            f"{counted(len(good.unreadable), 'file')} could not be read, or less than {MIN_SIDE} pixels on a side"
+            f"{counted(len(good.unreadable), 'file')} could not be read, or had less than {MIN_SIDE} pixels on a side"
         )
     if levels <= FEW_LEVELS:
         notes.append(

@@ -94,15 +94,15 @@ def divide(
     count = int(scenes_N.max()) + 1
     needed = min_scenes(false_positive_rate, None)
     if count < MIN_ESTIMATION_SCENES + needed:
-        unit, remedy = "images", ""
+        found, remedy = counted(count, "image"), ""
         if count < len(scenes_N):
-            unit = f"scenes ({counted(len(scenes_N), 'image')})"
-            remedy = "; if near-duplicates were found where there are none, add --group image"
+            found = f"{counted(count, 'scene')} ({counted(len(scenes_N), 'image')})"
+            remedy = "; if each image shows a scene of its own, add --group image"
         raise InputError(
             "data",
-            f"{count} {unit} are too few: use good images of at least {MIN_ESTIMATION_SCENES + needed} scenes, "
-            f"{MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a rate of {false_positive_rate:g}"
-            f"{remedy}.",
+            f"{found} {'is' if count == 1 else 'are'} too few: use good images of at least "
+            f"{MIN_ESTIMATION_SCENES + needed} scenes, {MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a "
+            f"rate of {false_positive_rate:g}{remedy}.",
         )
     at_most = max(count - round(ESTIMATION_SHARE * count), min_scenes(false_positive_rate, confidence))
     ranking = fewest_scenes(min(at_most, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)

@@ -222,6 +222,7 @@ def test_the_report_states_the_threshold_without_suspects_only_if_it_differs(mad
     ):
         report = descriptions.describe_detector(replace(made, suspects=suspects, threshold_without_suspects=without))
         assert words in report
+        assert "1 of 60 images is unlike the others: a.png (places); remove any that is not good" in report
     assert report[0] == f"{made.folder}: 21 images estimate, and 39 images rank"
     of_scenes = replace(made.calibration, estimation_scenes=7)
     [line, *_] = descriptions.describe_detector(replace(made, calibration=of_scenes))
@@ -234,7 +235,7 @@ def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
     assert "96x72 (60)" in lines
     assert "scratch" in lines
     assert "nothing else was measured" in lines
-    assert "1 file could not be read" in lines
+    assert "1 file could not be read, or had less than 32 pixels on a side" in lines
     assert "weak" in lines  # 39 scenes rank
 
 
@@ -392,8 +393,10 @@ def test_few_scenes_of_many_images_are_refused(model: ncml.Model, tmp_path: Path
         for frame in range(5):
             Image.fromarray(good_image(seed)).save(folder / f"{seed}_{frame}.png")
     good = open_folder(folder, sorted(folder.iterdir()))
-    with pytest.raises(InputError, match=r"12 scenes \(60 images\) are too few.*; if near-duplicates were found where"):
+    with pytest.raises(InputError, match=r"12 scenes \(60 images\) are too few.*; if each image shows a scene of its"):
         make_detector(model, good, tmp_path / "d")
+    with pytest.raises(InputError, match=r"1 scene \(60 images\) is too few"):
+        make_detector(model, good, tmp_path / "d", group="folder")
 
 
 def test_equal_images_are_refused(model: ncml.Model, tmp_path: Path) -> None:

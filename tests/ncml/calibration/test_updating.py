@@ -535,14 +535,16 @@ def test_a_detector_that_was_made_meanwhile_is_left_alone(
 ) -> None:
     folder = tmp_path / "part"
     others: list[MadeDetector] = []
+    measured: dict[str, Any] = OPTIONS | {"power_images": 1}
+    whole: dict[str, Any] = OPTIONS | {"region": None}
 
     def measure_beside_another(*arguments: Any, **options: Any) -> object:
-        others.append(make_detector(model, good, folder, **OPTIONS | {"region": None}))
+        others.append(make_detector(model, good, folder, **whole))
         return measure_power(*arguments, **options)
 
     monkeypatch.setattr("ncml.calibration.detector.measure_power", measure_beside_another)
     with pytest.raises(InputError, match="part holds another detector, made while the power"):
-        make_detector(model, good, folder, **OPTIONS | {"power_images": 1})
+        make_detector(model, good, folder, **measured)
     loaded = ncml.load(folder).detector
     assert loaded is not None
     assert loaded.version == others[0].calibration.version
