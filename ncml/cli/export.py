@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ncml import images
+from ncml.checkpoint import DETECTOR_ARRAYS
 from ncml.cli.rows import SkippedFiles
 from ncml.cli.terminal import JsonOption, check_output_file, describe, identity, print_json, progress_bar
 from ncml.data.inventory import counted
@@ -15,7 +16,10 @@ from ncml.images.reading import list_images
 from ncml.ood import detector_calibration
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.views.view import Reader
-from ncml.paths import check_exists
+from ncml.paths import check_exists, check_space
+
+NETWORKS_BYTES = 18 * 2**20
+"""Space for the networks in an exported file, which also holds the arrays of the detector."""
 
 
 def export(
@@ -47,6 +51,7 @@ def export(
     if calibration is None:
         raise InputError("model", f"{description.name} is not a detector: make one with ncml adapt, or name one.")
     judged = _size(size, calibration)
+    check_space(output.parent, (description.folder / DETECTOR_ARRAYS).stat().st_size + NETWORKS_BYTES)
     for path in check:
         check_exists(path)
     skipped = SkippedFiles()

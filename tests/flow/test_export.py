@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -196,6 +197,17 @@ def test_other_files_are_refused(exported: Path, tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "plain.onnx")
     with pytest.raises(ModelError, match="was not written by ncml export"):
         ExportedDetector(tmp_path / "plain.onnx")
+
+
+def test_a_full_disk_is_reported_before_anything_is_exported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    needed = (folder / "part" / "detector.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    monkeypatch.setattr(onnx_file, "export", lambda *_: pytest.fail("it computes"))
+    assert cli.main(["export", str(folder / "part"), str(tmp_path / "part.onnx")]) == 2
+    assert f"ncml: {tmp_path}: No space left on device (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
