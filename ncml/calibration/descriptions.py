@@ -88,7 +88,7 @@ def describe_detector(made: MadeDetector) -> list[str]:
     lines = [
         f"{made.folder}: {estimating} estimate, and {ranking} rank",
         f"sizes of the good images: {_sizes(calibration)}",
-        f"an image is flagged above {calibration.threshold:.1f} deviations of good images in any view",
+        f"an image is flagged above {calibration.threshold:.2f} deviations of good images in any view",
         *calibration.descriptions.values(),
         *calibration.notes,
     ]

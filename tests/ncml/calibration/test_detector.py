@@ -233,6 +233,7 @@ def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
     lines = "\n".join(descriptions.describe_detector(made))
     assert "flags 5% of good images on average; with 95% confidence at most" in lines
     assert "96x72 (60)" in lines
+    assert f"flagged above {made.calibration.threshold:.2f} deviations of good images" in lines  # as ncml score states
     assert "scratch" in lines
     assert "nothing else was measured" in lines
     assert "1 file could not be read, or had less than 32 pixels on a side" in lines
