@@ -15,6 +15,9 @@ export function calibrationOf({ score: { ood, detection }, scan, model }) {
 /** A p-value, rounded to its two significant digits. */
 export const pText = (pValue) => String(Number(pValue.toPrecision(2)));
 
+/** At which p-values images are flagged; the comparison is not broken between two lines. */
+const flaggedAt = (cutoff) => `An image is flagged at p\u00a0≤\u00a0${pText(cutoff)}.`;
+
 /** The first number of a reading: its p-value or, without a verdict, the OOD score of its tiles or its bits/dim. */
 export function headline({ score, scan }) {
   if (score.ood) return `p ${pText(score.ood.p_value)}`;
@@ -55,7 +58,7 @@ function detected(detection, calibration) {
   const title = count ? number : `None of ${others} is as unusual`;
   const isSmallest = calibration && pValue < 1.001 * calibration.smallest_p;
   const value = `p = ${pText(pValue)}${isSmallest ? ", the smallest possible" : ""}.`;
-  const flagged = calibration ? [`An image is flagged at p ≤ ${pText(calibration.cutoff)}.`] : [];
+  const flagged = calibration ? [flaggedAt(calibration.cutoff)] : [];
   const remarks = differences.map((clause) => `${clause[0].toUpperCase()}${clause.slice(1)}.`);
   const text = [value, ...flagged, ...remarks].join(" ");
   const caution = isWeak ? `This detector is weak${calibration ? `: ${calibration.weakness}` : ""}.` : "";
@@ -111,7 +114,7 @@ function pValueText({ p_value: pValue }, calibration) {
   const value = `p = ${pText(pValue)}`;
   if (!calibration) return `${value}.`;
   const { smallest_p: smallestP, false_positive_rate: rate, n_rank: ranked } = calibration;
-  const flagged = `An image is flagged at p ≤ ${pText(rate)}.`;
+  const flagged = flaggedAt(rate);
   const isSmallest = pValue < 1.001 * smallestP;
   if (isSmallest) return `${value}, the smallest possible with ${plural(ranked, "image")}. ${flagged}`;
   return `${value}; the smallest possible is ${pText(smallestP)}. ${flagged}`;

@@ -89,6 +89,7 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     expect(verdict.locator(".label")).to_have_text("Out of distribution")
     expect(verdict.locator("h3")).to_have_text("More unusual than all 40 of the images tiny was calibrated on")
     expect(verdict).to_contain_text("p = 0.024, the smallest possible with 40 images. An image is flagged at p ≤ 0.05.")
+    assert "p\u00a0≤\u00a00.05" in verdict.inner_text()  # on one line
     expect(verdict).to_contain_text("This calibration is weak: it ranks among 40 images")
     assert verdict.get_by_role("link", name="calibrate a model").get_attribute("href") == "#calibrate"
     above, below = rectangles(verdict, reading.locator(".big"))
