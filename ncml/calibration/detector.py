@@ -216,7 +216,7 @@ def make_detector(
             values,
             digest,
             {kind: view.description for kind, view in views.items()},
-            notes=_notes(good, views, duplicates, lost, levels),
+            notes=_notes(good, judged, views, duplicates, lost, levels),
             sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
             grey_images=sum(good.are_grey),
             region=judged,
@@ -416,10 +416,19 @@ def _near_duplicates(good: GoodImages, scenes_N: Integers) -> tuple[tuple[str, .
 
 
 def _notes(
-    good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequence[str]], lost: Sequence[str], levels: int
+    good: GoodImages,
+    region: Region | None,
+    views: dict[str, View],
+    duplicates: Sequence[Sequence[str]],
+    lost: Sequence[str],
+    levels: int,
 ) -> tuple[str, ...]:
     """Return what should be known about the good images. levels: number of distinct values of one of them."""
     notes: list[str] = []
+    if region is not None:
+        left, top, width, height = region.box
+        shown = "" if region.mask is None else "what the mask shows in "
+        notes.append(f"of each image, only {shown}the region {left},{top},{width},{height} is judged")
     features = views.get(FeaturesView.kind)
     if features is None:
         notes.append("made without the view of features, because its package was not installed")

@@ -521,6 +521,7 @@ def test_only_the_region_is_judged(model: ncml.Model, folder: Path, tmp_path: Pa
     good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
     box = Box(8, 8, 48, 56)  # without the disc
     made = make_detector(model, good, tmp_path / "d", power_images=2, region=box)
+    assert "of each image, only the region 8,8,48,56 is judged" in descriptions.describe_detector(made)
     detector = ncml.load(made.folder)
     outside, inside = good_image(1000), good_image(1000)
     outside[44:56, 64:76] = 255
@@ -549,6 +550,8 @@ def test_only_what_a_mask_shows_is_judged(model: ncml.Model, folder: Path, tmp_p
     mask_HW = np.ones((72, 96), bool)
     mask_HW[38:64, 54:88] = False  # the disc
     made = make_detector(model, good, tmp_path / "d", power_images=2, region=mask_HW)
+    note = "of each image, only what the mask shows in the region 0,0,96,72 is judged"
+    assert note in descriptions.describe_detector(made)
     detector = ncml.load(made.folder)
     missing, marked = without_disc(1000), good_image(1000)
     marked[44:56, 20:32] = 255
