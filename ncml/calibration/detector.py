@@ -152,8 +152,8 @@ def make_detector(
 
     Raises `InputError` for too few images or scenes, for images or a region that cannot be judged, and for a detector
     that another process makes in the folder while the power is measured; `OSError` for a disk without space for the
-    detector, before anything is computed. A `KeyboardInterrupt` while the power is
-    measured says that the detector is complete without it; `StopMeasuring` of `on_progress` ends that measurement.
+    detector, before anything is computed. A `KeyboardInterrupt` while the power is measured says that the detector is
+    complete without it; `StopMeasuring` of `on_progress` ends that measurement.
     """
     checkpoint.check_copy(model.folder, folder)
     taking_part = good if reviewed is None else good.join(reviewed)

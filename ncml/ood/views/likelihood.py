@@ -117,8 +117,8 @@ class LikelihoodView:
     def description(self) -> str:
         """The sizes, in one sentence."""
         fractions = [2**halvings for halvings in range(self.halvings, self.halvings + self.scales)]
-        sizes = ["its own size" if fraction == 1 else f"1/{fraction} of it" for fraction in fractions]
-        return f"the likelihood of pixels is compared at {', '.join(sizes)}"
+        sizes = ["full" if fraction == 1 else f"1/{fraction}" for fraction in fractions]
+        return f"the likelihood of pixels is compared at {', '.join(sizes)} size"
 
     def margin(self, name: str) -> float:
         """Return the margin of a view of the whole image."""

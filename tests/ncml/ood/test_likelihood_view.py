@@ -198,7 +198,7 @@ def test_large_images_are_halved_first(network: NCPN, monkeypatch: pytest.Monkey
     ).view
     assert isinstance(view, LikelihoodView)
     assert (view.halvings, view.scales) == (1, 1)
-    assert view.description == "the likelihood of pixels is compared at 1/2 of it"
+    assert view.description == "the likelihood of pixels is compared at 1/2 size"
     twice = np.repeat(np.repeat(halved(good_image(9)), 2, 0), 2, 1)
     for name, measurement in LikelihoodView.load(view.store(), device="cpu").measure(good_image(9)).items():
         assert measurement.score == pytest.approx(view.measure(twice)[name].score, rel=1e-3, abs=1e-3)
