@@ -245,7 +245,8 @@ class FeaturesView:
         small_HWC: the same image at the size of its areas; needed where areas are compared.
         """
         scores: dict[str, Candidates] = {}
-        if self.areas is not None and small_HWC is not None:
+        if self.areas is not None:
+            assert small_HWC is not None
             scores[Areas.name] = self.areas.candidates(describe_areas(self.network, small_HWC))
         query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
         if isinstance(self.reference, Bank):
