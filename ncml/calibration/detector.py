@@ -400,7 +400,7 @@ def _other_shapes(good: GoodImages) -> str:
     others = [
         name
         for name, shape in zip(good.names, good.shapes, strict=True)
-        if patches.common_size([shape, (height, width)]) is None
+        if patches.common_shape([shape, (height, width)]) is None
     ]
     if len(others) > MAX_OTHER_SHARE * len(good):
         return ""
