@@ -8,9 +8,10 @@
 `ncml score --json`.
 
 The file's graph has an input `<view>.image` for each view, uint8 [H, W, 3], `features.grey`, uint8 [H, W], if parts are
-brought to one position, and these outputs: for each score its candidates, fp64 [S], of which the largest is the score,
-and their maps `<score>.map0`, `<score>.map1`, ..., fp32 [h, w]. The metadata `ncml` is JSON: the height and width of
-images, the steps that bring an image to each input, and the calibration, as in `detector.json`.
+brought to one position, `features.small`, uint8 [h, w, 3], if areas are compared, and these outputs: for each score its
+candidates, fp64 [S], of which the largest is the score, and their maps `<score>.map0`, `<score>.map1`, ..., fp32 [h,
+w]. The metadata `ncml` is JSON: the height and width of images, the steps that bring an image to each input, and the
+calibration, as in `detector.json`.
 """
 
 from __future__ import annotations
