@@ -94,13 +94,13 @@ def divide(
     count = int(scenes_N.max()) + 1
     needed = min_scenes(false_positive_rate, None)
     if count < MIN_ESTIMATION_SCENES + needed:
-        found, remedy = counted(count, "image"), ""
+        subject, remedy = counted(count, "image"), ""
         if count < len(scenes_N):
-            found = f"{counted(count, 'scene')} ({counted(len(scenes_N), 'image')})"
+            subject = f"{counted(count, 'scene')} ({counted(len(scenes_N), 'image')})"
             remedy = "; if each image shows a scene of its own, add --group image"
         raise InputError(
             "data",
-            f"{found} {'is' if count == 1 else 'are'} too few: use good images of at least "
+            f"{subject} {'is' if count == 1 else 'are'} too few: use good images of at least "
             f"{MIN_ESTIMATION_SCENES + needed} scenes, {MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a "
             f"rate of {false_positive_rate:g}{remedy}.",
         )
