@@ -29,7 +29,7 @@ from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.likelihood_maps import surprise
-from ncml.ood.views.patches import CELL, Candidates, area_size, judged_resize, texture_size
+from ncml.ood.views.patches import CELL, Candidates, area_resize, patch_resize
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.view import View
 
@@ -61,13 +61,12 @@ class FeaturesGraph(ViewGraph):
     """Patches and colours of an image, and how far they are from those of good images."""
 
     def __init__(self, view: FeaturesView, height: int, width: int) -> None:
-        size = view.size or texture_size(height, width)
         others: dict[str, Resize] = {}
         if view.template is not None:
             others["grey"] = alignment.grey_resize(view.template.size)
         if view.areas is not None:
-            others["small"] = judged_resize(area_size(*(view.size or (height, width))))
-        super().__init__(judged_resize(size), **others)
+            others["small"] = area_resize(view.size, (height, width))
+        super().__init__(patch_resize(view.size, (height, width)), **others)
         self.view = view
         self.alignment = None if view.template is None else AlignmentGraph(view.template, *self.input_size, CELL)
         # Patches are stored in fp16, and half as large so.

@@ -47,14 +47,14 @@ from ncml.ood.views.patches import (
     MOST_SIDE,
     Candidates,
     area_features,
-    area_size,
+    area_resize,
     common_shape,
     describe_areas,
     describe_patches,
     deviations,
-    judged_resize,
     part_size,
     patch_features,
+    patch_resize,
     texture_size,
 )
 from ncml.ood.views.places import Places
@@ -383,12 +383,12 @@ def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -
 
 
 def _resized(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
-    return judged_resize(size or texture_size(*image_HWC.shape[:2]))(image_HWC)
+    return patch_resize(size, image_HWC.shape[:2])(image_HWC)
 
 
 def _small(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
     """Return an image at the size at which its areas are described."""
-    return judged_resize(area_size(*(size or image_HWC.shape[:2])))(image_HWC)
+    return area_resize(size, image_HWC.shape[:2])(image_HWC)
 
 
 def _align(resized_HWC: Pixels, pose: Pose | None) -> tuple[Pixels, Tensor]:

@@ -103,6 +103,19 @@ def judged_resize(size: tuple[int, int]) -> Resize:
     return Resize(*size, "BICUBIC", reducing_gap=3.0)
 
 
+def patch_resize(size: tuple[int, int] | None, shape: tuple[int, int]) -> Resize:
+    """Return what brings an image of a height and width (`shape`) to that at which its patches are compared.
+
+    size: that of all images; None: they are textures of several aspect ratios, each of its own size.
+    """
+    return judged_resize(size or texture_size(*shape))
+
+
+def area_resize(size: tuple[int, int] | None, shape: tuple[int, int]) -> Resize:
+    """Return what brings the same image to the size at which its areas are described."""
+    return judged_resize(area_size(*(size or shape)))
+
+
 @torch.inference_mode()
 def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
     """Return the features of the patches of an image, whose sides are multiples of 16: [h, w, F]."""
