@@ -64,7 +64,8 @@ class Detection:
     covered: Box
     """The part of the image that the map covers."""
     differences: tuple[str, ...] = ()
-    """What distinguishes the image from all good ones at first sight, a clause each: its size, or that it is grey."""
+    """What distinguishes the image from all good ones at first sight, a clause each: its size, that it is grey, or that
+    the part was not found in it."""
     grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """Local scores of the view, evenly spaced over `covered`; empty for a view without a map."""
 

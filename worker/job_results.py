@@ -90,8 +90,8 @@ class DetectionValues(FrozenModel):
     covered: Box = Field(description="The part of the image that the map covers.")
     differences: tuple[str, ...] = Field(
         default=(),
-        description="What distinguishes the image from all good ones at first sight, a clause each: its size, or that "
-        "it is grey.",
+        description="What distinguishes the image from all good ones at first sight, a clause each: its size, that "
+        "it is grey, or that the part was not found in it.",
     )
 
 

@@ -297,7 +297,7 @@ def _estimate_and_rank(
     on_message: Callable[[str], None],
     on_progress: OnProgress,
 ) -> tuple[dict[str, View], GoodScores, list[str]]:
-    """Return the views, the scores of all images, and the names of those in which the part was not found.
+    """Return the views, the scores of all images, and the names of those in which the part was not found, in order.
 
     reviewed: how many of the images are reviewed ones, which are the last.
     """
@@ -306,7 +306,7 @@ def _estimate_and_rank(
     margins: dict[str, float] = {}
     least_deviations: dict[str, float] = {}
     only_scaled: list[str] = []
-    lost: list[str] = []
+    lost: set[int] = set()
     readers, scenes = _readers(good, estimating, region), scenes_N[estimating]
     for kind, view_type in VIEWS.items():
         if view_type is FeaturesView and not efficientnet.is_available():
@@ -320,7 +320,7 @@ def _estimate_and_rank(
             judged_HW = None if region is None or region.mask is None else region.judged_HW
             estimate = functools.partial(FeaturesView.estimate, align=align, judged_HW=judged_HW)
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
-        lost += [good.names[estimating[i]] for i in estimated.lost]
+        lost.update(int(estimating[i]) for i in estimated.lost)
         only_scaled += estimated.only_scaled
         least_deviations |= estimated.least_deviations
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
@@ -334,13 +334,15 @@ def _estimate_and_rank(
         for view in views.values():
             for name, measurement in view.measure(image_HWC).items():
                 scores[name][index] = measurement.score
+                if measurement.is_lost:
+                    lost.add(int(index))
         on_progress(Progress("rank", done + 1, len(ranking)))
     for name, scores_N in scores.items():
         check_finite(name, scores_N[ranking], [good.names[i] for i in ranking])
     good_scores = GoodScores(
         scores, margins, least_deviations, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed
     )
-    return views, good_scores, lost
+    return views, good_scores, [good.names[i] for i in sorted(lost)]
 
 
 def _estimate_time(pass_seconds: float, estimating: int, ranking: int, power_images: int) -> str:
@@ -447,8 +449,8 @@ def _notes(
                 "anywhere: missing parts are found less often"
             )
     if lost:
-        names = ", ".join(lost[:MAX_NAMES]) + ", ..." * (len(lost) > MAX_NAMES)
-        notes.append(f"the part was not found in {counted(len(lost), 'image')} that estimate ({names}): check them")
+        names = enumerated(lost, MAX_NAMES)
+        notes.append(f"the part was not found in {counted(len(lost), 'image')} ({names}): check them")
     if duplicates:
         images_in = sum(map(len, duplicates))
         notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")

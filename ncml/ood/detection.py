@@ -15,6 +15,8 @@ from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.views.view import Measurement
 from ncml.results import Detection, ViewDetection
 
+LOST = "the part was not found in it"
+"""What distinguishes an image that could not be brought to the position of good ones."""
 BOX_SHARE = 0.5
 """Share of the way from the median of a map to its maximum from which cells belong to the box."""
 
@@ -28,6 +30,7 @@ def detect(
     view = max(standardised, key=lambda name: standardised[name])
     score = standardised[view]
     measurement = measurements[view]
+    is_lost = any(own.is_lost for own in measurements.values())
 
     def covered(measurement: Measurement) -> Box:
         """Return the part of the image that a map covers, in pixels of the whole image."""
@@ -54,7 +57,7 @@ def detect(
         ranking_images=calibration.n_rank,
         calibration_version=calibration.version,
         covered=covered(measurement),
-        differences=calibration.differences(image_HWC),
+        differences=calibration.differences(image_HWC) + (LOST,) * is_lost,
         grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
     )
 

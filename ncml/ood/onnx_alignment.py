@@ -28,7 +28,8 @@ FIXED = 65_536.0
 class AlignmentGraph(nn.Module):
     """An image of a judged size, uint8 [H, W, 3], and its grey levels at the template's size -> the part at its place.
 
-    What lies beside the image mirrors it. Returned are the image, the cells that it shows, and the pose, fp64 [4].
+    What lies beside the image mirrors it. Returned are the image, the cells that it shows, the pose, fp64 [4], which is
+    zero if the part was not found, and whether it was not.
     """
 
     def __init__(self, template: Template, height: int, width: int, cell: int) -> None:
@@ -40,9 +41,11 @@ class AlignmentGraph(nn.Module):
         self.mirrored = [torch.from_numpy(np.pad(np.arange(side), margin, "symmetric")) for side in (height, width)]
         self.margin = margin
 
-    def forward(self, image_HWC: Tensor, grey_HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image_HWC: Tensor, grey_HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Find the part, and bring it to its place."""
-        pose_4 = self._pose(detail(grey_HW.float(), self.template.detail))
+        pose_4, agreement = self._find(detail(grey_HW.float(), self.template.detail))
+        is_lost = agreement < LOST * self.template.agreement
+        pose_4 = torch.where(is_lost, 0.0, pose_4)
         cos, sin, left, top = affine(pose_4, self.height, self.width).unbind()
         rows_H1 = torch.arange(self.height, dtype=torch.float64)[:, None]
         columns_W = torch.arange(self.width, dtype=torch.float64)
@@ -57,15 +60,14 @@ class AlignmentGraph(nn.Module):
 
         is_shown_HW = is_inside(cos, -sin, left, self.width) & is_inside(sin, cos, top, self.height)
         outside_hw = F.max_pool2d(1 - is_shown_HW.float()[None, None], self.cell)
-        return aligned_HWC, F.max_pool2d(outside_hw, 3, 1, 1)[0, 0] == 0, pose_4
+        return aligned_HWC, F.max_pool2d(outside_hw, 3, 1, 1)[0, 0] == 0, pose_4, is_lost
 
-    def _pose(self, grey_HW: Tensor) -> Tensor:
+    def _find(self, grey_HW: Tensor) -> tuple[Tensor, Tensor]:
         template, coarse = self.template, self.coarse
         candidates_S4 = self.search.candidates(reduced(grey_HW, self.search.size))
         starts_S4 = torch.cat([torch.zeros_like(candidates_S4[:1]), candidates_S4])
         start_4, _ = _refine(coarse, reduced(grey_HW, coarse.size), starts_S4, COARSE_STEPS)
-        pose_4, agreement = _refine(template, grey_HW, start_4[None], FINE_STEPS)
-        return torch.where(agreement >= LOST * template.agreement, pose_4, 0.0)
+        return _refine(template, grey_HW, start_4[None], FINE_STEPS)
 
     def _sample(self, image_HWC: Tensor, x_HW: Tensor, y_HW: Tensor) -> Tensor:
         """Return an image at places in pixels of the mirrored one, in whole grey levels, as Pillow does."""

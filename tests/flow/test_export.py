@@ -97,6 +97,14 @@ def test_verdicts_on_200_images_are_those_of_the_detector(exported: Path, detect
     assert 30 < flagged < 170
 
 
+def test_an_image_without_the_part_is_named_by_the_file_and_the_detector(exported: Path, detector: Detector) -> None:
+    by_file = ExportedDetector(exported, threads=1)
+    empty = np.random.default_rng(5).integers(60, 90, (72, 96, 3), np.uint8)
+    for judge in (detector.judge, by_file.judge):
+        assert judge(empty).differences == ("the part was not found in it",)
+        assert judge(turned_image(1000)).differences == ()
+
+
 def test_an_image_that_ranked_is_no_more_unusual_than_itself(exported: Path, detector: Detector, folder: Path) -> None:
     by_file = ExportedDetector(exported, threads=1)
     for path in sorted((folder / "images").iterdir()):

@@ -13,6 +13,7 @@ import ncml
 from ncml.calibration.detector import MadeDetector, make_detector
 from ncml.data.good_images import open_folder
 from ncml.ood.detector_calibration import DetectorCalibration
+from ncml.ood.exported import IS_LOST
 from ncml.ood.judging import Detector
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.onnx_graphs import halve, make_graph
@@ -63,6 +64,8 @@ def test_graphs_give_the_scores_and_maps_of_the_views(detector: Detector, height
         assert inputs[0].shape[:2] == graph.input_size
         with torch.inference_mode():
             candidates = graph(*inputs)
+        is_lost = candidates.pop(IS_LOST, None)
+        assert (is_lost is not None) == ("grey" in graph.inputs)
         expected = view.measure(image)
         assert tuple(candidates) == view.names == tuple(expected)
         for name, (scores_K, maps_K) in candidates.items():
@@ -89,11 +92,15 @@ def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
     images.append(np.full((*size, 3), 200, np.uint8))
     poses = []
     for image in images:
-        pose = template.pose(image)
+        found = template.pose(image)
+        pose = found or Pose(torch.zeros(4), 0.0)
         poses.append(pose.values_4)
         expected, expected_inside = align(Image.fromarray(image), pose, (size[0] // CELL, size[1] // CELL))
         with torch.inference_mode():
-            aligned, inside, values = graph(torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image)))
+            aligned, inside, values, is_lost = graph(
+                torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image))
+            )
+        assert bool(is_lost) == (found is None)
         torch.testing.assert_close(values, pose.values_4.double(), rtol=0, atol=1e-9)
         assert np.array_equal(aligned.numpy(), expected)
         assert torch.equal(inside, expected_inside)

@@ -51,7 +51,7 @@ LEAST_AGREEMENT, SURE_AGREEMENT = 0.5, 0.87
 MOST_DISAGREEMENT = 0.7
 """Images are aligned if the difference of their agreement from 1 is at most this share of that as they are."""
 LOST = 0.5
-"""Share of the median agreement below which the part was not found, and the image is judged as it is."""
+"""Share of the median agreement below which the part was not found, and the image is compared where it lies."""
 MIN_DEVIATION = 4.0
 """Grey levels that good images always may differ by at a pixel."""
 
@@ -88,16 +88,10 @@ class Template:
         return cls(mean_HW, weight_HW / weight_HW.mean())
 
     @torch.inference_mode()
-    def pose(self, image_HWC: Pixels) -> Pose:
-        """Find the part in an image, uint8 [H, W, 3], of the template's aspect ratio; that of rest if it is lost."""
-        grey_HW = detail(shrink(image_HWC, self.size), self.detail)
-        pose = self.find(grey_HW)
-        return pose if pose.agreement >= LOST * self.agreement else self.rest(grey_HW)
-
-    def rest(self, grey_HW: Tensor) -> Pose:
-        """Return the pose of an image that is not moved."""
-        agreement = correlation(grey_HW.flatten()[None], self.mean_HW.flatten(), self.weight_HW.flatten()[None])
-        return Pose(torch.zeros(4), float(agreement))
+    def pose(self, image_HWC: Pixels) -> Pose | None:
+        """Find the part in an image, uint8 [H, W, 3], of the template's aspect ratio; None: it was not found."""
+        pose = self.find(detail(shrink(image_HWC, self.size), self.detail))
+        return pose if pose.agreement >= LOST * self.agreement else None
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
@@ -198,11 +192,14 @@ class Agreement(NamedTuple):
     template: Template | None
     """None: they are left as they are."""
     poses: Sequence[Pose | None]
-    """Of each image; None without a template."""
+    """Of each image; None without a template, and where the part was not found."""
     value: float
     """Median correlation with the mean of the images, in these poses, every pixel counting alike."""
-    lost: tuple[int, ...] = ()
-    """Positions of the images in which the part was not found, and which are left as they are."""
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Positions of the images in which the part was not found."""
+        return () if self.template is None else tuple(i for i, pose in enumerate(self.poses) if pose is None)
 
     @property
     def is_at_one_place(self) -> bool | None:
@@ -245,9 +242,8 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))
     template = dataclasses.replace(template, agreement=usual, detail=DETAIL)
-    lost = tuple(i for i, pose in enumerate(all_poses) if pose.agreement < LOST * usual)
-    kept_poses = [template.rest(details[i]) if i in lost else pose for i, pose in enumerate(all_poses)]
-    return Agreement(template, kept_poses, agreement, lost)
+    found = [pose if pose.agreement >= LOST * usual else None for pose in all_poses]
+    return Agreement(template, found, agreement)
 
 
 def _agreement(grey: Sequence[Tensor], poses: Sequence[Pose]) -> float:

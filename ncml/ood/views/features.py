@@ -221,6 +221,7 @@ class FeaturesView:
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its patches and its colours."""
         pose = None if self.template is None else self.template.pose(image_HWC)
+        is_lost = self.template is not None and pose is None
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
         judged = torch.from_numpy(np.array(judged_HWC)).to(self.deviation_F.device)
         measurements: dict[str, Measurement] = {}
@@ -232,7 +233,8 @@ class FeaturesView:
             map_hw = candidates.maps_K[best].cpu()
             if pose is not None:
                 map_hw = alignment.restore(map_hw, pose)
-            measurements[name] = Measurement(float(candidates.scores_K[best]), map_hw.numpy().astype(np.float32))
+            score, local_hw = float(candidates.scores_K[best]), map_hw.numpy().astype(np.float32)
+            measurements[name] = Measurement(score, local_hw, is_lost=is_lost)
         return measurements
 
     @torch.inference_mode()

@@ -39,6 +39,8 @@ class Measurement:
     """Local scores on an even grid that covers the judged region, higher where the image differs; None without one."""
     region: Box | None = None
     """The part of the image that the map covers, in pixels; None: the whole image."""
+    is_lost: bool = False
+    """Whether the part was not found, so that the image was compared where it lies."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Estimated:
     least_deviations: Mapping[str, float] = field(default_factory=dict)
     """By score, the deviation by which it is standardised at least; none for most."""
     lost: tuple[int, ...] = ()
-    """Positions of the images in which the part was not found, so that they could not be brought to one position."""
+    """Positions of the images in which the part was not found, so that they were compared where they lie."""
 
 
 class View(Protocol):

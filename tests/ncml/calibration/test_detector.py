@@ -36,7 +36,7 @@ from ncml.ood.views import bank, marks, patches, places
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood import LikelihoodView
-from ncml.ood.views.view import Estimated
+from ncml.ood.views.view import Estimated, Measurement
 from ncml.progress import ignore_progress
 from tests.detectors import good_image, use_small_scale, without_disc
 
@@ -503,18 +503,24 @@ def test_a_detector_whose_threshold_hides_most_defects_is_weak(made: MadeDetecto
 def test_images_in_which_the_part_was_not_found_are_named(
     model: ncml.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    estimate = AppearanceView.estimate
+    estimate, measure = AppearanceView.estimate, AppearanceView.measure
+    ranked: list[np.ndarray] = []
 
     def lose_two(*args: object, **options: object) -> Estimated:
         return replace(estimate(*args, **options), lost=(0, 2))  # pyright: ignore[reportArgumentType]
 
+    def lose_the_second(view: AppearanceView, image_HWC: np.ndarray) -> dict[str, Measurement]:
+        ranked.append(image_HWC)
+        return {name: replace(own, is_lost=len(ranked) == 2) for name, own in measure(view, image_HWC).items()}
+
     monkeypatch.setattr(AppearanceView, "estimate", lose_two)
+    monkeypatch.setattr(AppearanceView, "measure", lose_the_second)
     monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"appearance": AppearanceView})
     good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
     made = make_detector(model, good, tmp_path / "d", power_images=0)
-    estimating, _ = divide(find_scenes(good), 0.05)
-    names = f"{good.names[estimating[0]]}, {good.names[estimating[2]]}"
-    assert f"the part was not found in 2 images that estimate ({names}): check them" in made.calibration.notes
+    estimating, ranking = divide(find_scenes(good), 0.05)
+    names = ", ".join(good.names[i] for i in sorted([estimating[0], estimating[2], ranking[1]]))
+    assert f"the part was not found in 3 images ({names}): check them" in made.calibration.notes
 
 
 def test_only_the_region_is_judged(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
