@@ -18,6 +18,7 @@ from urllib.parse import quote
 import psutil
 import tyro
 
+from ncml import runtime
 from ncml.paths import model_folders, search_path
 from service.children import Child, ServeError, Supervisor, terminate_orphans
 from service.settings import Settings, read_settings
@@ -86,10 +87,7 @@ def main(
 
 def stop_on_signals(supervisor: Supervisor) -> None:
     """Let Ctrl-C, SIGTERM and SIGHUP request a stop; under nohup, SIGHUP stays ignored."""
-    signums = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signums.append(signal.SIGHUP)
-    for signum in signums:
+    for signum in runtime.stop_signals():
         signal.signal(signum, supervisor.request_stop)
 
 

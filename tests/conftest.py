@@ -1,4 +1,4 @@
-"""Fixtures of all test packages: a real Valkey, a small model folder, and one thread to compute in."""
+"""Fixtures of all test packages, such as a real Valkey, a small model folder, and one thread to compute in."""
 
 import contextlib
 import gc
@@ -228,6 +228,14 @@ def restored_log_handlers() -> Iterator[None]:
     for handler in logging.root.handlers[:]:
         if type(handler) is logging.StreamHandler and handler not in before:
             logging.root.removeHandler(handler)
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Let SIGHUP have its effect, also on new processes, even if the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

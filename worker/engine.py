@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
 from ncml.progress import OnProgress, Progress
-from ncml.runtime import is_out_of_memory, reuse_freed_memory
+from ncml.runtime import is_out_of_memory, reuse_freed_memory, stop_signals
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob, UpdateJob
 from worker.inbox import Inbox, PipeClosed
@@ -74,7 +74,7 @@ class _BatchDropped(Exception):
 
 def serve(pipe: Connection, settings: EngineSettings) -> None:
     """Run the engine process: load the models, then compute batches until the pipe ends."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # these are for the worker, which lets the batch finish
+    for signum in stop_signals():  # these are for the worker, which lets the batch finish
         signal.signal(signum, signal.SIG_IGN)
     logs.configure()
     reuse_freed_memory()

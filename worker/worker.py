@@ -20,6 +20,7 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
+from ncml import runtime
 from worker.contract import JobStatus, Lane
 from worker.descriptors import WorkerInfo, WorkerState
 from worker.finishing import JobFinisher
@@ -104,8 +105,8 @@ class BatchWorker(SimpleWorker):
     # -- the worker's life cycle
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
-        """Serve until SIGTERM or SIGINT; return True."""
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        """Serve until SIGTERM, SIGINT or SIGHUP; return True."""
+        for signum in runtime.stop_signals():
             signal.signal(signum, self._on_signal)
         log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import watchfiles
 
+from ncml import runtime
 from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.moves import move_unused, unused_path
@@ -89,7 +90,7 @@ class Watch:
             self._print(f"the alarm of image {alarmed_at} continues")
 
     def run(self, poll_s: float) -> None:
-        """Judge images until SIGINT or SIGTERM."""
+        """Judge images until SIGINT, SIGTERM or SIGHUP."""
         sending = self._notices.sending(self._print) if self._notices else nullcontext()
         with self._stopped_by_signals(), sending, self._woken_by_changes():
             while not self._stopping.is_set():
@@ -150,7 +151,7 @@ class Watch:
             self._changed.set()
             signal.signal(signum, earlier[signum])
 
-        earlier = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        earlier = {int(signum): signal.getsignal(signum) for signum in runtime.stop_signals()}
         for signum in earlier:
             signal.signal(signum, stop)
         try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+from ncml import runtime
 from ncml.data.dataset import Dataset
 from ncml.training.objective import held_out_bits
 from ncml.training.trainer import Trainer
@@ -34,7 +35,7 @@ def train_loop(
 ) -> None:
     """Train until the run is finished or the time is up; measure and save every `interval` images.
 
-    SIGINT and SIGTERM let the current step end, and raise KeyboardInterrupt once the state is saved. Nothing is
+    SIGINT, SIGTERM and SIGHUP let the current step end, and raise KeyboardInterrupt once the state is saved. Nothing is
     measured then, because the process may soon be killed.
 
     path: file of the state, also saved every `save_seconds`, so that a crash loses at most this time.
@@ -90,13 +91,14 @@ def train_loop(
 
 @contextlib.contextmanager
 def _stop_signals() -> Generator[list[int]]:
-    """Yield a list that collects SIGINT and SIGTERM, which have no other effect, so that no step is interrupted."""
+    """Yield a list that collects requests to stop, which have no other effect, so that no step is interrupted."""
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
         yield signals
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda received, _: signals.append(received)) for number in numbers}
+    handlers = {
+        number: signal.signal(number, lambda received, _: signals.append(received)) for number in runtime.stop_signals()
+    }
     try:
         yield signals
     finally:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 
 import numpy as np
+import psutil
 import pytest
 import rq
 from rq.job import Job as RqJob
@@ -547,13 +548,17 @@ def test_rq_tools_list_the_worker_and_can_suspend_it(fleet: Fleet) -> None:
     assert rq.Queue("ncml:score:normal", connection=redis).finished_job_registry.get_job_ids() == [job_id]
 
 
-def test_sigterm_lets_the_batch_finish_and_claims_nothing_more(fleet: Fleet) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hangups")
+def test_a_signal_lets_the_batch_finish_and_nothing_more_is_claimed(fleet: Fleet, number: int) -> None:
+    """A closed terminal sends SIGHUP to the engine as well."""
     write_model(fleet.models, batch_s=1.0)
     worker = fleet.start()
     running = fleet.queue.submit(generate())
     eventually(lambda: fleet.queue.view(running).status is JobStatus.RUNNING)
     waiting = fleet.queue.submit(generate())
-    worker.send_signal(signal.SIGTERM)
+    for process in (*psutil.Process(worker.pid).children(), worker):
+        process.send_signal(number)
     assert worker.wait(timeout=300) == 0
     assert fleet.queue.view(running).status is JobStatus.SUCCEEDED
     assert fleet.queue.view(waiting).status is JobStatus.QUEUED

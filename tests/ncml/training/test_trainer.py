@@ -317,7 +317,8 @@ def test_a_branch_cools_down_from_the_state_of_its_run(tmp_path: Path) -> None:
         resumed.cool_down(160)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hangups")
 def test_a_signal_stops_the_run_between_steps_after_saving(tmp_path: Path, number: int) -> None:
     """The state is saved without the measurement that is due after this step."""
     trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
