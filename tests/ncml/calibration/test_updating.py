@@ -181,7 +181,7 @@ def levels(left: float, right: float, seed: int) -> np.ndarray:
 def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_flags_it(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": TwoLevels})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"halves": TwoLevels})
     rng = np.random.default_rng(0)
     images = {f"{seed:02}": levels(*rng.normal(100, 8, 2), seed) for seed in range(40)}
     good = write(tmp_path / "good", **images)
@@ -216,7 +216,7 @@ class Equal(TwoLevels):
 def test_a_score_is_standardised_by_its_least_deviation_at_least(
     model: ncml.Model, good: GoodImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Equal})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"halves": Equal})
     scales = make_detector(model, good, tmp_path / "part", **OPTIONS).calibration.scales
     assert scales["left"].deviation == 4
     assert 0 < scales["right"].deviation < 1e-3
@@ -234,7 +234,7 @@ class Overflowing(TwoLevels):
 def test_images_whose_score_is_not_finite_are_named(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Overflowing})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"halves": Overflowing})
     estimating, ranking = divide(np.arange(40), 0.05)
     faulty = (estimating if part == "estimating" else ranking)[:2].tolist()
     good = write(tmp_path, **{f"{i:02}": levels(*((200, 220) if i in faulty else (100, 110)), i) for i in range(40)})
@@ -249,7 +249,7 @@ def test_images_whose_score_is_not_finite_are_named(
 def test_a_tested_image_whose_score_is_not_finite_is_named_before_the_power_is_measured(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Overflowing})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"halves": Overflowing})
 
     def refuse(*_arguments: object, **_options: object) -> None:
         raise AssertionError("the power was measured")
@@ -264,7 +264,7 @@ def test_a_tested_image_whose_score_is_not_finite_is_named_before_the_power_is_m
 def test_an_altered_image_whose_score_is_not_finite_is_named(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncml.calibration.detector.VIEWS", {"halves": Overflowing})
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"halves": Overflowing})
     good = write(tmp_path / "good", **{f"{i:02}": levels(100, 110, i) for i in range(40)})
     colours = {"one colour": np.full((40, 40, 3), 200, np.uint8)}
     monkeypatch.setattr("ncml.calibration.altered_originals._foreign", lambda like_HWC, seed: colours)

@@ -1,0 +1,91 @@
+"""Notes of a detector on its good images: how they agree, and what should be checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ncml.data import scenes as finding
+from ncml.data.good_images import MIN_SIDE, GoodImages
+from ncml.data.inventory import counted, enumerated
+from ncml.images.region import Region
+from ncml.ood.views import patches
+from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.view import View
+
+SAME_VIEW = 0.7
+"""Grey levels by which small copies of images differ at most if they show nothing but one scene."""
+MAX_NAMES = 10
+"""Names of images in a note at most: those in which the part was not found, and those of another aspect ratio."""
+MAX_OTHER_SHARE = 0.25
+"""Share of the images whose aspect ratio is not the usual one, up to which they are named."""
+FEW_LEVELS = 32
+"""Distinct values of an image up to which its samples may not use the whole range."""
+
+
+def describe_good_images(
+    good: GoodImages,
+    region: Region | None,
+    views: dict[str, View],
+    duplicates: Sequence[Sequence[str]],
+    lost: Sequence[str],
+    levels: int,
+) -> tuple[str, ...]:
+    """Return what should be known about the good images. levels: number of distinct values of one of them."""
+    notes: list[str] = []
+    if region is not None:
+        left, top, width, height = region.box
+        shown = "" if region.mask is None else "what the mask shows in "
+        notes.append(f"of each image, only {shown}the region {left},{top},{width},{height} is judged")
+    features = views.get(FeaturesView.kind)
+    if features is None:
+        notes.append("made without the view of features, because its package was not installed")
+    elif isinstance(features, FeaturesView):
+        if features.agreement is None:
+            notes.append(
+                f"the good images differ in aspect ratio{_other_shapes(good)}, so patches are not compared by place: "
+                "missing parts are found less often"
+            )
+        elif "places" in features.names:
+            position = "as they are" if features.template is None else "once they are brought to one position"
+            notes.append(f"the good images agree by {features.agreement:.2f} at the same place, {position}")
+        else:
+            notes.append(
+                f"the good images agree by only {features.agreement:.2f} at the same place, so patches are compared "
+                "anywhere: missing parts are found less often"
+            )
+    if lost:
+        names = enumerated(lost, MAX_NAMES)
+        notes.append(f"the part was not found in {counted(len(lost), 'image')} ({names}): check them")
+    if duplicates:
+        images_in = sum(map(len, duplicates))
+        notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
+    if good.unreadable:
+        notes.append(
+            f"{counted(len(good.unreadable), 'file')} could not be read, or had less than {MIN_SIDE} pixels on a side"
+        )
+    if levels <= FEW_LEVELS:
+        notes.append(
+            f"an image has only {levels} of 256 levels: of 16-bit samples the high byte is used, so multiply those of "
+            "12 bits by 16 before you save them"
+        )
+    if finding.variation(good.thumbnails) < SAME_VIEW:
+        notes.append(
+            "the good images hardly differ: if they show one part several times, the rate does not hold for other "
+            "parts, so use images of several parts"
+        )
+    return tuple(notes)
+
+
+def _other_shapes(good: GoodImages) -> str:
+    """Return which images do not have the usual aspect ratio, in parentheses; "" if they are not few."""
+    (height, width), _ = Counter(good.shapes).most_common(1)[0]
+    others = [
+        name
+        for name, shape in zip(good.names, good.shapes, strict=True)
+        if patches.common_shape([shape, (height, width)]) is None
+    ]
+    if len(others) > MAX_OTHER_SHARE * len(good):
+        return ""
+    names = enumerated(others, MAX_NAMES)
+    return f" ({len(others)} of {len(good)} do not have that of {width}x{height}: {names})"

