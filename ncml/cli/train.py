@@ -22,6 +22,7 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
+from ncml.config import Config
 from ncml.data.sources import check_source
 from ncml.errors import InputError
 from ncml.paths import BUNDLED_MODEL
@@ -122,9 +123,8 @@ def train(
         if isinstance(value, int) and value > MAX_COUNT:
             raise InputError(name, f"--{name} must be at most {MAX_COUNT}.")
     max_seconds = math.inf if max_time is None else parse_duration(max_time)
-    if schedule is not None and (resume or cooldown_from is not None):
-        option = "resume" if resume else "cooldown-from"
-        raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
+    if schedule is not None and cooldown_from is not None:
+        raise InputError("schedule", "--schedule cannot be combined with --cooldown-from: omit one of the two.")
     changes = Changes(
         size=None if size is None else parse_size(size),
         process=process,
@@ -169,6 +169,8 @@ def train(
     initial = None if starting_model is None else load(starting_model, "cpu")
     earlier_run = out if resume else cooldown_from
     saved = None if earlier_run is None else read_config(earlier_run / STATE)
+    if saved is not None and schedule is not None and schedule != (kept := _schedule_of(saved)):
+        raise InputError("schedule", f"--schedule is {schedule}, but that of the run is {kept}: omit --schedule.")
     config = continue_from(config, changes, saved, None if initial is None else initial.config)
     with process_group(device) as group, progress_bar() as on_progress:
         if precision is None and saved is None:
@@ -206,6 +208,11 @@ def train(
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
         tile = " --tile" if config.training.crop else ""
         print(f"try: ncml score IMAGE --model {shlex.quote(str(trained.folder.resolve()))}{tile}", file=sys.stderr)
+
+
+def _schedule_of(config: Config) -> str:
+    """Return the value of --schedule that gives a run's schedule."""
+    return "cooldown" if config.training.cooldown_fraction else "constant"
 
 
 def parse_size(text: str) -> tuple[int, int]:

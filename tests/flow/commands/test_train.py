@@ -45,6 +45,16 @@ def test_a_resumed_run_keeps_its_learning_rate_unless_another_is_given(saved: Pa
     assert not all(torch.equal(same[name], lower[name]) for name in same)
 
 
+def test_the_same_command_resumes_a_run_with_a_constant_rate(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message of a stopped run asks for --resume to be added to the command."""
+    shutil.copytree(saved / "run", saved / "constant")
+    assert train(saved, "constant", "--schedule", "constant", "--max-images", "96", "--resume") == 0
+    assert ncml.load(saved / "constant").config.training.cooldown_fraction == 0
+    assert train(saved, "constant", "--schedule", "cooldown", "--resume") == 2
+    expected = "ncml: --schedule is cooldown, but that of the run is constant: omit --schedule."
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
 @pytest.mark.parametrize("objective", ["ncml", "mle"])
 def test_a_run_is_tuned_even_if_another_model_has_its_name(
     saved: Path, tmp_path: Path, model: ncml.Model, monkeypatch: pytest.MonkeyPatch, objective: str
