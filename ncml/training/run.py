@@ -23,13 +23,10 @@ from ncml.training.finish import MONITORED, TrainedModel, TrainedRun
 from ncml.training.folder import IMAGE_CACHE, STATE, check_folder, exclusive
 from ncml.training.loop import train_loop
 from ncml.training.reporter import Reporter, describe_plan
-from ncml.training.state import read_config
+from ncml.training.state import OPTIONS, check_same_run, read_config
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
-from ncml.training.transfer import start_from
-
-OPTIONS = {"height": "size", "width": "size", "classes": "data", "total_images": "max-images", "grey_levels": "noise"}
-"""Options that determine settings of another name."""
+from ncml.training.transfer import check_shape, start_from
 
 MARGIN = 0.9
 """Share of the available time that training is planned to take: machines slow down, and measuring takes time too."""
@@ -78,9 +75,11 @@ def train(
         total_images=total_images,
         has_initial_model=init_from is not None,
     )
+    if init_from is not None and not resume:
+        check_shape(config, init_from.config, init_from.name)
     with exclusive(out) if group.is_main else contextlib.nullcontext():
         continued = out if resume else cooldown_from
-        split = None if continued is None else read_config(continued / STATE).training.split
+        split = None if continued is None else _read_split(continued / STATE, config)
         data, config = _load_data(config, source, out, split, group, on_progress)
         for line in data.inventory.lines(config.model.height, config.model.width, data.crops):
             on_message(line)
@@ -115,6 +114,18 @@ def train(
                 f"stopped before the model was measured and calibrated; all {trainer.images_seen} images are saved; "
                 "add --resume to the command to continue"
             ) from stop
+
+
+def _read_split(state: Path, config: Config) -> int:
+    """Return the split of a saved run; raise TrainingError for another one, whose decoded images would be replaced.
+
+    The classes are compared only when the images are read.
+    """
+    saved = read_config(state)
+    model = replace(config.model, classes=saved.model.classes)
+    training = replace(config.training, split=saved.training.split)
+    check_same_run(state, saved, replace(config, model=model, training=training))
+    return saved.training.split
 
 
 def _load_data(

@@ -27,6 +27,20 @@ CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate", "precision")
 """Training settings that may differ between a run and the configuration that it is resumed with. That configuration's
 learning rates and precision apply."""
 
+OPTIONS = {
+    "height": "size",
+    "width": "size",
+    "classes": "data",
+    "kind": "process",
+    "grey_levels": "noise",
+    "end_time": "noise",
+    "clean_probability": "objective",
+    "batch_size": "batch-size",
+    "crop": "crop",
+    "total_images": "max-images",
+}
+"""The options that determine settings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
@@ -118,8 +132,13 @@ def check_same_run(path: Path, saved: Config, config: Config) -> None:
     for section in ("model", "sde", "training"):
         for name in (field.name for field in dataclasses.fields(getattr(config, section))):
             saved_value, value = (getattr(getattr(run, section), name) for run in (saved, config))
-            if name not in CHANGEABLE and saved_value != value:
-                raise TrainingError(
-                    f"{path} is a run with {section} {name} {saved_value!r}, not {value!r}; "
-                    "resume with its original options, or choose another --out."
-                )
+            if name in CHANGEABLE or saved_value == value:
+                continue
+            option = f"--{OPTIONS[name]}" if name in OPTIONS else section
+            difference = f"{name} {saved_value!r}, not {value!r}"
+            if saved.recipe != config.recipe:
+                option, difference = "recipe", f"{saved.recipe}, not {config.recipe}"
+            raise TrainingError(
+                f"{path} is a run with another {option} ({difference}): "
+                "resume with its original options, or choose another --out."
+            )

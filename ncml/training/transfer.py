@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from ncml.config import SHAPE, LevelConfig
+from ncml.config import SHAPE, Config, LevelConfig
 from ncml.errors import InputError
 from ncml.network.ncpn import NCPN
 
 LABEL, ORIENTATION, BIAS = (f"conditioning.{name}" for name in ("label.weight", "orientation.weight", "noise.2.bias"))
+
+
+def check_shape(config: Config, source: Config, name: str) -> None:
+    """Raise InputError if a network of `config` cannot start with the weights of `source`, the model of this name."""
+    for setting in SHAPE:
+        value, source_value = getattr(config.model, setting), getattr(source.model, setting)
+        if value != source_value:
+            raise InputError(
+                "init-from",
+                f"the model {name} has {setting} {_format(source_value)} and the recipe {config.recipe} has "
+                f"{_format(value)}: use the recipe that it was trained with, {source.recipe}.",
+            )
 
 
 def start_from(network: NCPN, source: NCPN, name: str) -> None:
@@ -20,14 +32,7 @@ def start_from(network: NCPN, source: NCPN, name: str) -> None:
     name: of the source, for the InputError raised on another shape.
     """
     config, source_config = network.config, source.config
-    for setting in SHAPE:
-        value, source_value = getattr(config.model, setting), getattr(source_config.model, setting)
-        if value != source_value:
-            raise InputError(
-                "init-from",
-                f"the model {name} has {setting} {_format(source_value)} and the recipe {config.recipe} has "
-                f"{_format(value)}: use the recipe that it was trained with, {source_config.recipe}.",
-            )
+    check_shape(config, source_config, name)
     state = dict(source.state_dict())
     zeros_1E = torch.zeros(1, config.model.embedding, device=source.head.weight.device)
     label_NE, orientation_NE = state.pop(LABEL, zeros_1E), state.pop(ORIENTATION, zeros_1E)

@@ -30,7 +30,7 @@ from ncml.data import dataset, image_store
 from ncml.errors import InputError, TrainingError
 from ncml.training import finish, loop, run, tracking
 from ncml.training.finish import TrainedModel
-from ncml.training.folder import STATE, exclusive
+from ncml.training.folder import IMAGE_CACHE, STATE, exclusive
 from ncml.training.reporter import describe_plan
 from ncml.training.state import TrainingState
 from ncml.training.trainer import Trainer
@@ -207,6 +207,17 @@ def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.Monke
     assert any(line.startswith("119 for training, 21 held out") for line in messages)
 
 
+def test_another_size_is_refused_before_the_images_are_read(tmp_path: Path) -> None:
+    """The decoded images of the run stay as they are."""
+    source, out, recipe = write_images(tmp_path / "photos", 50), tmp_path / "mine", recipes.smoke()
+    train(source, out, total_images=32)
+    cache = {path: path.read_bytes() for path in (out / IMAGE_CACHE).iterdir()}
+    larger = replace(recipe, model=replace(recipe.model, height=16, width=16))
+    with pytest.raises(TrainingError, match=r"a run with another --size \(height 8, not 16\): resume with"):
+        run.train(larger, source, out, command="", resume=True)
+    assert {path: path.read_bytes() for path in (out / IMAGE_CACHE).iterdir()} == cache
+
+
 def without_images(path: Path) -> None:
     """Rewrite a training state as an earlier version wrote it, without the names of its images."""
     with safe_open(path, "pt") as file:
@@ -379,6 +390,7 @@ def test_a_run_starts_with_another_model_s_weights(tmp_path: Path) -> None:
     shape = replace(recipes.smoke(), model=replace(recipes.smoke().model, mixtures=2))
     with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: use the recipe"):
         run.train(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
+    assert not (tmp_path / "third").exists()  # refused before the images are read
 
 
 def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:

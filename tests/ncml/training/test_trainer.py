@@ -270,14 +270,15 @@ def test_a_damaged_state_is_not_resumed(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        (replace(SMOKE, model=replace(SMOKE.model, mixtures=4)), "model mixtures 3, not 4"),
-        (replace(SMOKE, sde=replace(SMOKE.sde, kind="ve")), "sde kind 'vp', not 've'"),
-        (maximum_likelihood(SMOKE), "training clean_probability 0.25, not 1.0"),
+        (replace(SMOKE, model=replace(SMOKE.model, mixtures=4)), r"model \(mixtures 3, not 4\)"),
+        (replace(SMOKE, sde=replace(SMOKE.sde, kind="ve")), r"--process \(kind 'vp', not 've'\)"),
+        (maximum_likelihood(SMOKE), r"--objective \(clean_probability 0.25, not 1.0\)"),
+        (replace(SMOKE, recipe="big", model=replace(SMOKE.model, mixtures=4)), r"recipe \(smoke, not big\)"),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path: Path, other: Config, difference: str) -> None:
     Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
-    with pytest.raises(TrainingError, match=f"is a run with {difference}; resume with"):
+    with pytest.raises(TrainingError, match=f"is a run with another {difference}: resume with"):
         Trainer(other, dataset()).resume(tmp_path / "state.safetensors")
 
 
