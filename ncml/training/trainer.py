@@ -237,7 +237,8 @@ class Trainer:
     def resume(self, path: Path, *, total_images: int | None = None) -> None:
         """Continue a saved run exactly.
 
-        Raises TrainingError if the file is damaged or of another run, and InputError if it began with other images.
+        Raises TrainingError if the file is damaged or of another run, and InputError if it began with other images or
+        has seen more than `total_images`.
 
         total_images: the run's new length; None keeps it.
         """
@@ -247,6 +248,12 @@ class Trainer:
             state.images.check(self.data.inventory.order)
         self._change(**{name: getattr(state.config.training, name) for name in KEPT})
         if total_images is not None:
+            seen = state.step * self.config.training.batch_size
+            if total_images <= seen - self.config.training.batch_size:  # the last batch may exceed the length
+                raise InputError(
+                    "max-images",
+                    f"the run has seen {seen} images already; --max-images must be at least that, or be omitted.",
+                )
             self.set_length(total_images)
         try:
             self.network.load_state_dict(state.part("network"))

@@ -293,6 +293,17 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert again.config.training.total_images == 1024
 
 
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
+    """Its model would state a length that differs from the images seen; those of the last batch may exceed it."""
+    trainer = Trainer(SMOKE, dataset())
+    trainer.step, batch_size = 3, SMOKE.training.batch_size
+    trainer.save(tmp_path / "state.safetensors")
+    Trainer(SMOKE, dataset()).resume(tmp_path / "state.safetensors", total_images=2 * batch_size + 1)
+    with pytest.raises(InputError, match=f"has seen {3 * batch_size} images already; --max-images must") as refused:
+        Trainer(SMOKE, dataset()).resume(tmp_path / "state.safetensors", total_images=2 * batch_size)
+    assert refused.value.field == "max-images"
+
+
 def test_a_branch_cools_down_from_the_state_of_its_run(tmp_path: Path) -> None:
     """The rate is constant before and falls linearly to 0 after; a resumed branch does the same."""
     config = replace(
