@@ -54,7 +54,7 @@ def compress(
     if not files:
         raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
     paths = [cast(Path, path) for path in list_images(files, "files")]
-    check_output_file(output)
+    check_output_file(output, inputs=paths)
     names = [path.stem for path in paths]
     check_names(names, len(paths))
     check_threads(threads)

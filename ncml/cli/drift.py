@@ -1,7 +1,7 @@
 """`ncml drift`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from ncml.cli import table
 from ncml.cli.local_model import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
+from ncml.cli.score_output import Inputs
 from ncml.cli.stored_table import local_copy
 from ncml.cli.terminal import (
     CalibrationOption,
@@ -26,7 +27,7 @@ from ncml.cli.terminal import (
     progress_bar,
 )
 from ncml.errors import InputError, ModelError
-from ncml.paths import Location, check_exists, collect, list_files
+from ncml.paths import Location, check_exists, collect
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def drift(
 
     drift_report.check_alpha(alpha)
     if plot is not None:
-        _check_plot(plot)
+        _check_plot(plot, files)
     m = LocalModel(describe(model, device), device)
     reference = m.calibrations.select(calibration)
     if reference is None:
@@ -89,7 +90,7 @@ def drift(
     skipped = SkippedFiles()
     measurements = [
         *_read_tables(m, reference, tables),
-        *_score_files(m, reference, [path for path in files if path not in tables], skipped),
+        *_score_files(m, reference, Inputs(tuple(path for path in files if path not in tables), plot), skipped),
     ]
     if not measurements:
         raise InputError("files", f"there are no scored images in {', '.join(map(str, files))}.")
@@ -114,9 +115,9 @@ def drift(
     return int(result.drifted)
 
 
-def _check_plot(path: Path) -> None:
+def _check_plot(path: Path, files: Iterable[Location]) -> None:
     """Refuse a plot that cannot be written, before images are scored; imports Matplotlib."""
-    check_output_file(path, "plot")
+    check_output_file(path, "plot", inputs=[file for file in files if isinstance(file, Path)])
     from matplotlib.figure import Figure
 
     if path.suffix and path.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
@@ -159,9 +160,9 @@ def _parse(path: Location, cell: str) -> float:
 
 
 def _score_files(
-    m: LocalModel, calibration: "Calibration", files: list[Location], skipped: SkippedFiles
+    m: LocalModel, calibration: "Calibration", files: Inputs, skipped: SkippedFiles
 ) -> Iterator[Measurement]:
-    paths = collect(list_files(files))
+    paths = collect(files)
     scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped)
     done = 0
     with progress_bar() as on_progress:

@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.cli.generate_options import SharedOptions
-from ncml.cli.terminal import progress_bar
+from ncml.cli.terminal import check_output_file, progress_bar
 from ncml.limits import Keep
 
 
@@ -35,6 +35,7 @@ def complete(
         keep: The known half.
     """
     description = options.describe_model()
+    check_output_file(options.output, inputs=[file])
     canvas, known_half = images.place_known_half(
         file, description.height, description.width, keeps=description.keeps, keep=keep, field=str(file)
     )

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -92,11 +92,13 @@ def identity(model: Identified) -> dict[str, Any]:
     return {"name": model.name, "version": model.version}
 
 
-def check_output_file(path: Path, field: str = "output") -> None:
-    """Refuse a file that cannot be written, before anything is computed."""
+def check_output_file(path: Path, field: str = "output", *, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a file that cannot be written, or that would replace one of the inputs, before anything is computed."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         reason = "it is a folder or read-only, or its folder does not exist or is read-only"
         raise InputError(field, f"{path} cannot be written: {reason}.")
+    if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+        raise InputError(field, f"{path} is read by this command and would be replaced: choose another file.")
 
 
 def check_threads(count: int) -> None:

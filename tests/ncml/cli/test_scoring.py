@@ -576,6 +576,13 @@ def test_the_exit_status_reports_drift(calibrated: Run, tmp_path: Path) -> None:
     assert result["flagged"] > 0.9
 
 
+def test_the_plot_of_drift_is_not_one_of_its_images(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "same", 21, 7)
+    for _ in range(2):  # the second time, the plot lies among the images
+        done = calibrated("drift", "same", "--model", "loud", "--plot", "same/drift.png", "--json")
+        assert json.loads(done.stdout)["images"] == 21
+
+
 def test_drift_counts_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 21, 7)
     (tmp_path / "new" / "junk.png").write_text("junk")
