@@ -60,7 +60,7 @@ def calibrate(
         corners = tile.corners(*image_HWC.shape[:2])
         np.random.default_rng(index).shuffle(corners)  # evenly spaced ones could all lie in one column
         fit_columns.append(measure_image(image_HWC, corners[:max_tiles]))
-        on_progress(Progress("fit", index + 1, len(fit_images), "images"))
+        on_progress(Progress("fit", index + 1, len(fit_images)))
     fit_count = sum(len(next(iter(columns.values()))) for columns in fit_columns)
     if fit_count < MIN_ESTIMATION_IMAGES:
         raise InputError(
@@ -86,7 +86,7 @@ def calibrate(
         rank_means.append(_means(columns))
         for view, view_score in score_views(columns, names, gaussians).items():
             scores[view].append(view_score.score)
-        on_progress(Progress("rank", index + 1, len(rank_images), "images"))
+        on_progress(Progress("rank", index + 1, len(rank_images)))
     is_suspicious = suspicious(concatenate(fit_means + rank_means))
     on_suspicious("fit", np.flatnonzero(is_suspicious[: len(fit_images)]).tolist())
     on_suspicious("rank", np.flatnonzero(is_suspicious[len(fit_images) :]).tolist())

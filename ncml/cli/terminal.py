@@ -162,8 +162,9 @@ def progress_bar() -> Generator[OnProgress]:
                     if progress.total and progress.done > done_before:
                         left = (now - since) * (progress.total - progress.done) / (progress.done - done_before)
                         line += f", about {left:.0f} s left"
-                    line += f" {progress.note}"
-                    print(line.rstrip(), file=sys.stderr, flush=True)
+                    if progress.note:
+                        line += f", {progress.note}"
+                    print(line, file=sys.stderr, flush=True)
                 return
             if bar is None:
                 from rich import progress as rich

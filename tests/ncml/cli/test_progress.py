@@ -17,15 +17,15 @@ def test_lines_of_progress_state_the_time_that_a_stage_has_left(
     clock = itertools.count(0, 10)
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     with terminal.progress_bar() as on_progress:
-        for stage, total in (("align", 6), ("rank", 8)):
+        for stage, total, note in (("align", 6, ""), ("train", 8, "5.1 bits/dim")):
             for done in range(1, total + 1):
-                on_progress(Progress(stage, done, total))
+                on_progress(Progress(stage, done, total, note))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "align 3/6, about 30 s left",
         "align 6/6, about 0 s left",
-        "rank 3/8, about 50 s left",
-        "rank 6/8, about 20 s left",
+        "train 3/8, about 50 s left, 5.1 bits/dim",
+        "train 6/8, about 20 s left, 5.1 bits/dim",
     ]
 
 
