@@ -163,7 +163,7 @@ def _calibrate_images(
                 false_positive_rate=rate,
                 tolerate=tolerate,
                 name=name,
-                foreign=generate_foreign(model) if unseen else None,
+                foreign=generate_foreign(model, on_progress) if unseen else None,
                 on_suspicious=add_suspects,
                 on_progress=on_progress,
             )

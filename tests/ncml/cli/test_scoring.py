@@ -20,7 +20,7 @@ import ncml
 from ncml import images
 from ncml.cli import main as cli
 from ncml.cli import rows as row_module
-from ncml.cli import score_output
+from ncml.cli import score_output, terminal
 from ncml.cli.table import read
 from tests.ncml import nets
 
@@ -89,6 +89,16 @@ def test_calibrate_reports_the_calibration(run: Run, tmp_path: Path) -> None:
     done = run("drift", "good", "--model", "loud")
     assert done.returncode == 2
     assert "half of the ranking images of the calibration 'default' were processed" in done.stderr
+
+
+def test_calibrate_shows_progress_while_it_generates_images(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "good", 39, 1)
+    monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(terminal, "QUIET_S", 0.0)
+    done = run("calibrate", "--model", "loud", "--data", "good", "--unseen")
+    assert "noisy sampling 8/8" in done.stderr
 
 
 def test_calibrate_lists_images_that_are_unlike_the_others(run: Run, tmp_path: Path) -> None:
