@@ -86,11 +86,12 @@ def score(
         raise InputError("files", "no image is given: ncml score FILE...")
     if fdr is not None:
         conformal.largest_discovery(np.empty(0), fdr)  # reports an invalid rate before images are scored
-    if tile and (class_ is not None or noise or statistics or statistic or calibration or only_bpd):
-        raise InputError(
-            "tile",
-            "--tile takes the verdict from the tiles and cannot be combined with other scoring options: omit them.",
-        )
+    others = {"class": class_ is not None, "noise": noise, "statistics": statistics, "statistic": statistic}
+    others |= {"calibration": calibration, "only-bpd": only_bpd}
+    if tile and (given := [f"--{name}" for name, is_given in others.items() if is_given]):
+        options = " and ".join(given)
+        detail = f"--tile takes the verdict from the tiles and cannot be combined with {options}: omit them."
+        raise InputError("tile", detail)
     if only_bpd and (statistic or statistics or calibration):
         remedy = "omit it, or omit --statistic, --statistics and --calibration."
         raise InputError("only_bpd", f"--only-bpd computes bits/dim and no statistic or verdict: {remedy}")

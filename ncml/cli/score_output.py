@@ -211,6 +211,8 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
 def format_summary(summary: Row, threshold: float | None = None) -> str:
     """Format the number of images, and of those that are flagged or discovered. threshold: that of a detector."""
     text = counted(summary["images"], "image")
+    if summary.get("kept"):
+        text += f", {summary['kept']:,} of them unchanged since the table was written"
     if "false_positive_rate" in summary:
         above, population = "", "in-distribution"
         if threshold is not None:
@@ -219,10 +221,9 @@ def format_summary(summary: Row, threshold: float | None = None) -> str:
         expected = f"{at_most}{100 * summary['false_positive_rate']:g}% of {population} images are expected to be"
         text += f", {summary['flagged']} flagged{above} ({expected})"
     if "discoveries" in summary:
-        text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"
+        discoveries = counted(summary["discoveries"], "discovery", "discoveries")
+        text += f", {discoveries} at a false discovery rate of {summary['fdr']:g}"
         text += summary.get("fdr_limit", "")
-    if summary.get("kept"):
-        text += f", {summary['kept']:,} of them unchanged since the table was written"
     return text + (f": {summary['output']}" if "output" in summary else "")
 
 

@@ -519,7 +519,7 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "new", "--fdr", "2"], "false discovery rate must be more than 0"),
         (["score", "new", "--statistics", "lr"], "no statistic 'lr'"),
         (["score", "new", "--tile-size", "16"], "--tile-size requires --tile"),
-        (["score", "new", "--tile", "--class", "a"], "cannot be combined with other scoring options: omit them"),
+        (["score", "new", "--tile", "--class", "a", "--only-bpd"], "cannot be combined with --class and --only-bpd"),
         (["score", "new", "--tile"], "tiles cannot be scored: this model is not calibrated"),
         (["drift", "new"], "drift is measured relative to a calibration, but this model is not calibrated"),
         (["score", "new", "--map", "."], "--map . contains new: name another folder"),
