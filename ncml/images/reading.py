@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def _iterate(images: Any, field: str) -> Iterator[Image]:
         yield images
     elif hasattr(images, "__array__") and (array := np.asarray(images)).dtype.kind not in "OU":
         yield from array if array.ndim == 4 else [array]
-    elif isinstance(images, Iterable) and not isinstance(images, Mapping):
+    elif isinstance(images, Iterable) and not isinstance(images, Mapping | bytearray | memoryview | io.IOBase):
         for image in images:
             yield from _iterate(image, field)
     else:

@@ -87,6 +87,9 @@ def test_errors_about_images_name_the_remedy(model: ncml.Model, tmp_path: Path) 
     for invalid in (5, None, [None], [PIXELS[0], 5.0], {"a": PIXELS[0]}):
         with pytest.raises(InputError, match="an image must be a path, bytes, a PIL image or a uint8 array, not"):
             model.score(invalid)  # type: ignore[arg-type]
+    for invalid in (io.BytesIO(b"a line"), bytearray(b"bytes")):  # which can be iterated, but not over images
+        with pytest.raises(InputError, match=rf"a uint8 array, not <?[a-z_.]*{type(invalid).__name__}"):
+            model.score(invalid)  # type: ignore[arg-type]
     for path, reason in (("", "is empty"), ("x" * 5000, "File name too long"), ("a\0b", "null")):
         with pytest.raises(InputError, match=reason):
             model.score([PIXELS[0], path])
