@@ -61,7 +61,8 @@ def tracker_factory(name: str) -> Callable[[Path, Config], Tracker]:
     try:
         function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError("tracker", f"there is no tracker {name!r}: {error}") from error
+        remedy = "name it as module:function, and add the module's folder to PYTHONPATH if it is not installed"
+        raise InputError("tracker", f"there is no tracker {name!r} ({error}): {remedy}.") from error
     if not callable(function) or not _accepts_two_arguments(function):
         raise InputError("tracker", f"{name} is not a function of (folder, config).")
 

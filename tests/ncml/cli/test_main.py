@@ -287,7 +287,7 @@ def test_without_a_command_the_error_names_the_help(run: Run) -> None:
         (["train", "smoke", "--data", "empty", "--out", "y", "--init-from", "tinny"], "did you mean tiny?"),
         (
             ["train", "smoke", "--data", "empty", "--out", "y", "--tracker", "nothing.at:all"],
-            "no tracker 'nothing.at:all'",
+            "no tracker 'nothing.at:all' (No module named 'nothing'): name it as module:function, and add",
         ),
         (["train", "smoke", "--data", "empty", "--out", "tiny"], "tiny already contains a finished model"),
         (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
