@@ -154,8 +154,6 @@ class Links(BaseModel):
 class JobAnswer(Answer):
     """The state of a job."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.JOB})
-
     task: Task
     model: ModelRef | None = Field(
         description="Null until the version is known: with the result, unless the request named it."
@@ -176,8 +174,6 @@ class JobAnswer(Answer):
 
 class JobEnded(BaseModel):
     """The message to the webhook that a request named."""
-
-    model_config = ConfigDict(json_schema_extra={"example": examples.JOB_ENDED})
 
     type: str = Field(description="`job.succeeded`, `job.failed`, `job.canceled` or `job.expired`.")
     timestamp: datetime = Field(description="When the job ended.")

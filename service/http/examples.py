@@ -364,6 +364,18 @@ DETECTOR: dict[str, Any] = MODEL | {
     "batching": None,
     "default": False,
 }
+MODELS: dict[str, Any] = {
+    "models": [MODEL, DETECTOR],
+    "next": None,
+    "calibration_allowed": False,
+    "webhooks_allowed": False,
+    "max_images": 64,
+    "max_judged_images": 4,
+    "max_tiles": 4096,
+    "max_body_bytes": 67_108_864,
+}
+WITH_NULL = {"JobAnswer": JOB, "JobEnded": JOB_ENDED, "Models": MODELS, "ServedModel": MODEL}
+"""Examples of schemas by name that have members that are null; FastAPI would remove these."""
 METRICS = """# HELP ncml_queue_depth Waiting jobs.
 # TYPE ncml_queue_depth gauge
 ncml_queue_depth{queue="ncml:score:normal"} 3.0

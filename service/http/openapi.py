@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from service.http.examples import PROBLEM_FIELDS, PROBLEMS, REQUEST_ID, TINY_PNG
+from service.http.examples import PROBLEM_FIELDS, PROBLEMS, REQUEST_ID, TINY_PNG, WITH_NULL
 from service.http.negotiation import JSON
 from service.http.origins import OPEN_PATHS
 from service.http.problems import MEDIA_TYPE, Problem, ProblemDetails
@@ -58,6 +58,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             schemas.pop(name, None)
         problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= problem.pop("$defs") | {"ProblemDetails": problem}
+        for name, example in WITH_NULL.items():
+            schemas[name]["example"] = example
         for path, operations in document["paths"].items():
             if path not in OPEN_PATHS:
                 for operation in operations.values():

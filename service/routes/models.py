@@ -4,11 +4,9 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ncml.limits import MAX_JUDGED_IMAGES
-from service.http import examples
-from service.http.negotiation import JSON
 from service.http.openapi import BINARY, problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs, JobService
@@ -29,21 +27,6 @@ class ServedModel(ModelDescriptor):
 
 class Models(BaseModel):
     """The models that live workers serve."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "models": [examples.MODEL, examples.DETECTOR],
-                "next": None,
-                "calibration_allowed": False,
-                "webhooks_allowed": False,
-                "max_images": 64,
-                "max_judged_images": 4,
-                "max_tiles": 4096,
-                "max_body_bytes": 67_108_864,
-            }
-        }
-    )
 
     models: list[ServedModel]
     next: str | None = Field(default=None, description="`after` of the next page; null on the last one")
@@ -107,8 +90,7 @@ async def models(
     "/{name}",
     operation_id="get_model",
     summary="Get one model",
-    responses={200: {"content": {JSON: {"example": examples.MODEL}}}}
-    | problem_responses(401, 404, 422, 503, kinds=("no-such-model", "invalid-input", "queue-down")),
+    responses=problem_responses(401, 404, 422, 503, kinds=("no-such-model", "invalid-input", "queue-down")),
 )
 async def model(name: Name, jobs: Jobs) -> ServedModel:
     """Return a model by name, or by name and version (at least its first six digits).

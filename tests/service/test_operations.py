@@ -19,11 +19,13 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ncml.images import to_png
+from service.answers import CalibrateAnswer, ImagesAnswer, JobAnswer, JobEnded, ScanAnswer, ScoreAnswer
 from service.app import from_environment
 from service.http.middleware import RequestLogFormatter, request_id
 from service.http.protocol import MAX_HEAD_BYTES
 from service.jobs import MAX_UNDELIVERED
 from service.preparation import MAX_PREPARATIONS
+from service.routes.models import Models, ServedModel
 from service.service_metrics import Metrics
 from service.settings import Settings
 from tests.conftest import eventually, free_port
@@ -325,6 +327,14 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
         assert "example" in document["components"]["schemas"][name]
 
 
+def test_the_examples_of_documents_are_valid(client: TestClient) -> None:
+    """FastAPI removes members that are null, although they are required."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    answered = (JobAnswer, JobEnded, ScoreAnswer, ScanAnswer, CalibrateAnswer, ImagesAnswer, Models, ServedModel)
+    for document in answered:
+        document.model_validate(schemas[document.__name__]["example"])
+
+
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
@@ -459,6 +469,7 @@ def test_an_invalid_queue_address_stops_the_process_without_revealing_its_passwo
 def test_the_service_imports_no_torch_and_no_worker_process() -> None:
     code = """
 import sys
+from service.answers import CalibrateAnswer, ImagesAnswer, JobAnswer, JobEnded, ScanAnswer, ScoreAnswer
 from service.app import from_environment
 app = from_environment()
 app.openapi()
