@@ -21,6 +21,8 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
 
+REVIEW_ID = r"^[0-9a-f]{16}$"
+
 EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 """Ids of stream entries in Valkey."""
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from worker.contract import EVENT_ID, JOB_ID, MODEL_NAME
+from worker.contract import EVENT_ID, JOB_ID, MODEL_NAME, REVIEW_ID
 
 _PATTERNS = {
     MODEL_NAME: "it must have 1 to 64 letters, digits, dots, underscores and hyphens, beginning with a letter or digit",
     JOB_ID: "it must have 1 to 64 letters, digits, underscores and hyphens",
+    REVIEW_ID: "it must have 16 hexadecimal digits, as in the list of reviews",
     EVENT_ID: "it must be the id of an event that this service sent, such as 1767268800115-0",
 }
 """Requirements by pattern."""

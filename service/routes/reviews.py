@@ -17,6 +17,7 @@ from service.http.requests import Upload, parse_request
 from service.jobs import MEMORY_RETRY_AFTER_S, Jobs, JobService
 from service.params import ReviewParams
 from service.routes.models import JPEG, Name
+from worker.contract import REVIEW_ID
 from worker.job_results import ScoreResult
 from worker.review_store import NoRoomForReview, Review, Verdict
 
@@ -29,7 +30,7 @@ RETRY_AFTER_S = 3600
 THUMBNAIL_CACHING = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
 """The image of an id never changes, but a browser must not show it to the user of another key."""
 
-ReviewId = Annotated[str, Path(description="The id of a review.", pattern=r"^[0-9a-f]{16}$")]
+ReviewId = Annotated[str, Path(description="The id of a review.", pattern=REVIEW_ID)]
 
 
 class ReviewAnswer(BaseModel):

@@ -209,6 +209,11 @@ def test_reviews_belong_to_the_key_that_sent_them(guarded: TestClient) -> None:
         assert guarded.request(method, REVIEWS_PATH + path).status_code == 401
 
 
+def test_an_invalid_review_id_is_refused(client: TestClient) -> None:
+    detail = client.delete(f"{REVIEWS_PATH}/5F0C").json()["detail"]
+    assert detail == "review_id is '5F0C'; it must have 16 hexadecimal digits, as in the list of reviews."
+
+
 def test_reviews_of_other_sites_are_refused(client: TestClient) -> None:
     job = score(client, FLAGGED)
     refused = review(client, FLAGGED, job, headers={"origin": "https://evil.example", "sec-fetch-site": "cross-site"})
