@@ -67,7 +67,7 @@ class ServiceError(NcmlError):
         self.status = status
         """The HTTP status; 0 if the service cannot be reached, or its response cannot be decoded."""
         self.kind = kind
-        """The kind of problem, such as `queue-full`; see docs/api.md."""
+        """The kind of problem, such as `queue-full`; see docs/api.md. Empty for one without a kind."""
         self.field = field
         """The invalid parameter, if there is one."""
         self.request_id = request_id

@@ -368,7 +368,7 @@ def _read_problem(problem: Document, status: int) -> ServiceError:
     return ServiceError(
         str(problem.get("detail") or problem["title"]),
         status=status,
-        kind=str(problem.get("type", "")).removeprefix("urn:ncml:problem:"),
+        kind=str(problem.get("type", "")).removeprefix("about:blank").removeprefix("urn:ncml:problem:"),
         field=errors[0].get("field"),
         request_id=str(problem.get("request_id", "")),
     )

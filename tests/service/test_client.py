@@ -187,6 +187,12 @@ def test_jobs_are_looked_up_canceled_and_deleted(client: Client, jobs) -> None:
     assert (caught.value.status, caught.value.kind) == (404, "no-such-job")
 
 
+def test_a_problem_without_a_kind_has_an_empty_one(url: str) -> None:
+    with Client(f"{url}/elsewhere") as client, pytest.raises(ServiceError, match="does not exist") as caught:
+        client.version()
+    assert (caught.value.status, caught.value.kind) == (404, "")
+
+
 def test_models_and_the_version_are_returned(client: Client) -> None:
     assert [model["name"] for model in client.models()] == ["tiny"]
     assert client.model("tiny")["default"]
