@@ -15,6 +15,12 @@ import { calibrationOf, headline, pText, verdict } from "./verdict.js";
 
 export { headline, verdict };
 
+/** The image of a reading for the strip, or the type of a file that the page cannot show. */
+export function stripImage({ name, modelView: src }) {
+  if (src) return h("img", { src, alt: "", class: "pixels" });
+  return h("span", { class: "blank" }, /\.(\w+)$/.exec(name)?.[1].toUpperCase());
+}
+
 /** The article of a reading; its map can be compared with those of all `readings`. */
 export function readingArticle(reading, readings) {
   const { name, scan } = reading;

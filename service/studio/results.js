@@ -127,7 +127,7 @@ export class Results {
   }
 
   stripItem(reading) {
-    const { name, modelView } = reading;
+    const { name } = reading;
     const { kind, label } = articles.verdict(reading);
     const symbol = { in: "✓", out: "✕" }[kind];
     const attributes = {
@@ -142,7 +142,7 @@ export class Results {
       h(
         "button",
         attributes,
-        modelView ? h("img", { src: modelView, alt: "", class: "pixels" }) : h("span", { class: "blank" }),
+        articles.stripImage(reading),
         h(
           "span",
           { class: "row" },

@@ -403,6 +403,16 @@ def test_a_file_that_the_browser_cannot_read_is_scored_in_tiles_of_the_chosen_si
     )
 
 
+def test_an_image_that_the_browser_cannot_read_has_its_type_in_the_strip(studio, photo: Path) -> None:
+    tiff = photo.with_suffix(".tiff")
+    Image.open(photo).save(tiff)
+    page = studio("score")
+    upload(page, "score", tiff, photo)
+    page.get_by_role("button", name="Score 2 images").click()
+    expect(page.locator(".strip .tile").nth(0).locator(".blank")).to_have_text("TIFF")
+    expect(page.locator(".strip .tile").nth(1).locator("img")).to_be_visible()
+
+
 def without_tiles(**limits: int) -> Handler:
     """Answer /models with other limits, as if no tiles were calibrated."""
     return changed(lambda document: document.update(limits, models=[m | {"tiles": None} for m in document["models"]]))
