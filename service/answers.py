@@ -180,10 +180,23 @@ class JobEnded(BaseModel):
     data: JobAnswer = Field(description="The job as GET /jobs/{id} returns it, without `webhook`.")
 
 
+RESULT_HEADERS: dict[str, Any] = {
+    "X-Job-Id": {"description": "The id of the job, for /jobs/{id}, in every format.", "schema": {"type": "string"}}
+}
+"""The headers of every result in the OpenAPI document."""
+IMAGES_HEADERS: dict[str, Any] = {
+    **RESULT_HEADERS,
+    "X-Seed": {
+        "description": "The seed of the first image; image i has this seed + i.",
+        "schema": {"type": "integer"},
+    },
+}
+
 ACCEPTED: dict[str, Any] = {
     "model": JobAnswer,
     "description": "The job did not finish within the wait; see Location.",
     "headers": {
+        **RESULT_HEADERS,
         "Location": {"description": "The address of the job.", "schema": {"type": "string"}},
         "Retry-After": {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}},
     },

@@ -44,7 +44,11 @@ PAUSE_S = 1.0
     operation_id="calibrate",
     summary="Calibrate a model on your own images",
     responses={
-        200: {"model": answers.CalibrateAnswer, "description": "The new model, and what its verdicts can detect."},
+        200: {
+            "model": answers.CalibrateAnswer,
+            "description": "The new model, and what its verdicts can detect.",
+            "headers": answers.RESULT_HEADERS,
+        },
         202: answers.ACCEPTED,
         **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
     },
@@ -92,7 +96,11 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     operation_id="update",
     summary="Update a detector with your reviews",
     responses={
-        200: {"model": answers.CalibrateAnswer, "description": "The new version, and what its verdicts can detect."},
+        200: {
+            "model": answers.CalibrateAnswer,
+            "description": "The new version, and what its verdicts can detect.",
+            "headers": answers.RESULT_HEADERS,
+        },
         202: answers.ACCEPTED,
         **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
     },

@@ -21,13 +21,12 @@ from worker.descriptors import ModelDescriptor
 
 router = APIRouter(tags=["images"])
 
-_SEED_HEADER = {"description": "The seed of the first image; image i has this seed + i.", "schema": {"type": "integer"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": answers.ImagesAnswer,
         "description": "The images in the format of Accept. Default: a PNG, in which several images form a grid.",
         "content": {PNG: BINARY, ZIP: BINARY, NPZ: BINARY, JSON: {}},
-        "headers": {"X-Seed": _SEED_HEADER},
+        "headers": answers.IMAGES_HEADERS,
     },
     202: answers.ACCEPTED,
     **problem_responses(*JOB_STATUSES, kinds=JOB_PROBLEMS),

@@ -89,6 +89,9 @@ async def job(job_id: JobId, request: Request, jobs: Jobs) -> Response:
                 },
                 PNG: BINARY, ZIP: BINARY, NPZ: BINARY,
             },
+            "headers": answers.RESULT_HEADERS | {
+                "X-Seed": answers.IMAGES_HEADERS["X-Seed"] | {"description": "Of images: the seed of the first one."}
+            },
         },
         202: answers.ACCEPTED,
         **problem_responses(401, 404, 406, 410, 422, 500, 503, 504, kinds=(*_PROBLEMS, "result-expired", "job-input")),

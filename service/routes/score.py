@@ -40,6 +40,7 @@ the two is sent; a file has been decoded within the limits before."""
             "A PNG shows the map, that of a detector over the image, reduced to at most 1024 pixels; several form a "
             "grid.",
             "content": {NPZ: BINARY, PNG: BINARY, JSON: {"examples": examples.SCORES}},
+            "headers": answers.RESULT_HEADERS,
         },
         202: answers.ACCEPTED,
         **problem_responses(*JOB_STATUSES, kinds=(*JOB_PROBLEMS, "too-many-images")),

@@ -335,6 +335,22 @@ def test_the_examples_of_documents_are_valid(client: TestClient) -> None:
         document.model_validate(schemas[document.__name__]["example"])
 
 
+def test_the_document_has_the_headers_of_jobs_and_results(client: TestClient, worker) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+
+    def documented(path: str, method: str, status: str) -> set[str]:
+        return {name.lower() for name in paths[path][method]["responses"][status]["headers"]}
+
+    score, images = client.post("/score", files={"image": IMAGE}), client.post("/generate")
+    assert documented("/score", "post", "200") == {"x-job-id"} <= score.headers.keys()
+    assert documented("/generate", "post", "200") == {"x-job-id", "x-seed"} <= images.headers.keys()
+    result = client.get(f"/jobs/{images.headers['x-job-id']}/result")
+    assert documented("/jobs/{job_id}/result", "get", "200") == {"x-job-id", "x-seed"} <= result.headers.keys()
+    worker.pause()
+    accepted = client.post("/generate", headers={"Prefer": "respond-async"})
+    assert documented("/generate", "post", "202") == {"x-job-id", "location", "retry-after"} <= accepted.headers.keys()
+
+
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
