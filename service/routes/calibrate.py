@@ -176,7 +176,8 @@ def _check_count(count: int, params: CalibrateParams, skipped: Sequence[str] = (
     try:
         check_total(count, params.false_positive_rate)
     except InputError as error:
-        reasons = f"; {len(skipped)} other files are not usable: {skipped[0]}" if skipped else "."
+        files = "1 other file is" if len(skipped) == 1 else f"{len(skipped)} other files are"
+        reasons = f"; {files} not usable: {skipped[0]}" if skipped else "."
         raise InputError("image", f"image: {error.detail.rstrip('.')}{reasons}") from error
 
 

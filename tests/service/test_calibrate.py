@@ -291,6 +291,8 @@ def test_a_zip_of_other_files_is_refused_with_a_reason(open_client: TestClient, 
     assert response.status_code == 422
     assert "image: 0 images are too few" in response.json()["detail"]
     assert "40 other files are not usable: 0.txt is not an image" in response.json()["detail"]
+    one = open_client.post("/calibrate?name=mine", files=[*files(38), ("image", ("a.txt", b"x"))])
+    assert "1 other file is not usable: a.txt is not an image" in one.json()["detail"]
     assert not jobs.claimable
 
 
