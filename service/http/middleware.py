@@ -100,7 +100,11 @@ class RequestContextMiddleware:
 
 def _route_path(scope: Scope) -> str:
     route: Any = scope.get("route")
-    return str(getattr(route, "path", "")) or "unmatched"
+    if path := getattr(route, "path", ""):
+        return path
+    if "endpoint" in scope:  # the OpenAPI document, and the files below a mount
+        return scope["root_path"] or scope["path"]
+    return "unmatched"
 
 
 class UnexpectedErrorMiddleware:

@@ -67,6 +67,8 @@ def test_requests_and_jobs_are_counted(client: TestClient, worker) -> None:
     client.get("/jobs/unknown")
     client.get("/nowhere")
     client.request("BREW", "/nowhere")
+    for path in ("/studio/app.js", "/studio/nothing.js", "/openapi.json"):
+        client.get(path)
     worker.appear_as()
     client.post("/generate")
     samples = metrics(client)
@@ -76,6 +78,9 @@ def test_requests_and_jobs_are_counted(client: TestClient, worker) -> None:
     assert samples["ncml_http_requests_total", "404", "GET", "/jobs/{job_id}"] == 1
     assert samples["ncml_http_requests_total", "404", "GET", "unmatched"] == 1
     assert samples["ncml_http_requests_total", "404", "OTHER", "unmatched"] == 1
+    assert samples["ncml_http_requests_total", "200", "GET", "/studio"] == 1
+    assert samples["ncml_http_requests_total", "404", "GET", "/studio"] == 1
+    assert samples["ncml_http_requests_total", "200", "GET", "/openapi.json"] == 1
     assert samples["ncml_http_request_duration_seconds_count", "200", "/score"] == 2
     assert samples["ncml_http_request_duration_seconds_count", "422", "/score"] == 1
     assert samples["ncml_jobs_enqueued_total", "tiny", "normal", "score"] == 1
