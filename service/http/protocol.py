@@ -98,11 +98,15 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         super().data_received(data)
         cycle: Any = self.cycle  # None before the first request
-        if self._is_in_head:
+        if self._is_in_head and not self._is_refused:
             self._head_bytes += len(data)
             self._check_head(self._head_bytes)
         elif cycle and cycle.response_complete and not self._deadline and not self.transport.is_closing():
             self._set_deadline(self._limits.header_s)  # blank lines, which have ended uvicorn's idle timeout
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be parsed."""
+        self._refuse(400, "The request is not valid HTTP; send it with an HTTP client.", "malformed")
 
     def on_message_begin(self) -> None:
         """Begin a request."""

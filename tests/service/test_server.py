@@ -1,6 +1,7 @@
 """A service process limits connections and uploads, and trusts only named proxies."""
 
 import contextlib
+import json
 import os
 import resource
 import select
@@ -108,6 +109,14 @@ def test_a_request_that_arrives_byte_by_byte_is_refused(port: int) -> None:
 def test_headers_without_end_are_refused(port: int, ends: bytes) -> None:
     received = answer(send(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"a" * 80_000 + ends))
     assert received.startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("start", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a b: 1\r\n" * 10_000])
+def test_a_request_that_is_not_http_is_a_problem(port: int, start: bytes) -> None:
+    head, _, body = answer(send(port, start)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Type: application/problem+json" in head
+    assert json.loads(body)["type"] == "urn:ncml:problem:malformed"
 
 
 def test_connections_beyond_the_limit_are_refused_and_closed_ones_make_room(port: int) -> None:
