@@ -7,7 +7,7 @@ import { fetchedFigure, framed, place } from "./tiles.js";
 import { calibrationOf } from "./verdict.js";
 
 /** What each view compares, in words. */
-export const DETECTOR_VIEWS = {
+const DETECTOR_VIEWS = {
   patches: "patches unlike those of good images",
   areas: "an area unlike those of good images",
   stains: "patches like those with a soft stain",

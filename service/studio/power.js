@@ -37,7 +37,7 @@ function powerRow(name, share) {
 }
 
 /** The kinds of alteration of a detector's power: those of which the fewest are found at the largest size first. */
-export const worstFirst = ({ shares }) =>
+const worstFirst = ({ shares }) =>
   Object.entries(shares).sort(([, a], [, b]) => largest(a) - largest(b) || mean(a) - mean(b));
 
 const largest = (sizes) => Object.values(sizes).at(-1);

@@ -90,9 +90,6 @@ class Receivers:
     def __init__(self, entries: tuple[str, ...]) -> None:
         self._receivers = [Receiver.parse(entry) for entry in entries]
 
-    def __bool__(self) -> bool:
-        return bool(self._receivers)
-
     def check(self, url: str) -> Target:
         """Return the target of an address. Raises `InputError` if it may not be named."""
         match = _URL.fullmatch(url)
