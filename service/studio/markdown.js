@@ -22,11 +22,19 @@ const scrollable = (label, ...parts) =>
   h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {}, parts));
 
 export function markdown(text) {
-  const blocks = text.trim().split(/\n\s*\n/);
-  return blocks.flatMap((block) => (block.startsWith("|") ? markdownTable(block) : textBlock(block)));
+  let title = ""; // the last heading, which distinguishes tables of the same columns
+  return text
+    .trim()
+    .split(/\n\s*\n/)
+    .flatMap((block) => {
+      if (block.startsWith("|")) return markdownTable(block, title);
+      const elements = textBlock(block);
+      title = elements.findLast(({ tagName }) => tagName === "H4")?.textContent ?? title;
+      return elements;
+    });
 }
 
-function markdownTable(block) {
+function markdownTable(block, title) {
   const rows = block.split("\n").map((line) => line.split("|").slice(1, -1));
   const [headings, , ...body] = rows.map((cells) => cells.map((cell) => cell.trim()));
   const head = headings.map((cell) => h("th", { scope: "col" }, spans(cell)));
@@ -37,7 +45,8 @@ function markdownTable(block) {
       cells.map((cell) => h("td", {}, spans(cell))),
     ),
   );
-  return scrollable(headings.join(", "), h("thead", {}, h("tr", {}, head)), h("tbody", {}, lines));
+  const label = [title, headings.join(", ")].filter(Boolean).join(": ");
+  return scrollable(label, h("thead", {}, h("tr", {}, head)), h("tbody", {}, lines));
 }
 
 /** Headings, lists and paragraphs, which may follow each other without an empty line. */

@@ -100,10 +100,11 @@ def models(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPa
     classes = ("dark", "a class whose name is much longer than any button")
     levels = tuple(LevelConfig(width=8, blocks=blocks) for blocks in (5, 0, 1))
     wide = replace(config, model=replace(config.model, height=32, width=32, levels=levels, classes=classes))
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
     checkpoint.save(
         directory / "wide",
         NCPN(wide),
-        card="# wide\n\n- **Untrained**: `for tests`\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+        card=f"# wide\n\n- **Untrained**: `for tests`\n\n{table}\n## More\n\n{table}",
     )
     return directory
 

@@ -662,6 +662,14 @@ def test_the_tables_of_the_health_keep_their_scroll_and_focus(studio) -> None:
     assert table.evaluate("e => e.scrollLeft") == 40
 
 
+def test_tables_of_a_card_are_named_after_their_headings(studio) -> None:
+    page = studio("models")
+    page.get_by_role("button", name="wide").click()
+    page.locator("summary:visible", has_text="Model card").click()
+    for name in ("wide: a, b", "More: a, b"):
+        expect(page.get_by_role("region", name=name)).to_be_visible()
+
+
 def test_the_table_of_the_models_keeps_its_focus_and_an_open_card(studio) -> None:
     page = studio("models")
     table = page.get_by_role("table", name="Models")
