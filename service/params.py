@@ -71,7 +71,12 @@ class ScoreParams(ScoreOptions, Params):
         description="Additional statistics to return: `all`, or names separated by commas; in JSON also a list of "
         "names. Default: none.",
         examples=["all"],
-    )
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string", "maxLength": 1000}, {"type": "array", "items": {"type": "string"}}, {"type": "null"},
+            ]
+        },
+    )  # fmt: skip
     tile: bool = Field(
         default=False,
         description="Split an image larger than the model into overlapping tiles and judge it by them; can be combined "

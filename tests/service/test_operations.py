@@ -284,6 +284,11 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     assert operations["score"]["requestBody"]["content"].keys() == {
         "application/json", "multipart/form-data", "image/*", "application/octet-stream",
     }  # fmt: skip
+    fields = {media: operations["score"]["requestBody"]["content"][media]["schema"]["properties"]
+              for media in ("application/json", "multipart/form-data")}  # fmt: skip
+    listed = {"type": "array", "items": {"type": "string"}}
+    assert listed in fields["application/json"]["statistics"]["anyOf"]
+    assert fields["multipart/form-data"]["statistics"]["type"] == "string"
     assert "application/x-www-form-urlencoded" in operations["generate"]["requestBody"]["content"]
     assert "Prefer" in {p["name"] for p in operations["get_job_result"]["parameters"]}
     for media in ("application/json", "multipart/form-data"):
