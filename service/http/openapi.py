@@ -96,7 +96,8 @@ def request_schema(params: type[BaseModel], *, max_images: int, has_job: bool = 
     values = {name: schema["properties"][name]["examples"][0] for name in names}
     options: dict[str, Any] = values or {"class": "cat", "n": 4, "seed": 7}
     json_example: dict[str, Any] = {"image": TINY_PNG} | values if max_images else options
-    form_example = {"image": "(the bytes of the file)"} | (values or {"class": "cat"}) if max_images else json_example
+    file_example: Any = "(the bytes of the file)" if max_images == 1 else ["(the bytes of the file)"]
+    form_example = {"image": file_example} | (values or {"class": "cat"}) if max_images else json_example
     required = ["image", *names] if max_images else names
     json_body = {"schema": _object(json_fields, required), "example": json_example}
     form_body = {"schema": _object(form_fields, required), "example": form_example}
