@@ -1,10 +1,9 @@
-"""Devices, memory and signals of a process. Entry points call these functions; importing has no effect."""
+"""Devices, memory and numerical switches of a process. Entry points call these functions; importing has no effect."""
 
 import ctypes
 import os
 import platform
 import re
-import signal
 from pathlib import Path
 
 from ncml.errors import InputError
@@ -45,14 +44,6 @@ def problem(device: str) -> str | None:
     except Exception as error:  # each kind of device raises its own errors, missing modules among them
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Return the signals that request a stop: SIGINT, SIGTERM and, except under nohup, SIGHUP of a closed terminal."""
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    return signals
 
 
 def reuse_freed_memory() -> None:

@@ -18,8 +18,8 @@ from urllib.parse import quote
 import psutil
 import tyro
 
-from ncml import runtime
 from ncml.paths import model_folders, search_path
+from ncml.signals import stop_signals
 from service.children import Child, ServeError, Supervisor, terminate_orphans
 from service.settings import Settings, read_settings
 
@@ -87,7 +87,7 @@ def main(
 
 def stop_on_signals(supervisor: Supervisor) -> None:
     """Let Ctrl-C, SIGTERM and SIGHUP request a stop; under nohup, SIGHUP stays ignored."""
-    for signum in runtime.stop_signals():
+    for signum in stop_signals():
         signal.signal(signum, supervisor.request_stop)
 
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
 from ncml.progress import OnProgress, Progress
-from ncml.runtime import is_out_of_memory, reuse_freed_memory, stop_signals
+from ncml.runtime import is_out_of_memory, reuse_freed_memory
+from ncml.signals import stop_signals
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob, UpdateJob
 from worker.inbox import Inbox, PipeClosed

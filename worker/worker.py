@@ -20,7 +20,7 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from ncml import runtime
+from ncml.signals import stop_signals
 from worker.contract import JobStatus, Lane
 from worker.descriptors import WorkerInfo, WorkerState
 from worker.finishing import JobFinisher
@@ -106,7 +106,7 @@ class BatchWorker(SimpleWorker):
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Serve until SIGTERM, SIGINT or SIGHUP; return True."""
-        for signum in runtime.stop_signals():
+        for signum in stop_signals():
             signal.signal(signum, self._on_signal)
         log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
         try:

@@ -12,7 +12,6 @@ from typing import Any
 
 import watchfiles
 
-from ncml import runtime
 from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.moves import move_unused, unused_path
@@ -26,6 +25,7 @@ from ncml.errors import InputError, ServiceError, StorageError
 from ncml.object_storage import StoragePath
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
 from ncml.paths import Location, printable, relative_to
+from ncml.signals import stop_signals
 
 RETRY_S = 5.0
 """Pause before a folder, a table or a service that cannot be used is tried again."""
@@ -151,7 +151,7 @@ class Watch:
             self._changed.set()
             signal.signal(signum, earlier[signum])
 
-        earlier = {int(signum): signal.getsignal(signum) for signum in runtime.stop_signals()}
+        earlier = {int(signum): signal.getsignal(signum) for signum in stop_signals()}
         for signum in earlier:
             signal.signal(signum, stop)
         try:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from ncml import runtime
 from ncml.data.dataset import Dataset
+from ncml.signals import stop_signals
 from ncml.training.objective import held_out_bits
 from ncml.training.trainer import Trainer
 
@@ -97,7 +97,7 @@ def _stop_signals() -> Generator[list[int]]:
         yield signals
         return
     handlers = {
-        number: signal.signal(number, lambda received, _: signals.append(received)) for number in runtime.stop_signals()
+        number: signal.signal(number, lambda received, _: signals.append(received)) for number in stop_signals()
     }
     try:
         yield signals
