@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from tyro.conf import Positional, arg
 from ncml import checkpoint
 from ncml.cli.local_model import LocalModel
 from ncml.cli.remote_model import REQUESTS, RemoteModel, check_options, connect
-from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
+from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import Inputs, explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import (
     CalibrationOption,
@@ -86,12 +87,15 @@ def score(
         raise InputError("files", "no image is given: ncml score FILE...")
     if fdr is not None:
         conformal.largest_discovery(np.empty(0), fdr)  # reports an invalid rate before images are scored
-    others = {"class": class_ is not None, "noise": noise, "statistics": statistics, "statistic": statistic}
-    others |= {"calibration": calibration, "only-bpd": only_bpd}
-    if tile and (given := [f"--{name}" for name, is_given in others.items() if is_given]):
-        options = " and ".join(given)
-        detail = f"--tile takes the verdict from the tiles and cannot be combined with {options}: omit them."
-        raise InputError("tile", detail)
+    others = {
+        "class": class_ is not None, "noise": noise, "statistics": statistics, "statistic": statistic,
+        "calibration": calibration, "only-bpd": only_bpd,
+    }  # fmt: skip
+    if tile and any(others.values()):
+        names = " and ".join(f"--{name}" for name, value in others.items() if value)
+        raise InputError(
+            "tile", f"--tile takes the verdict from the tiles and cannot be combined with {names}: omit them."
+        )
     if only_bpd and (statistic or statistics or calibration):
         remedy = "omit it, or omit --statistic, --statistics and --calibration."
         raise InputError("only_bpd", f"--only-bpd computes bits/dim and no statistic or verdict: {remedy}")
@@ -107,57 +111,28 @@ def score(
     inputs = Inputs(files, output, map_)
     local = None if server else LocalModel(describe(model, device), device)
     with nullcontext(local) if local else connect(server, api_key, model) as m:
-        concurrency = REQUESTS if server else 1
         skipped = SkippedFiles()
-        threshold: float | None = None  # of scores that are printed
-        facts: dict[str, Any]
         if tile:
-            columns, verdict_statistic = TILE_COLUMNS, "tiles"
-            selected, missing_reason = m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
-            scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
-            facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
-            names = ()
+            plan = _plan_tiles(m, tile_size, map_, skipped)
         else:
-            own_size = not only_bpd and m.judges(calibration, statistic)
-            if own_size:
-                selected, missing_reason = m.detector, ""
-                threshold = selected and selected.threshold
-            else:
-                selected, missing_reason = None if only_bpd else m.calibrations.select(calibration), m.missing_reason
-            names = _additional_statistics(
-                m, None if own_size else selected, statistics, conditional=class_ is not None or noise > 0
-            )
-            columns, verdict_statistic = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *names), ""
-            arguments = {
-                "classes": class_,
-                "noise": noise,
-                "calibration": calibration,
-                "statistic": statistic,
-                "statistics": names,
-                "ood": not only_bpd,
-            }
-            if local is not None:
-                local.check(arguments)
-            scorer = image_scorer(m, arguments, map_, skipped, concurrency=concurrency, own_size=own_size)
-            facts = {}
-            if selected is not None:
-                verdict_statistic = statistic or selected.statistic
-                facts = {"calibration": selected.name} | ({"weakness": selected.weakness} if selected.is_weak else {})
+            conditions = {"classes": class_, "noise": noise}
+            plan = _plan_images(m, conditions, calibration, statistic, statistics, only_bpd, map_, skipped)
+        selected = plan.calibration
         if fdr is not None and selected is None:
-            remedy = "omit --only-bpd." if only_bpd else missing_reason
+            remedy = "omit --only-bpd." if only_bpd else plan.missing_reason
             raise InputError("fdr", f"--fdr needs p-values: {remedy}")
         summary: Row
         if output is None:
-            show = None if as_json else partial(print_row, statistics=names)
-            summary = score_in_memory(inputs, scorer, fdr, show)
+            show = None if as_json else partial(print_row, statistics=plan.statistics)
+            summary = score_in_memory(inputs, plan.scorer, fdr, show)
         else:
-            conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
+            options = {"class": class_, "noise": noise, "tile_size": tile_size}
             constants = {
                 "model": m.version[:12],
                 "calibration": "" if selected is None else selected.version[:12],
-                "statistic": verdict_statistic,
-            } | {name: str(value) for name, value in conditions.items() if value}
-            summary = score_to_table(output, inputs, scorer, fdr, columns, constants, skipped)
+                "statistic": plan.deciding,
+            } | {name: str(value) for name, value in options.items() if value}
+            summary = score_to_table(output, inputs, plan.scorer, fdr, plan.columns, constants, skipped)
     if selected is not None:
         summary["false_positive_rate"] = selected.false_positive_rate
         if (confidence := getattr(selected, "confidence", None)) is not None:
@@ -165,20 +140,102 @@ def score(
         if fdr is not None and (limit := explain_fdr(summary, selected.smallest_p)):
             summary["fdr_limit"] = limit
     if as_json:
-        if selected is None and not only_bpd:
-            facts = {"uncalibrated": missing_reason}
+        facts = {"uncalibrated": plan.missing_reason} if selected is None and not only_bpd else plan.facts
         print_json({"model": identity(m)} | facts | summary)
         return
-    if output is not None or summary["images"] > 1 or threshold is not None:
-        print(format_summary(summary, threshold), file=sys.stderr if output is None else sys.stdout)
+    if output is not None or summary["images"] > 1 or plan.threshold is not None:
+        print(format_summary(summary, plan.threshold), file=sys.stderr if output is None else sys.stdout)
     if selected is None and not only_bpd:
-        print(f"ncml: no verdicts: {missing_reason}", file=sys.stderr)
-    if local is not None and not model and "calibration" in facts and selected is not local.detector:
+        print(f"ncml: no verdicts: {plan.missing_reason}", file=sys.stderr)
+    if local is not None and not model and "calibration" in plan.facts and selected is not local.detector:
         _mention_detectors(local)
     where = "-o FILE or --json lists all" if output is None else f"the column error of {output} lists all"
     skipped.report(summary["skipped"], where)
-    if "weakness" in facts:
-        print(f"ncml: the calibration is weak: {facts['weakness']}.", file=sys.stderr)
+    if "weakness" in plan.facts:
+        print(f"ncml: the calibration is weak: {plan.facts['weakness']}.", file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How images are scored, and where their verdicts come from."""
+
+    scorer: Scorer
+    columns: tuple[str, ...]
+    """Of the table of results."""
+    calibration: Any
+    """That of the verdicts, of images, of tiles or of a detector; None: there are none."""
+    missing_reason: str
+    """Why there are none."""
+    deciding: str
+    """Name of the statistic that decides; "" for none."""
+    facts: dict[str, Any]
+    """What JSON reports of the calibration."""
+    statistics: tuple[str, ...] = ()
+    """Names of additional statistics."""
+    threshold: float | None = None
+    """Of the scores that are printed; None: they are not."""
+
+
+def _plan_tiles(m: LocalModel | RemoteModel, tile_size: int | None, maps: Path | None, skipped: SkippedFiles) -> _Plan:
+    """Plan to judge images by their tiles."""
+    tiles = m.tiles
+    return _Plan(
+        scorer=tile_scorer(m, tile_size, maps, skipped, concurrency=_concurrency(m)),
+        columns=TILE_COLUMNS,
+        calibration=tiles,
+        missing_reason="tiles are not calibrated: run ncml calibrate --tile.",
+        deciding="tiles",
+        facts={"weakness": tiles.weakness} if tiles is not None and tiles.weakness else {},
+    )
+
+
+def _plan_images(
+    m: LocalModel | RemoteModel,
+    conditions: dict[str, Any],
+    calibration: str | None,
+    statistic: str | None,
+    statistics: str,
+    only_bpd: bool,
+    maps: Path | None,
+    skipped: SkippedFiles,
+) -> _Plan:
+    """Plan to judge images at the model's size, or by a detector at their own.
+
+    conditions: the class and the noise level of bits/dim.
+    """
+    own_size = not only_bpd and m.judges(calibration, statistic)
+    selected: Any = m.detector
+    if not own_size:
+        selected = None if only_bpd else m.calibrations.select(calibration)
+    names = _additional_statistics(
+        m, None if own_size else selected, statistics, conditional=any(value for value in conditions.values())
+    )
+    arguments = conditions | {
+        "calibration": calibration,
+        "statistic": statistic,
+        "statistics": names,
+        "ood": not only_bpd,
+    }
+    if isinstance(m, LocalModel):
+        m.check(arguments)
+    facts: dict[str, Any] = {}
+    if selected is not None:
+        facts = {"calibration": selected.name} | ({"weakness": selected.weakness} if selected.is_weak else {})
+    return _Plan(
+        scorer=image_scorer(m, arguments, maps, skipped, concurrency=_concurrency(m), own_size=own_size),
+        columns=(*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *names),
+        calibration=selected,
+        missing_reason=m.missing_reason,
+        deciding="" if selected is None else statistic or selected.statistic,
+        facts=facts,
+        statistics=names,
+        threshold=selected.threshold if own_size and selected is not None else None,
+    )
+
+
+def _concurrency(m: LocalModel | RemoteModel) -> int:
+    """Return the number of batches in progress: several keep all workers of a service busy."""
+    return REQUESTS if isinstance(m, RemoteModel) else 1
 
 
 def _mention_detectors(m: LocalModel) -> None:
