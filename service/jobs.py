@@ -1,36 +1,30 @@
-"""What the routes share: select the model, decode images, submit the job, wait for it, and respond with its result."""
+"""What the routes share: submit a job, wait for it, and respond with its result."""
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
-import numpy as np
 from fastapi import Depends, Request, Response
-from numpy.typing import NDArray
 from redis.exceptions import RedisError
-from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ncml.images import open_resized
-from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
-from service.decoder import Limits, OriginalImage, open_original, open_thumbnail
-from service.decoders import DecoderPool, request_too_slow
 from service.http.client_limits import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
-from service.http.deferred import DeferredResponse
+from service.http.deferred import DeferredResponse, disconnected
 from service.http.negotiation import JSON, WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
-from service.http.requests import ParsedRequest, Upload
+from service.http.requests import ParsedRequest
 from service.http.stopping import Stop
 from service.http.validation import FieldError
-from service.params import JobParams, Params
+from service.image_decoding import ImageDecoding
+from service.model_selection import ModelSelection
+from service.params import JobParams
 from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.service_metrics import Metrics
@@ -53,12 +47,6 @@ PARTED_RESULT_BYTES = 2**21
 MAX_UNDELIVERED = 10_000
 """Messages that may wait for one receiver of webhooks; they take some 2 kB of the queue's memory each."""
 
-MAX_NAMES = 20
-"""Names of models in an error message."""
-
-THUMBNAIL_SIDE = 128
-"""Pixels of a thumbnail's longer side: twice as many as the studio shows, for screens of high density."""
-
 EXPIRE_S = 10.0
 """Interval at which late jobs are ended if no worker does."""
 
@@ -67,7 +55,7 @@ MEMORY_RETRY_AFTER_S = 60
 
 
 class JobService:
-    """Selects models, decodes images and runs jobs for the routes; one per application."""
+    """Runs jobs for the routes; one per application."""
 
     def __init__(self, settings: Settings, queue: JobQueue, metrics: Metrics, stop: Stop) -> None:
         self.settings = settings
@@ -76,9 +64,8 @@ class JobService:
         self.stop = stop
         self.streams = StreamLimit(settings.max_streams, metrics)
         self._results, self._turns = ResultLimit(), RenderingTurns()
-        self.decoders = DecoderPool(
-            settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
-        )
+        self.models = ModelSelection(queue.monitor, metrics, settings.default_model)
+        self.decoding = ImageDecoding(settings)
         self._receivers = Receivers(settings.webhook_hosts)
         self._starting: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
@@ -92,7 +79,7 @@ class JobService:
 
     def start(self) -> None:
         """Start the decoders, and end late jobs, in the background."""
-        self._starting = asyncio.get_running_loop().create_task(self.decoders.start())
+        self._starting = asyncio.get_running_loop().create_task(self.decoding.pool.start())
         self._expiring = asyncio.get_running_loop().create_task(self._expire_late())
 
     async def close(self) -> None:
@@ -102,7 +89,7 @@ class JobService:
         await self._preparations.close()
         if self._starting:
             await self._starting
-        await self.decoders.close()
+        await self.decoding.pool.close()
 
     async def _expire_late(self) -> None:
         """End late jobs again and again, also those that nobody follows: until then they take places in the queue."""
@@ -115,50 +102,6 @@ class JobService:
                 outages.report(log, "late jobs are not ended: the queue does not answer", error)
 
     # -- before the job
-
-    async def find_model(self, params: JobParams, task: Task) -> tuple[ModelDescriptor, str | None]:
-        """Return the requested model, and its version if the request names one.
-
-        Raises the 503 `Problem` if no worker serves the task, or if the queue refuses what they publish; 422 for an
-        unknown model or class.
-        """
-        worker_count, models = await anyio.to_thread.run_sync(self.queue.monitor.service, task.lane)
-        if not worker_count:
-            if refusal := await anyio.to_thread.run_sync(self.queue.monitor.refusal):  # workers cannot publish either
-                self.metrics.rejected.labels(reason="queue-down").inc()
-                raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="queue-down")
-            self.metrics.rejected.labels(reason="no-worker").inc()
-            detail = f"No worker is running for the {task.lane} lane; start one, or retry later."
-            raise Problem(503, detail, kind="no-worker")
-        if not models:
-            self.metrics.rejected.labels(reason="no-model").inc()
-            detail = "The workers are still loading their models; retry in a few seconds."
-            raise Problem(503, detail, kind="no-model")
-        model, version = self.select_model(models, params.model)
-        class_name = params.class_name if isinstance(params, Params) else None
-        if class_name is not None and class_name not in model.classes:
-            remedy = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
-            raise invalid_field("class", f"class: {model.name} has no class {class_name!r}; {remedy}.")
-        return model, version
-
-    def select_model(self, models: list[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:
-        """Return the model for `name`, `name@version` or a prefix of a version, and the full version if one is given.
-
-        None selects the default model. Of several versions of a name the first in `models` is selected. Raises the 422
-        `Problem` for an unknown model, and 503 if the default model is not served.
-        """
-        reference = name or default_model((model.name for model in models), self.settings.default_model) or ""
-        model_name, at, version = reference.partition("@")
-        for model in models:
-            if model.name == model_name and model.version.startswith(version) and (not at or len(version) >= 6):
-                return model, model.version if at else None
-        names = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        remedy = f"the available models are {', '.join(names[:MAX_NAMES])}{more}" if names else "no models are served"
-        if not name:
-            detail = f"No worker serves {reference!r}, the default model (NCML_DEFAULT_MODEL); {remedy}."
-            raise Problem(503, detail, kind="no-model")
-        raise invalid_field("model", f"model: {reference!r} is not available; {remedy}.")
 
     def job_fields(
         self, request: Request, params: JobParams, model: ModelDescriptor, version: str | None
@@ -181,50 +124,6 @@ class JobService:
             "start_within_s": self.settings.start_within_s,
         }
         return fields, self._receivers.check(params.webhook) if params.webhook else None
-
-    async def decode(self, request: Request, field: str, call: Callable[[], T]) -> T:
-        """Run a call that decodes an image in a limited process; kill it if the client disconnects."""
-        decoding = asyncio.ensure_future(self.decoders.run(field, call))
-        disconnect = asyncio.ensure_future(_disconnected(request.receive))
-        try:
-            await asyncio.wait({decoding, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-            if not decoding.done():
-                raise ClientDisconnect
-            return decoding.result()
-        finally:
-            for future in (decoding, disconnect):
-                future.cancel()
-            await asyncio.wait({decoding, disconnect})
-
-    async def decode_resized(self, request: Request, upload: Upload, model: ModelDescriptor) -> NDArray[np.uint8]:
-        """Return an image at the model's size, uint8 (height, width, 3); raises as `ncml.images.open_resized` does."""
-        return await self.decode(request, upload.field, self.resizing(upload, model))
-
-    async def decode_original(self, request: Request, upload: Upload, model: ModelDescriptor) -> OriginalImage:
-        """Return an image at its own and at the model's size; raises `InputError` for one that is too small, too."""
-        size, limits = (model.height, model.width), self.settings.image_limits
-        call = functools.partial(open_original, upload.data, *size, field=upload.field, **limits)
-        return await self.decode(request, upload.field, call)
-
-    async def make_thumbnail(self, request: Request, upload: Upload) -> bytes:
-        """Return a small JPEG of an image; raises as `decode_original` does."""
-        limits = self.settings.image_limits
-        call = functools.partial(open_thumbnail, upload.data, THUMBNAIL_SIDE, field=upload.field, **limits)
-        return await self.decode(request, upload.field, call)
-
-    @contextlib.asynccontextmanager
-    async def decoding_limit(self) -> AsyncGenerator[None]:
-        """Return the context in which the images of one request are decoded; raises `TooCostly` if they take long."""
-        try:
-            async with asyncio.timeout(self.settings.decode_request_s):
-                yield
-        except TimeoutError:
-            raise request_too_slow(self.settings.decode_request_s) from None
-
-    def resizing(self, upload: Upload, model: ModelDescriptor) -> Callable[[], NDArray[np.uint8]]:
-        """Return the call that `decode_resized` runs in a limited process."""
-        size, limits = (model.height, model.width), self.settings.image_limits
-        return functools.partial(open_resized, upload.data, *size, field=upload.field, **limits)
 
     # -- the job
 
@@ -375,7 +274,7 @@ class JobService:
 
         With `cancels`, a client that disconnects while it waits cancels the job.
         """
-        disconnect = asyncio.ensure_future(_disconnected(receive))
+        disconnect = asyncio.ensure_future(disconnected(receive))
         try:
             with self.stop.due.calls(disconnect.cancel):
                 view = await self.queue.wait(job_id, preference.wait_s, disconnect)
@@ -476,12 +375,6 @@ def _keyed_id(owner: str, key: str) -> str:
 def _as_canceled(view: JobView) -> JobView:
     """Return a job as clients see it: canceled once the cancellation is accepted, even if its worker still runs."""
     return view.model_copy(update={"status": JobStatus.CANCELED, "error": CANCELED}) if view.is_canceling else view
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Return when the client closes its connection; drop what arrives of its body."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _job_service(request: Request) -> JobService:

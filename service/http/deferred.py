@@ -88,3 +88,9 @@ async def call_and_respond(
             raise error
 
         await wrap_app_handling_exceptions(fail, Request(scope))(scope, *channels)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client closes its connection; drop what arrives of its body."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

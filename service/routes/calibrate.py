@@ -73,7 +73,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     media = negotiate(request.headers, CALIBRATE_OFFERS)
     parsed = await parse_request(request, CalibrateParams, max_images=jobs.settings.max_calibration_images)
     params = parsed.params
-    model, version = await jobs.find_model(params, Task.CALIBRATE)
+    model, version = await jobs.models.find(params, Task.CALIBRATE)
     common, webhook = jobs.job_fields(request, params, model, version)
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
@@ -128,7 +128,7 @@ async def update(request: Request, jobs: Jobs) -> Response:
     media = negotiate(request.headers, CALIBRATE_OFFERS)
     parsed = await parse_request(request, UpdateParams, max_images=0)
     params = parsed.params
-    model, version = await jobs.find_model(params, Task.UPDATE)
+    model, version = await jobs.models.find(params, Task.UPDATE)
     if model.detector is None or not model.detector.keeps_images:
         fault = "is not a detector" if model.detector is None else "keeps no good images"
         detail = f"model: {model.name} {fault}; name one that was made with ncml adapt --keep-images."
@@ -228,7 +228,7 @@ async def _decode(
     for file in files:
         named = replace(file, field=file.file or file.field)
         try:
-            images.append(await _run(jobs, named.field, jobs.resizing(named, model)))
+            images.append(await _run(jobs, named.field, jobs.decoding.resizing(named, model)))
         except InputError as error:
             skipped.append(error.detail)
     return images, skipped
@@ -238,7 +238,7 @@ async def _run(jobs: JobService, field: str, call: Callable[[], T]) -> T:
     """Run a call in a decoder, as soon as there is room for it: the client has its answer already."""
     while True:
         try:
-            return await jobs.decoders.run(field, call)
+            return await jobs.decoding.pool.run(field, call)
         except Problem as problem:
             if problem.kind != "no-room":
                 raise

@@ -54,7 +54,7 @@ async def generate(request: Request, jobs: Jobs) -> Response:
     """
     parsed = await parse_request(request, GenerateParams, max_images=0)
     media = negotiate(request.headers, IMAGE_OFFERS, parsed.params.format)
-    model, version = await jobs.find_model(parsed.params, Task.GENERATE)
+    model, version = await jobs.models.find(parsed.params, Task.GENERATE)
     common, webhook = jobs.job_fields(request, parsed.params, model, version)
     job = GenerateJob(**common, **_sampling_fields(jobs, parsed.params, model))
     return await jobs.run(request, parsed, job, webhook, media)
@@ -81,7 +81,7 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     parsed = await parse_request(request, CompleteParams, max_images=1)
     params, upload = parsed.params, parsed.uploads[0]
     media = negotiate(request.headers, IMAGE_OFFERS, params.format)
-    model, version = await jobs.find_model(params, Task.COMPLETE)
+    model, version = await jobs.models.find(params, Task.COMPLETE)
     common, webhook = jobs.job_fields(request, params, model, version)
     call = functools.partial(
         place_known_half,
@@ -92,7 +92,7 @@ async def complete(request: Request, jobs: Jobs) -> Response:
         keeps=model.keeps,
         **jobs.settings.image_limits,
     )
-    canvas, keep = await jobs.decode(request, upload.field, call)
+    canvas, keep = await jobs.decoding.run(request, upload.field, call)
     job = CompleteJob(
         **common,
         **_sampling_fields(jobs, params, model),

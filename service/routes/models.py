@@ -138,7 +138,7 @@ async def pictures(name: Name, jobs: Jobs) -> Response:
 def _find(jobs: JobService, served: list[ModelDescriptor], name: str) -> ModelDescriptor:
     """Return a served model; raise the 404 `Problem` if there is none."""
     try:
-        return jobs.select_model(served, name)[0]
+        return jobs.models.select(served, name)[0]
     except Problem as error:
         raise Problem(404, error.detail, kind="no-such-model") from error
 
@@ -146,7 +146,7 @@ def _find(jobs: JobService, served: list[ModelDescriptor], name: str) -> ModelDe
 def _mark_default(jobs: JobService, models: list[ModelDescriptor], served: list[ModelDescriptor]) -> list[ServedModel]:
     """Return the models with their mark; none is the default if the setting names a model that is not served."""
     try:
-        default = jobs.select_model(served, None)[0]
+        default = jobs.models.select(served, None)[0]
     except Problem:
         default = None
     return [

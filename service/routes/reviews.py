@@ -90,8 +90,8 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, upload)
     if parsed.params.verdict == "good" and not is_ood:
         raise invalid_field("verdict", f"verdict: {model} did not flag this image; review flagged images as good.")
-    async with jobs.decoding_limit():
-        thumbnail = await jobs.make_thumbnail(request, upload)
+    async with jobs.decoding.time_limit():
+        thumbnail = await jobs.decoding.thumbnail(request, upload)
     owner_bytes = jobs.settings.owner_review_bytes
     add = functools.partial(
         jobs.queue.reviews.add,

@@ -84,7 +84,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
             "map", "map=0 cannot be combined with a PNG, which shows the map; omit map, or request JSON."
         )
     _check_tile_options(params, len(uploads))
-    model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
+    model, version = await jobs.models.find(params, Task.SCAN if params.tile else Task.SCORE)
     common, webhook = jobs.job_fields(request, params, model, version)
     if params.tile:
         image = await _open_for_tiles(request, jobs, params, model, uploads[0])
@@ -102,16 +102,16 @@ async def score(request: Request, jobs: Jobs) -> Response:
     options = params.scoring
     options["map"] |= media == PNG
     originals: tuple[Original, ...] = ()
-    async with jobs.decoding_limit():
+    async with jobs.decoding.time_limit():
         if _uses_detector(params, model):
             _check_count(len(uploads))
             options |= {"calibration": DETECTOR, "map": params.map or media != JSON}
-            decoded = [await jobs.decode_original(request, upload, model) for upload in uploads]
+            decoded = [await jobs.decoding.original(request, upload, model) for upload in uploads]
             _check_count(len(decoded), sum(image.height * image.width for image in decoded))
             images = [image.resized for image in decoded]
             originals = tuple(map(_as_original, decoded, uploads))
         else:
-            images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
+            images = [await jobs.decoding.resized(request, upload, model) for upload in uploads]
     job = ScoreJob(
         **common,
         images=tuple(Pixels(height=model.height, width=model.width, data=image.tobytes()) for image in images),
@@ -179,7 +179,7 @@ async def _open_for_tiles(
     tile = Tiling.resolve(model.height, model.width, params.tile_size, calibrated)
     max_raw_bytes = max(len(upload.data), MAX_RAW_BYTES)
     call = functools.partial(open_for_tiles, upload.data, max_raw_bytes=max_raw_bytes, **jobs.settings.image_limits)
-    image = await jobs.decode(request, upload.field, call)
+    image = await jobs.decoding.run(request, upload.field, call)
     height, width = image.height, image.width
     rows, columns = tile.grid_shape(height, width)
     limit = jobs.settings.max_tiles

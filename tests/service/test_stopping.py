@@ -96,7 +96,7 @@ def test_a_request_whose_images_are_being_decoded_gets_a_503(
         decoding.set()
         await asyncio.Future()
 
-    monkeypatch.setattr(client.app.state.jobs.decoders, "run", decode)
+    monkeypatch.setattr(client.app.state.jobs.decoding.pool, "run", decode)
 
     async def check(stop: Callable[[], None]) -> None:
         exchange = Exchange(client, "POST", "/score", IMAGE)

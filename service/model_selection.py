@@ -1,0 +1,70 @@
+"""The model of a request: the one that it names, else the default, among those that workers serve."""
+
+from collections.abc import Sequence
+
+import anyio.to_thread
+
+from ncml.paths import default_model
+from service.http.problems import Problem, invalid_field
+from service.params import JobParams, Params
+from service.service_metrics import Metrics
+from worker.contract import Task
+from worker.descriptors import ModelDescriptor
+from worker.monitor import QueueMonitor
+
+MAX_NAMES = 20
+"""Names of models in an error message."""
+
+
+class ModelSelection:
+    """Selects models for the routes."""
+
+    def __init__(self, monitor: QueueMonitor, metrics: Metrics, default: str) -> None:
+        """default: name of the default model, or "" for that of `ncml.paths.default_model`."""
+        self._monitor = monitor
+        self._metrics = metrics
+        self._default = default
+
+    async def find(self, params: JobParams, task: Task) -> tuple[ModelDescriptor, str | None]:
+        """Return the requested model, and its version if the request names one.
+
+        Raises the 503 `Problem` if no worker serves the task, or if the queue refuses what they publish; 422 for an
+        unknown model or class.
+        """
+        worker_count, models = await anyio.to_thread.run_sync(self._monitor.service, task.lane)
+        if not worker_count:
+            if refusal := await anyio.to_thread.run_sync(self._monitor.refusal):  # workers cannot publish either
+                self._metrics.rejected.labels(reason="queue-down").inc()
+                raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="queue-down")
+            self._metrics.rejected.labels(reason="no-worker").inc()
+            detail = f"No worker is running for the {task.lane} lane; start one, or retry later."
+            raise Problem(503, detail, kind="no-worker")
+        if not models:
+            self._metrics.rejected.labels(reason="no-model").inc()
+            detail = "The workers are still loading their models; retry in a few seconds."
+            raise Problem(503, detail, kind="no-model")
+        model, version = self.select(models, params.model)
+        class_name = params.class_name if isinstance(params, Params) else None
+        if class_name is not None and class_name not in model.classes:
+            remedy = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
+            raise invalid_field("class", f"class: {model.name} has no class {class_name!r}; {remedy}.")
+        return model, version
+
+    def select(self, models: Sequence[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:
+        """Return the model for `name`, `name@version` or a prefix of a version, and the full version if one is given.
+
+        None selects the default model. Of several versions of a name the first in `models` is selected. Raises the 422
+        `Problem` for an unknown model, and 503 if the default model is not served.
+        """
+        reference = name or default_model((model.name for model in models), self._default) or ""
+        model_name, at, version = reference.partition("@")
+        for model in models:
+            if model.name == model_name and model.version.startswith(version) and (not at or len(version) >= 6):
+                return model, model.version if at else None
+        names = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        remedy = f"the available models are {', '.join(names[:MAX_NAMES])}{more}" if names else "no models are served"
+        if not name:
+            detail = f"No worker serves {reference!r}, the default model (NCML_DEFAULT_MODEL); {remedy}."
+            raise Problem(503, detail, kind="no-model")
+        raise invalid_field("model", f"model: {reference!r} is not available; {remedy}.")
