@@ -22,7 +22,7 @@ const PRIORITY_REMEDY = "Ask the operator of the service for a key with this per
 /** A request that failed: `message` is the reason, `remedy` what to do about it, `fields` names the invalid fields. */
 export class Refusal extends Error {
   constructor(message, { status = 0, remedy, requestId = "", retryAfter = 0, calm = false, fields = [] } = {}) {
-    super(message);
+    super(status === 401 ? message.replace(/;.*/, ".") : message);
     Object.assign(this, { status, calm, fields });
     this.remedy = remedy ?? REMEDIES[status] ?? "Try again.";
     if (status >= 500 && requestId) this.remedy += ` Request ID: ${requestId}.`;

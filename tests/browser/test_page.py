@@ -177,6 +177,7 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     tab.expected_messages = ["status of 401"]
     page = tab.open(f"{site.guarded_url}/#generate")
     expect(page.locator("#pulse")).to_have_text("API key needed")
+    expect(page.locator("#notice p").first).to_have_text("An API key is required.")  # without remedies for programs
     page.locator("#notice").get_by_role("button", name="Enter an API key").click()
     page.get_by_label("Key", exact=True).fill(KEY)
     page.get_by_role("button", name="Use key").click()
