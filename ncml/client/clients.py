@@ -22,6 +22,7 @@ from ncml.client.exchange import (
     ScoreOptions,
     UpdateOptions,
 )
+from ncml.client.uploads import Upload
 from ncml.errors import InputError
 from ncml.images.reading import Image, Images
 from ncml.results import Scan, Score
@@ -135,13 +136,16 @@ class Client:
         self._closed.wait(seconds)
 
     def _run(self, exchange: Exchange[T]) -> T:
-        answer: httpx2.Response | httpx2.RequestError | None = None
+        answer: httpx2.Response | httpx2.RequestError | list[Upload] | None = None
         while True:
             try:
                 step = exchange.send(answer)
             except StopIteration as end:
                 return end.value
             answer = None
+            if callable(step):
+                answer = step()
+                continue
             if not isinstance(step, Call):
                 self._pause(step)
                 continue
@@ -242,13 +246,16 @@ class AsyncClient:
         await self._run(self._exchanges.delete(job_id))
 
     async def _run(self, exchange: Exchange[T]) -> T:
-        answer: httpx2.Response | httpx2.RequestError | None = None
+        answer: httpx2.Response | httpx2.RequestError | list[Upload] | None = None
         while True:
             try:
                 step = exchange.send(answer)
             except StopIteration as end:
                 return end.value
             answer = None
+            if callable(step):
+                answer = await asyncio.to_thread(step)
+                continue
             if not isinstance(step, Call):
                 await asyncio.sleep(step)
                 continue

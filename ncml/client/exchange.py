@@ -1,7 +1,7 @@
 """The exchanges of a client with a service, without any I/O, so that both clients share them.
 
-An exchange is a generator: it yields a request to send, and is resumed with the response or the transport's error; or
-it yields a number of seconds to pause. Its return value is the result.
+An exchange is a generator: it yields a request to send, and is resumed with the response or the transport's error; a
+function that reads files, and is resumed with these; or a number of seconds to pause. Its return value is the result.
 """
 
 from __future__ import annotations
@@ -118,7 +118,12 @@ class Call:
         }
 
 
-Exchange: TypeAlias = Generator[Call | float, "httpx2.Response | httpx2.RequestError | None", T]
+ReadFiles: TypeAlias = Callable[[], list[Upload]]
+"""Reads images as files, which can take long: the asynchronous client calls it in a thread."""
+
+Exchange: TypeAlias = Generator[
+    Call | ReadFiles | float, "httpx2.Response | httpx2.RequestError | list[Upload] | None", T
+]
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class Exchanges:
         limit = MAX_IMAGES_PER_REQUEST
         while len(scores) < len(sources):
             start = len(scores)
-            files = read_uploads(sources[start : start + limit])
+            files = yield from _read_files(partial(read_uploads, sources[start : start + limit]))
             part = sources[start : start + len(files)]
             read = partial(read_scores, files=[name_of(image) for image in part])
             run = self._run("/score", options, ScoreOptions, read, images=part, files=files, start=start)
@@ -165,7 +170,7 @@ class Exchanges:
 
     def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:
         """Score an image in tiles."""
-        files = [read_upload(image)]
+        files = yield from _read_files(lambda: [read_upload(image)])
         return (yield from self._run("/score", options, ScanOptions, read_scan, images=[image], files=files, tile=True))
 
     def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
@@ -174,13 +179,14 @@ class Exchanges:
 
     def complete(self, image: Image, n: int, options: CompleteOptions) -> Exchange[Generated]:
         """Complete half an image."""
-        files, read = [read_upload(image)], Generated.from_document
+        files = yield from _read_files(lambda: [read_upload(image)])
+        read = Generated.from_document
         return (yield from self._run("/complete", options, CompleteOptions, read, images=[image], files=files, n=n))
 
     def calibrate(self, images: Images, name: str, options: CalibrateOptions) -> Exchange[dict[str, Any]]:
         """Calibrate a copy of a model."""
         sources = list_images(images, "image")
-        files = [read_upload(image) for image in sources]
+        files = yield from _read_files(lambda: [read_upload(image) for image in sources])
         run = self._run("/calibrate", options, CalibrateOptions, dict, images=sources, files=files, name=name)
         return (yield from run)
 
@@ -190,11 +196,11 @@ class Exchanges:
 
     def review(self, image: Image, verdict: str, model: str) -> Exchange[dict[str, Any]]:
         """Have a detector judge an image, and keep what it is."""
-        file = read_upload(image)
+        files = yield from _read_files(lambda: [read_upload(image)])
         job_id = yield from self._run(
-            "/score", {"model": model}, ScoreOptions, lambda document: str(document["id"]), images=[image], files=[file]
+            "/score", {"model": model}, ScoreOptions, lambda document: str(document["id"]), images=[image], files=files
         )
-        call = Call("POST", _reviews_path(model), {"job": job_id, "verdict": verdict}, [file])
+        call = Call("POST", _reviews_path(model), {"job": job_id, "verdict": verdict}, files)
         try:
             response = yield from self._send(call)
         except ServiceError as error:
@@ -299,6 +305,7 @@ class Exchanges:
         for attempt in itertools.count():
             pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt, 10), 10.0)
             answer = yield call
+            assert not isinstance(answer, list)  # of files
             if isinstance(answer, httpx2.Response):
                 was_deleted = answer.status_code == 404 and call.method == "DELETE" and failures > 0
                 if answer.is_success or was_deleted:  # by the attempt whose response was lost
@@ -342,6 +349,13 @@ class Exchanges:
         answer = f"answered {status}" if status else "answered"
         detail = f"{self.url} {answer}, but not as an ncml service does: check the address."
         return ServiceError(detail, status=status)
+
+
+def _read_files(read: ReadFiles) -> Exchange[list[Upload]]:
+    """Read files; raises as `read` does."""
+    files = yield read
+    assert isinstance(files, list)
+    return files
 
 
 def _model_path(name: str) -> str:

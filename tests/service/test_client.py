@@ -4,6 +4,7 @@ import asyncio
 import io
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ncml.client import AsyncClient, Client, JobProgress, uploads
 from ncml.errors import InputError, ServiceError
-from ncml.images import to_png
+from ncml.images import reading, to_png
 from service.app import create_app
 from service.keys import digest
 from service.settings import Settings
@@ -185,6 +186,26 @@ def test_jobs_are_looked_up_canceled_and_deleted(client: Client, jobs) -> None:
     with pytest.raises(ServiceError, match="does not exist") as caught:
         client.job(job_id)
     assert (caught.value.status, caught.value.kind) == (404, "no-such-job")
+
+
+def test_the_asynchronous_client_reads_images_outside_the_event_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding large arrays takes seconds, in which the loop could do nothing else."""
+    threads: list[threading.Thread] = []
+
+    def read_pil(*arguments: Any) -> Image.Image:
+        threads.append(threading.current_thread())
+        return reading.read_pil(*arguments)
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            await client.score([flat(1), flat(2)])
+            await client.scan(flat(1, 16, 16))
+            await client.complete(flat(1))
+
+    monkeypatch.setattr("ncml.client.uploads.read_pil", read_pil)
+    asyncio.run(ask())
+    assert len(threads) == 4
+    assert threading.current_thread() not in threads
 
 
 def test_a_problem_without_a_kind_has_an_empty_one(url: str) -> None:
