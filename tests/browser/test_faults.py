@@ -753,7 +753,7 @@ def test_an_unknown_view_is_that_of_scores(studio) -> None:
     expect(page.locator("#view-score h1")).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [360, 768, 820, 1280])
+@pytest.mark.parametrize("width", [320, 360, 768, 820, 1280])
 def test_nothing_is_wider_than_the_screen_or_its_column(studio, tmp_path: Path, width: int) -> None:
     page = studio("score", viewport={"width": width, "height": 900})
     Image.new("RGB", (300, 240)).save(tmp_path / "wide.png")
@@ -766,6 +766,8 @@ def test_nothing_is_wider_than_the_screen_or_its_column(studio, tmp_path: Path, 
     assert row["width"] <= column["width"]
     assert remove["x"] + remove["width"] <= column["x"] + column["width"]
     assert remove["y"] < name["y"] + name["height"]  # in the same line
+    mark, model = rectangles(page.locator(".mark"), page.locator("#model"))
+    assert mark["x"] + mark["width"] <= model["x"]
     for view in ("score", "generate", "complete", "trajectory", "models", "calibrate"):
         page.goto(page.url.split("#")[0] + f"#{view}")
         expect(page.locator(f"#view-{view} h1")).to_be_visible()
