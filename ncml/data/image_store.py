@@ -80,8 +80,7 @@ def decode(
             sizes[decoded.size] += 1
             enlarged += decoded.enlarged
             hashes.add(decoded.digest)
-        if (position + 1) % CHUNK == 0:
-            on_progress(Progress("read", position + 1, source.count))
+        on_progress(Progress("read", position + 1, source.count))
     if not labels:
         raise no_images(source.name, len(unreadable))
     by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
