@@ -93,7 +93,8 @@ def drift(
         *_score_files(m, reference, Inputs(tuple(path for path in files if path not in tables), plot), skipped),
     ]
     if not measurements:
-        raise InputError("files", f"there are no scored images in {', '.join(map(str, files))}.")
+        paths = ", ".join(map(str, files))
+        raise InputError("files", f"there is no image with a verdict in {paths}: name others, or score them again.")
     bpd, score, p_value = np.array(measurements, np.float64).T
     ranked = reference.ranked
     result = drift_report.compare(
@@ -125,16 +126,18 @@ def _check_plot(path: Path, files: Iterable[Location]) -> None:
 
 
 def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Location]) -> Iterator[Measurement]:
-    expected = (m.version[:12], calibration.version[:12], calibration.statistic)
+    expected = {
+        "model": m.version[:12], "calibration": calibration.version[:12], "statistic": calibration.statistic
+    }  # fmt: skip
     for path in tables:
         for row in _read_rows(path):
             if not row["p_value"]:
-                continue  # a file that could not be read
-            if (row["model"], row["calibration"], row["statistic"]) != expected:
-                raise InputError(
-                    "files",
-                    f"{path} was scored by another model, calibration or statistic: score the images again.",
-                )
+                continue  # a file that could not be read, or one that was scored without a verdict
+            for name, value in expected.items():
+                if row[name] != value:
+                    raise InputError(
+                        "files", f"{path} has another {name} ({row[name]}, not {value}): score the images again."
+                    )
             if any(row[name] for name in CONDITIONS):
                 raise InputError(
                     "files",
