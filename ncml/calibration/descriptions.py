@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import min_ranks
 from ncml.ood.detector_calibration import BOUND_CONFIDENCE, DetectorCalibration
-from ncml.ood.power import summary
+from ncml.ood.power import list_shares, summary
 from ncml.ood.scene_ranks import share_interval
 from ncml.ood.tile_calibration import TileCalibration
 
@@ -42,7 +42,7 @@ def describe(calibration: Calibration) -> list[str]:
     ]
     if power is not None:
         lines += [
-            f"flagged of {power.images} ranking images after barely visible processing: {_shares(power.processed)} "
+            f"flagged of {power.images} ranking images after barely visible processing: {list_shares(power.processed)} "
             f"(unchanged, {100 * rate:g}% are expected)",
             summary(power, calibration.smallest_p),
         ]
@@ -206,7 +206,3 @@ def _card_lines(calibration: Calibration) -> list[str]:
     rows += [*power.altered.items(), *power.foreign.items()]
     table = [f"| {name} | {share:.0%} |" for name, share in rows]
     return [*lines, "", summary(power, calibration.smallest_p), "", "| images | flagged |", "|---|---:|", *table]
-
-
-def _shares(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())

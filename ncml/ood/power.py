@@ -76,18 +76,17 @@ def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: floa
 def summary(power: Power, smallest_p: float) -> str:
     """Return what a calibration can and cannot detect, in one sentence."""
     shares = {**power.altered, **power.foreign}
-    detects = [name for name, share in shares.items() if share >= MIN_DETECTED]
-    misses = [name for name, share in shares.items() if share < MIN_DETECTED]
+    detects = {name: share for name, share in shares.items() if share >= MIN_DETECTED}
+    misses = {name: share for name, share in shares.items() if share < MIN_DETECTED}
     clauses = [
-        f"{verb} most of: {_listed(names, shares)}"
-        for verb, names in (("detects", detects), ("misses", misses))
-        if names
+        f"{verb} most of: {list_shares(part)}" for verb, part in (("detects", detects), ("misses", misses)) if part
     ]
     return f"This calibration {'; it '.join(clauses)}; no p-value is below {smallest_p:.2g}."
 
 
-def _listed(names: list[str], shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} ({shares[name]:.0%})" for name in names)
+def list_shares(shares: Mapping[str, float]) -> str:
+    """List shares with their names, which may contain commas: JPEG, quality 20 (6%), random values (100%)."""
+    return ", ".join(f"{name} ({share:.0%})" for name, share in shares.items())
 
 
 def _share(stored: Any) -> float:

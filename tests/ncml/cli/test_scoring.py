@@ -106,6 +106,7 @@ def test_calibrate_lists_images_that_are_unlike_the_others(run: Run, tmp_path: P
     (tmp_path / "good" / "011.png").write_text("not an image")
     Image.new("RGB", (8, 8)).save(tmp_path / "good" / "050.png")
     done = run("calibrate", "--model", "loud", "--data", "good", "--unseen")
+    assert re.search(r"after barely visible processing: JPEG, quality 95 \(\d+%\), JPEG, quality 75 \(", done.stdout)
     listed = re.search(r"(\d+) of 83 images are unlike the others: (.*); remove any that is not good", done.stdout)
     assert listed, done.stdout
     assert len(listed[2].split(", ")) == int(listed[1]) < 10
@@ -614,7 +615,13 @@ def test_a_table_of_another_calibration_is_refused(calibrated: Run, tmp_path: Pa
     assert calibrated("calibrate", "--model", "loud", "--data", "good", "--unseen", "--limit", "22").returncode == 0
     done = calibrated("drift", "t.csv", "--model", "loud")
     assert done.returncode == 2
-    assert "t.csv was scored by another model, calibration or statistic" in done.stderr
+    assert re.search(r"t.csv has another calibration \(\w{12}, not \w{12}\): score the images again", done.stderr)
+
+
+def test_a_table_without_verdicts_is_refused(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 22, 2)
+    assert calibrated("score", "new", "--model", "loud", "--output", "t.csv", "--only-bpd").returncode == 0
+    assert "there is no image with a verdict in t.csv" in calibrated("drift", "t.csv", "--model", "loud").stderr
 
 
 @pytest.mark.parametrize("options", [["--noise", "5"], ["--class", "a"]])
