@@ -9,15 +9,12 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx2
 
-from ncml.client.documents import Generated, Job
-from ncml.client.exchange import (
+from ncml.client.documents import Generated, Job, Result
+from ncml.client.exchange import Call, Exchange, Exchanges, RetryPolicy
+from ncml.client.job_options import (
     CalibrateOptions,
-    Call,
     CompleteOptions,
-    Exchange,
-    Exchanges,
     GenerateOptions,
-    RetryPolicy,
     ScanOptions,
     ScoreOptions,
     UpdateOptions,
@@ -123,6 +120,10 @@ class Client:
     def job(self, job_id: str) -> Job:
         """Return the state of a job."""
         return self._run(self._exchanges.job(job_id))
+
+    def result(self, job_id: str) -> Result:
+        """Return the result of a job, once it has ended, as the method does that creates such jobs."""
+        return self._run(self._exchanges.result(job_id))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job and return its state."""
@@ -236,6 +237,10 @@ class AsyncClient:
     async def job(self, job_id: str) -> Job:
         """Return the state of a job."""
         return await self._run(self._exchanges.job(job_id))
+
+    async def result(self, job_id: str) -> Result:
+        """Return the result of a job, once it has ended, as the method does that creates such jobs."""
+        return await self._run(self._exchanges.result(job_id))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job and return its state."""

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -132,3 +132,16 @@ class Job:
     def has_ended(self) -> bool:
         """Whether the job is in a final state."""
         return self.status not in ("queued", "running")
+
+
+Result: TypeAlias = list[Score] | Scan | Generated | dict[str, Any]
+"""What the method returns that creates a job of this kind."""
+
+
+def read_result(document: Document) -> Result:
+    """Read the result of a job of any kind; the files of scores are those that the request named."""
+    if "results" in document:
+        return read_scores(document, [result.get("file") for result in document["results"]])
+    if "images" in document:
+        return Generated.from_document(document)
+    return read_scan(document) if "views" in document else dict(document)

@@ -14,23 +14,39 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
 import httpx2
 import numpy as np
 
-from ncml.client.documents import Document, Generated, Job, JobProgress, read_scan, read_scores
+from ncml.client.documents import (
+    Document,
+    Generated,
+    Job,
+    JobProgress,
+    Result,
+    read_result,
+    read_scan,
+    read_scores,
+)
+from ncml.client.job_options import (
+    CalibrateOptions,
+    CompleteOptions,
+    GenerateOptions,
+    JobOptions,
+    OnJobProgress,
+    ScanOptions,
+    ScoreOptions,
+    UpdateOptions,
+)
 from ncml.client.uploads import Upload, read_upload, read_uploads
 from ncml.errors import InputError, ServiceError, suggestion
 from ncml.images.reading import Image, Images, list_images, name_of
-from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES, Keep
-from ncml.options import SamplingOptions
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES
 from ncml.results import Scan, Score
 
 T = TypeVar("T")
-OnJobProgress = Callable[[JobProgress], object]
-
 WAIT_S = 30
 """Longest time that one request asks the service to wait for a result."""
 POLL_S = 0.25
@@ -39,61 +55,6 @@ OUTAGE_S = 60.0
 """Longest wait for a service that is unavailable (502, 503)."""
 FIRST_PAUSE_S = 0.5
 """Pause before the first retry without a `Retry-After`; it doubles with each retry."""
-
-
-class JobOptions(TypedDict, total=False):
-    """Options of every job."""
-
-    model: str | None
-    priority: Literal["high", "normal", "low"]
-    idempotency_key: str
-    """By default a new one for each call, so that retries create no second job."""
-    on_progress: OnJobProgress
-    webhook: str | None
-    """Address to which the service sends the end of each job."""
-
-
-class ScoreOptions(JobOptions, total=False):
-    """Options of `score`; those of `POST /score` without tiles."""
-
-    class_: str | None
-    noise: float
-    map: bool
-    ood: bool
-    calibration: str | None
-    statistic: str | None
-    statistics: str | Sequence[str] | None
-    sanity: bool
-
-
-class ScanOptions(JobOptions, total=False):
-    """Options of `scan`; those of `POST /score` with tiles."""
-
-    tile_size: int | None
-    map: bool
-
-
-class GenerateOptions(JobOptions, SamplingOptions, total=False):
-    """Options of `generate`; those of `POST /generate`."""
-
-    class_: str | None
-    seed: int | None
-
-
-class CompleteOptions(GenerateOptions, total=False):
-    """Options of `complete`; those of `POST /complete`."""
-
-    keep: Keep | None
-
-
-class CalibrateOptions(JobOptions, total=False):
-    """Options of `calibrate`; those of `POST /calibrate`."""
-
-    false_positive_rate: float
-
-
-class UpdateOptions(JobOptions, total=False):
-    """Options of `update`; those of `POST /update`."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +196,12 @@ class Exchanges:
         response = yield from self._send(Call(method, f"/jobs/{quote(job_id, safe='')}{action}"))
         return self._read(response, Job.from_document)
 
+    def result(self, job_id: str) -> Exchange[Result]:
+        """Get the result of a job, however long it takes to end."""
+        while (response := (yield from self._fetch_result(job_id))).status_code == 202:
+            yield POLL_S
+        return self._read(response, read_result)
+
     def delete(self, job_id: str) -> Exchange[None]:
         """Delete a job."""
         yield from self._send(Call("DELETE", f"/jobs/{quote(job_id, safe='')}"))
@@ -264,10 +231,9 @@ class Exchanges:
         key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
         if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
             raise InputError("idempotency_key", f"idempotency_key must be ASCII characters, not {key!r}.")
-        wait = f"wait={self._wait_s}"
-        accept = {"Accept": "application/json"}
-        headers = accept | {
-            "Prefer": "respond-async" if on_progress else wait,
+        headers = {
+            "Accept": "application/json",
+            "Prefer": "respond-async" if on_progress else f"wait={self._wait_s}",
             "Idempotency-Key": _quote(f"{key}-{start}" if start else key),
         }
         params = {name.rstrip("_"): _as_text(name, value) for name, value in fields.items() if value is not None}
@@ -279,11 +245,15 @@ class Exchanges:
                     yield from self._follow(job_id, on_progress)
                 else:  # the service may have waited for less time than it was asked to, or not at all
                     yield POLL_S
-                result = f"/jobs/{quote(job_id, safe='')}/result"
-                response = yield from self._send(Call("GET", result, headers=accept | {"Prefer": wait}))
+                response = yield from self._fetch_result(job_id)
         except ServiceError as error:
             raise _name_image(error, images, start) from error
         return self._read(response, read)
+
+    def _fetch_result(self, job_id: str) -> Exchange[httpx2.Response]:
+        """Return the response with the result of a job, or a 202 if the job has not ended."""
+        headers = {"Accept": "application/json", "Prefer": f"wait={self._wait_s}"}
+        return (yield from self._send(Call("GET", f"/jobs/{quote(job_id, safe='')}/result", headers=headers)))
 
     def _follow(self, job_id: str, on_progress: OnJobProgress) -> Exchange[None]:
         """Report a job's progress until it ends."""

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ncml.client import AsyncClient, Client, JobProgress, uploads
+from ncml.client import AsyncClient, Client, Generated, JobProgress, Scan, uploads
 from ncml.errors import InputError, ServiceError
 from ncml.images import reading, to_png
 from service.app import create_app
@@ -188,6 +188,36 @@ def test_jobs_are_looked_up_canceled_and_deleted(client: Client, jobs) -> None:
     assert (caught.value.status, caught.value.kind) == (404, "no-such-job")
 
 
+def test_the_result_of_any_job_is_fetched_by_its_id(client: Client, jobs) -> None:
+    scores = client.score([flat(3), flat(4)], map=True)
+    scan = client.scan(flat(9, 16, 16), map=True)
+    images = client.generate(2, seed=5, noise=0)
+    fetched, scanned, generated = map(client.result, jobs)
+    assert isinstance(fetched, list)
+    sent_as = {"file": "image"}
+    assert [score.to_dict() for score in fetched] == [sent_as | score.to_dict() for score in scores]
+    assert np.array_equal(fetched[0].map, scores[0].map)
+    assert isinstance(scanned, Scan)
+    assert scanned.to_dict() == scan.to_dict()
+    assert isinstance(generated, Generated)
+    assert np.array_equal(generated.images, images.images)
+    assert generated.seeds == images.seeds
+    with pytest.raises(ServiceError, match="does not exist"):
+        client.result("absent")
+
+
+def test_the_result_of_a_running_job_is_awaited(url: str, worker) -> None:
+    worker.hold()
+    job_id = httpx2.post(f"{url}/generate?seed=3", headers={"Prefer": "respond-async"}).json()["id"]
+    resuming = threading.Timer(0.5, worker.resume)
+    resuming.start()
+    with Client(url, timeout_s=1) as client:  # which asks for the result without waiting for it
+        result = client.result(job_id)
+    resuming.join()
+    assert isinstance(result, Generated)
+    assert result.seeds == (3,)
+
+
 def test_the_asynchronous_client_reads_images_outside_the_event_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoding large arrays takes seconds, in which the loop could do nothing else."""
     threads: list[threading.Thread] = []
@@ -239,6 +269,7 @@ def test_the_asynchronous_client_does_the_same(url: str, jobs, worker) -> None:
             assert (await client.models())[0] == await client.model("tiny")
             job_id = list(jobs)[-1]
             assert (await client.job(job_id)).id == (await client.cancel(job_id)).id == job_id
+            assert isinstance(await client.result(job_id), Scan)
             await client.delete(job_id)
             assert await client.version()
             with pytest.raises(ServiceError, match="its classes are cat, dog"):
