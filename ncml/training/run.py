@@ -66,6 +66,7 @@ def train(
     use_full_precision()
     reuse_freed_memory()
     _check(config)
+    execution.check(config.training.batch_size, group.world_size)
     state = out / STATE
     check_folder(
         out,

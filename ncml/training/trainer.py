@@ -46,6 +46,16 @@ class Execution:
     compile: bool = False
     """Compile the network and the likelihood first, which takes minutes and a C++ compiler."""
 
+    def check(self, batch_size: int, processes: int) -> None:
+        """Raise InputError for a batch that cannot be divided into these parts."""
+        parts = self.grad_accum_steps
+        if parts < 1 or batch_size % (processes * parts):
+            raise InputError(
+                "batch-size",
+                f"a batch of {batch_size} images cannot be divided into {parts} parts for each of {processes} "
+                "processes; choose a batch size that is a multiple of their product.",
+            )
+
 
 DEFAULT_EXECUTION = Execution()
 
@@ -65,13 +75,7 @@ class Trainer:
         """initialize: called with the network, whose random weights it may replace in place."""
         if len(data) == 0:
             raise InputError("data", "there is no image to train on; at least 8 are needed.")
-        batch_size, parts = config.training.batch_size, execution.grad_accum_steps
-        if parts < 1 or batch_size % (group.world_size * parts):
-            raise InputError(
-                "batch-size",
-                f"a batch of {batch_size} images cannot be divided into {parts} parts for each of {group.world_size} "
-                "processes; choose a batch size that is a multiple of their product.",
-            )
+        execution.check(config.training.batch_size, group.world_size)
         self.config, self.data, self.group, self.execution = config, data, group, execution
         self.device = torch.device(group.device)
         torch.manual_seed(config.training.seed)

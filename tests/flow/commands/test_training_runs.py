@@ -725,6 +725,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a batch of 32 images cannot be divided into 3 parts") as refused:
         train(write_images(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(grad_accum_steps=3))
     assert refused.value.field == "batch-size"
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
