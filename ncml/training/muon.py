@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum for matrices, each of which must have a gradient in every step.
 
     It computes what `torch.optim.Muon` does, but not necessarily in bf16, which takes 25 times as long as fp32 on a CPU
-    that emulates it, and two thirds as long on one that does not.
+    that emulates it.
 
     dtype: the type in which matrices are orthogonalised.
     """
