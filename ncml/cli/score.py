@@ -207,9 +207,7 @@ def _plan_images(
     selected: Any = m.detector
     if not own_size:
         selected = None if only_bpd else m.calibrations.select(calibration)
-    names = _additional_statistics(
-        m, None if own_size else selected, statistics, conditional=any(value for value in conditions.values())
-    )
+    names = _additional_statistics(m, None if own_size else selected, statistics, conditional=any(conditions.values()))
     arguments = conditions | {
         "calibration": calibration,
         "statistic": statistic,

@@ -20,16 +20,7 @@ from urllib.parse import quote
 import httpx2
 import numpy as np
 
-from ncml.client.documents import (
-    Document,
-    Generated,
-    Job,
-    JobProgress,
-    Result,
-    read_result,
-    read_scan,
-    read_scores,
-)
+from ncml.client.documents import Document, Generated, Job, JobProgress, Result, read_result, read_scan, read_scores
 from ncml.client.job_options import (
     CalibrateOptions,
     CompleteOptions,
@@ -47,6 +38,7 @@ from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES
 from ncml.results import Scan, Score
 
 T = TypeVar("T")
+
 WAIT_S = 30
 """Longest time that one request asks the service to wait for a result."""
 POLL_S = 0.25

@@ -66,7 +66,7 @@ def train_loop(
         save()
         on_measurement(trainer)
 
-    with _stop_signals() as signals:
+    with _collecting_signals() as signals:
         while not trainer.finished and not group.any(bool(signals) or time.monotonic() - start >= max_seconds):
             loss = trainer.train_step()
             if math.isfinite(loss):
@@ -90,7 +90,7 @@ def train_loop(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Generator[list[int]]:
+def _collecting_signals() -> Generator[list[int]]:
     """Yield a list that collects requests to stop, which have no other effect, so that no step is interrupted."""
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only

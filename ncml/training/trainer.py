@@ -252,11 +252,13 @@ class Trainer:
             state.images.check(self.data.inventory.order)
         self._change(**{name: getattr(state.config.training, name) for name in KEPT})
         if total_images is not None:
-            seen = state.step * self.config.training.batch_size
-            if total_images <= seen - self.config.training.batch_size:  # the last batch may exceed the length
+            batch_size = self.config.training.batch_size
+            images_seen = state.step * batch_size
+            if total_images <= images_seen - batch_size:  # the last batch may exceed the length
                 raise InputError(
                     "max-images",
-                    f"the run has seen {seen} images already; --max-images must be at least that, or be omitted.",
+                    f"the run has seen {images_seen} images already; --max-images must be at least that, or be "
+                    "omitted.",
                 )
             self.set_length(total_images)
         try:

@@ -92,15 +92,15 @@ def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
     images.append(np.full((*size, 3), 200, np.uint8))
     poses = []
     for image in images:
-        found = template.pose(image)
-        pose = found or Pose(torch.zeros(4), 0.0)
+        pose_or_none = template.pose(image)
+        pose = pose_or_none or Pose(torch.zeros(4), 0.0)
         poses.append(pose.values_4)
         expected, expected_inside = align(Image.fromarray(image), pose, (size[0] // CELL, size[1] // CELL))
         with torch.inference_mode():
             aligned, inside, values, is_lost = graph(
                 torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image))
             )
-        assert bool(is_lost) == (found is None)
+        assert bool(is_lost) == (pose_or_none is None)
         torch.testing.assert_close(values, pose.values_4.double(), rtol=0, atol=1e-9)
         assert np.array_equal(aligned.numpy(), expected)
         assert torch.equal(inside, expected_inside)

@@ -90,7 +90,10 @@ class Template:
     @torch.inference_mode()
     def pose(self, image_HWC: Pixels) -> Pose | None:
         """Find the part in an image, uint8 [H, W, 3], of the template's aspect ratio; None: it was not found."""
-        pose = self.find(detail(shrink(image_HWC, self.size), self.detail))
+        return self.accept(self.find(detail(shrink(image_HWC, self.size), self.detail)))
+
+    def accept(self, pose: Pose) -> Pose | None:
+        """Return a pose; None if it agrees so much less than those of good images that the part was not found."""
         return pose if pose.agreement >= LOST * self.agreement else None
 
     def store(self) -> dict[str, NDArray[Any]]:
@@ -242,8 +245,7 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))
     template = dataclasses.replace(template, agreement=usual, detail=DETAIL)
-    found = [pose if pose.agreement >= LOST * usual else None for pose in all_poses]
-    return Agreement(template, found, agreement)
+    return Agreement(template, [template.accept(pose) for pose in all_poses], agreement)
 
 
 def _agreement(grey: Sequence[Tensor], poses: Sequence[Pose]) -> float:

@@ -106,7 +106,7 @@ def judged_resize(size: tuple[int, int]) -> Resize:
 def patch_resize(size: tuple[int, int] | None, shape: tuple[int, int]) -> Resize:
     """Return what brings an image of a height and width (`shape`) to that at which its patches are compared.
 
-    size: that of all images; None: they are textures of several aspect ratios, each of its own size.
+    size: that of all images; None: they are textures of several aspect ratios, and each is judged at its own.
     """
     return judged_resize(size or texture_size(*shape))
 
