@@ -107,7 +107,7 @@ def train(
         )
         on_message(describe_plan(trainer, step_seconds, max_seconds))
         monitored = (held_out.spread if is_image_folder(source) else held_out.first)(MONITORED)
-        _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_progress)
+        _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_message, on_progress)
         try:
             return TrainedRun(trainer, source, data, out, command, on_message, on_progress).finish()
         except KeyboardInterrupt as stop:
@@ -176,6 +176,7 @@ def _run_loop(
     interval: int,
     max_seconds: float,
     trackers: Sequence[Callable[[Path, Config], Tracker]],
+    on_message: Callable[[str], None],
     on_progress: OnProgress,
 ) -> None:
     """Train until the run is finished or the time is up; rank 0 reports."""
@@ -190,6 +191,7 @@ def _run_loop(
             max_seconds=max_seconds,
             on_step=reporter.on_step if reporter else lambda trainer, mean_loss, rate: None,
             on_measurement=reporter.on_measurement if reporter else lambda trainer: None,
+            on_message=on_message,
         )
     finally:
         if reporter:

@@ -28,10 +28,14 @@ from ncml.training.batches import Batch, draw_batch, step_seed
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup, no_gradient_sync
 from ncml.training.objective import loss_bits
 from ncml.training.optimizer import Optimizer, learning_rate_share
+from ncml.training.running_loss import RunningLoss
 from ncml.training.state import KEPT, TrainingState, check_same_run
 
 MAX_SKIPPED = 10
 """Consecutive steps whose loss or gradient may not be finite before the run counts as diverged."""
+
+MAX_RETURNS = 3
+"""Returns to the same saved state before the run counts as diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +96,14 @@ class Trainer:
         self.loss = torch.compile(loss_bits) if execution.compile else loss_bits
         self.step = 0
         self.skipped_steps = 0
-        """Steps without an update, because their loss or gradient was not finite."""
+        """Steps without effect: their loss or gradient was not finite, or `go_back` undid them."""
         self.skipped_in_a_row = 0
+        self.returns = 0
+        """Number of returns to the state that is saved."""
         self.grad_norm = torch.tensor(math.nan)
         """Global norm of the latest step's gradient, before clipping."""
         self.seconds = 0.0
-        self.mean_loss = math.nan
-        """A running mean of the loss in bits per dimension, over the last steps; NaN before the first."""
+        self.running_loss = RunningLoss(config.training.batch_size)
         self.history: list[dict[str, float]] = []
         """The learning curve: a row for each measurement."""
         self.saved = False
@@ -133,7 +138,8 @@ class Trainer:
                 f"the run has seen {self.images_seen} images already; --max-images must be more than that.",
             )
         self._change(total_images=total_images, cooldown_fraction=1 - self.images_seen / total_images)
-        self.saved = False  # the state that was resumed belongs to the run that this one branches off
+        # The state that was resumed belongs to the run that this one branches off.
+        self.saved, self.running_loss.saved = False, math.nan
 
     def _change(self, **settings: Any) -> None:
         config = replace(self.config, training=replace(self.config.training, **settings))
@@ -148,6 +154,7 @@ class Trainer:
         """
         loss_B, batch = self._compute_gradients()
         loss = self.group.all_reduce(loss_B.mean()) / self.group.world_size
+        self.running_loss.include(loss)
         parameters = list(self.network.parameters())
         self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if math.isfinite(loss) and torch.isfinite(self.grad_norm):
@@ -217,7 +224,16 @@ class Trainer:
         return "the last saved state is intact: --resume" if self.saved else "nothing was saved yet: start again"
 
     def save(self, path: Path) -> None:
-        """Write the run's state to a file atomically; raise TrainingError where that fails."""
+        """Write the run's state to a file atomically, in rank 0; raise TrainingError where that fails."""
+        if self.group.is_main:
+            self._write(path)
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        self.saved, self.returns = True, 0
+        self.running_loss.note_saved()
+
+    def _write(self, path: Path) -> None:
         parts = {"network": self.network, "average": self.average, "optimizer": self.optimizer}
         state = TrainingState(
             tensors={f"{part}.{k}": v for part, holder in parts.items() for k, v in holder.state_dict().items()},
@@ -225,7 +241,7 @@ class Trainer:
             step=self.step,
             skipped_steps=self.skipped_steps,
             seconds=self.seconds,
-            mean_loss=self.mean_loss,
+            mean_loss=self.running_loss.mean,
             history=self.history,
             images=self.data.inventory.order,
         )
@@ -236,7 +252,6 @@ class Trainer:
                 f"the run cannot be saved to {path} after {self.images_seen} images ({error}): free disk space; "
                 f"{self._remedy}."
             ) from error
-        self.saved = True
 
     def resume(self, path: Path, *, total_images: int | None = None) -> None:
         """Continue a saved run exactly.
@@ -261,6 +276,38 @@ class Trainer:
                     "omitted.",
                 )
             self.set_length(total_images)
+        self._load(state, path)
+        self.step, self.skipped_steps, self.seconds = state.step, state.skipped_steps, state.seconds
+        self.running_loss.mean, self.running_loss.count = state.mean_loss, state.step
+        self.history = state.history
+        self._note_saved()
+
+    def go_back(self, path: Path) -> str:
+        """Restore the weights and moments of the saved state, because the loss has risen since; return what was done.
+
+        The steps since then count as skipped, and the run continues with the batches after theirs: with the same ones,
+        it would diverge again. Raises TrainingError for a state that was returned to `MAX_RETURNS` times already.
+        """
+        rise = f"the loss rose from {self.running_loss.saved:.3f} to {self.running_loss.mean:.3f} bits/dim"
+        state = TrainingState.read(path)
+        images_saved = state.step * self.config.training.batch_size
+        if self.returns == MAX_RETURNS:
+            raise TrainingError(
+                f"training diverged at step {self.step} ({self.images_seen} images): {rise}, as it did after each of "
+                f"{MAX_RETURNS} returns to the state of {images_saved} images; {self._remedy} with a lower "
+                "--learning-rate."
+            )
+        self._load(state, path)
+        self.skipped_steps = state.skipped_steps + self.step - state.step
+        self.running_loss.mean = state.mean_loss
+        self.returns += 1
+        return (
+            f"{rise}: training continues with the weights saved after {images_saved:,} images, without those up to "
+            f"{self.images_seen:,}"
+        )
+
+    def _load(self, state: TrainingState, path: Path) -> None:
+        """Load the tensors of a state; raise TrainingError for those of another network."""
         try:
             self.network.load_state_dict(state.part("network"))
             self.average.load_state_dict(state.part("average"))
@@ -268,10 +315,6 @@ class Trainer:
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"{path} does not match the run that it names: {reason}.") from error
-        self.step, self.skipped_steps, self.seconds = state.step, state.skipped_steps, state.seconds
-        self.mean_loss = state.mean_loss
-        self.history = state.history
-        self.saved = True
 
 
 def _ema_update(training: TrainingConfig) -> Callable[[Any, Any, Any], None]:

@@ -742,3 +742,59 @@ def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
         run.train(wild, source, out, command="", total_images=640, resume=True, interval=10_000)
     assert (out / STATE).read_bytes() == saved
     assert train(source, out, total_images=96, resume=True) is not None
+
+
+def test_two_processes_return_to_the_saved_state_together(tmp_path: Path) -> None:
+    """They save and go back at the same steps, though their clocks differ, and end with the same weights."""
+    code = """
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from ncml import recipes
+from ncml.data.dataset import Dataset
+from ncml.training.distributed import process_group
+from ncml.training import loop
+from ncml.training.trainer import Trainer
+torch.set_num_threads(1)
+base = recipes.smoke()
+recipe = replace(base, training=replace(base.training, batch_size=32, total_images=110 * 32, ema_images=320))
+pixels = torch.randint(256, (64, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+data = Dataset(pixels, torch.arange(64) % 2, ("dark", "light"))
+folder = Path(sys.argv[1])
+with process_group("cpu") as group:
+    trainer, messages = Trainer(recipe, data, group=group), []
+    loop.time = SimpleNamespace(monotonic=lambda: trainer.step * (1 + 2 * group.rank))
+    def on_step(trainer, mean_loss, rate):
+        if trainer.step == 85:
+            with torch.no_grad():
+                trainer.network.head.weight.mul_(30)
+    loop.train_loop(
+        trainer,
+        folder / "state.safetensors",
+        held_out=data,
+        save_seconds=10,
+        on_step=on_step,
+        on_message=messages.append,
+    )
+    weights = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    torch.save((weights, messages, trainer.skipped_steps), folder / f"{group.rank}.pt")
+    del trainer
+"""
+    (tmp_path / "diverging.py").write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "diverging.py"), str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    (first, messages, skipped), (second, others, skipped_too) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert len(messages) == 1
+    assert "continues with the weights saved after 2,560 images" in messages[0]  # by rank 0's clock, at step 80
+    assert messages == others
+    assert skipped == skipped_too > 5
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
