@@ -26,6 +26,8 @@ def model_card(
     processes = f"{size} processes, each on " if size > 1 else ""
     unit = "images" if data.crops == 1 else "random crops"
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    left_out = trainer.skipped_steps * config.training.batch_size
+    without_effect = f", {left_out:,} of them in steps without effect" if left_out else ""
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
     )
@@ -38,7 +40,7 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, t
 
 - Command: `{command}`
 - Trained on: {len(trainer.data) // data.crops:,} of {len(data) // data.crops:,} images (the training part),
-  {trainer.images_seen:,} {unit} seen
+  {trainer.images_seen:,} {unit} seen{without_effect}
 - Wall time: {duration(trainer.seconds)} on {processes}{machine(trainer.device)}
 - Classes: {", ".join(config.model.classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
