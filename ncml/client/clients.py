@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx2
@@ -144,6 +145,10 @@ class Client:
             except StopIteration as end:
                 return end.value
             answer = None
+            if isinstance(step, Awaitable):
+                if isinstance(step, Coroutine):
+                    step.close()  # it would warn that it was never awaited
+                raise InputError("on_progress", "on_progress must not be asynchronous, unless you use AsyncClient.")
             if callable(step):
                 answer = step()
                 continue
@@ -258,6 +263,9 @@ class AsyncClient:
             except StopIteration as end:
                 return end.value
             answer = None
+            if isinstance(step, Awaitable):
+                await step
+                continue
             if callable(step):
                 answer = await asyncio.to_thread(step)
                 continue

@@ -1,17 +1,19 @@
 """The exchanges of a client with a service, without any I/O, so that both clients share them.
 
 An exchange is a generator: it yields a request to send, and is resumed with the response or the transport's error; a
-function that reads files, and is resumed with these; or a number of seconds to pause. Its return value is the result.
+function that reads files, and is resumed with these; a coroutine of the caller's to await; or a number of seconds to
+pause. Its return value is the result.
 """
 
 from __future__ import annotations
 
 import email.utils
+import inspect
 import itertools
 import re
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
@@ -75,7 +77,7 @@ ReadFiles: TypeAlias = Callable[[], list[Upload]]
 """Reads images as files, which can take long: the asynchronous client calls it in a thread."""
 
 Exchange: TypeAlias = Generator[
-    Call | ReadFiles | float, "httpx2.Response | httpx2.RequestError | list[Upload] | None", T
+    Call | ReadFiles | Awaitable[object] | float, "httpx2.Response | httpx2.RequestError | list[Upload] | None", T
 ]
 
 
@@ -254,7 +256,9 @@ class Exchanges:
             job = yield from self.job(job_id)
             if job.progress and job.progress != latest:
                 latest = job.progress
-                on_progress(latest)
+                returned = on_progress(latest)
+                if inspect.isawaitable(returned):
+                    yield returned
             if job.has_ended:
                 return
             yield POLL_S

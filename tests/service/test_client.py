@@ -177,6 +177,17 @@ def test_a_long_job_is_awaited_and_its_progress_reported(client: Client, worker)
     assert client.generate(seed=1).seeds == (1,)
 
 
+def test_only_the_asynchronous_client_awaits_on_progress(client: Client, worker) -> None:
+    async def show(step: JobProgress) -> None:
+        raise AssertionError("this coroutine is never run")
+
+    worker.hold()
+    with pytest.raises(InputError, match="must not be asynchronous, unless you use AsyncClient") as caught:
+        client.generate(on_progress=show)
+    assert caught.value.field == "on_progress"
+    worker.resume()
+
+
 def test_jobs_are_looked_up_canceled_and_deleted(client: Client, jobs) -> None:
     client.generate(idempotency_key="mine")
     [job_id] = jobs
@@ -258,8 +269,9 @@ def test_the_asynchronous_client_does_the_same(url: str, jobs, worker) -> None:
             worker.hold()
             steps: list[JobProgress] = []
 
-            def end_job(step: JobProgress) -> None:
+            async def end_job(step: JobProgress) -> None:
                 steps.append(step)
+                await asyncio.sleep(0)
                 worker.resume()
 
             assert (await client.generate(seed=3, on_progress=end_job)).seeds == (3,)
