@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,11 +200,13 @@ def _update(
 def _open(
     images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress, *, seeks_points: bool = True
 ) -> GoodImages:
-    """Write images to a folder and open them."""
+    """Write images to a folder and open them; their scenes are stated by the names that the client gave the files."""
     folder.mkdir(parents=True)
     for image in images:
         (folder / image.name).write_bytes(image.file)
-    return open_folder(folder, sorted(folder.iterdir()), on_progress, seeks_points=seeks_points)
+    opened = open_folder(folder, sorted(folder.iterdir()), on_progress, seeks_points=seeks_points)
+    scene_names = {image.name: image.scene_name or image.name for image in images}
+    return replace(opened, scene_names=tuple(scene_names[name] for name in opened.names))
 
 
 def _read_result(folder: Path, request: str) -> Calibrated:

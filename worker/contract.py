@@ -258,6 +258,7 @@ class ReviewedImage(_StrictModel):
     """An image that a client has reviewed, which the detector has judged before."""
 
     name: str = Field(pattern=MODEL_NAME, max_length=100, description="name in messages, and of the file")
+    scene_name: str = Field(default="", description="name that the client gave the file, which can state its scene")
     file: bytes = Field(min_length=1)
 
 

@@ -54,7 +54,7 @@ def find_scenes(good: GoodImages, group: str = finding.AUTO, known: int | None =
     Raises `InputError` for images that are all equal, and for a name that states no scene.
     """
     if group != finding.AUTO:
-        return finding.scenes_by_name(good.names, group)
+        return finding.scenes_by_name(good.scene_names, group)
     if len(set(good.digests)) == 1:
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     if good.points is None:
@@ -75,7 +75,7 @@ def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = find
     if group == finding.AUTO:
         return scenes_N
     first: dict[str, int] = {}
-    named = ((i, finding.scene_of_name(name, group)) for i, name in enumerate(joined.names))
+    named = ((i, finding.scene_of_name(name, group)) for i, name in enumerate(joined.scene_names))
     pairs = [(first.setdefault(key, i), i) for i, key in named if key is not None and key != "."]
     return finding.merge(scenes_N, pairs)
 

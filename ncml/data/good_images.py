@@ -33,6 +33,8 @@ class GoodImages:
 
     names: tuple[str, ...]
     """Paths relative to their folder, with forward slashes."""
+    scene_names: tuple[str, ...]
+    """Names that can state the scene of each: those of its file where it comes from."""
     paths: tuple[Location, ...]
     shapes: tuple[tuple[int, int], ...]
     """Height and width of each."""
@@ -71,6 +73,7 @@ class GoodImages:
         """Return these images and others, in this order."""
         return GoodImages(
             self.names + others.names,
+            self.scene_names + others.scene_names,
             self.paths + others.paths,
             self.shapes + others.shapes,
             self.are_grey + others.are_grey,
@@ -85,6 +88,7 @@ class GoodImages:
         selected = [int(index) for index in indices]
         return GoodImages(
             tuple(self.names[i] for i in selected),
+            tuple(self.scene_names[i] for i in selected),
             tuple(self.paths[i] for i in selected),
             tuple(self.shapes[i] for i in selected),
             tuple(self.are_grey[i] for i in selected),
@@ -137,6 +141,7 @@ def open_folder(
         reason = f"; the first file: {unreadable[0]}" if unreadable else ": name a folder of good images."
         raise InputError("data", f"{folder} contains no image that can be judged{reason}")
     return GoodImages(
+        tuple(names),
         tuple(names),
         tuple(kept),
         tuple(shapes),

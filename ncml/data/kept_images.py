@@ -1,14 +1,14 @@
 """The good images in the folder of a detector, from which `ncml adapt --update` makes it again.
 
 `images/good` has copies of the good images under their own names, `images/reviewed` those of images that were flagged
-although they are good, and `images/made.json` says how scenes were found. Publishing a model leaves them out. Does not
-import torch.
+although they are good, and `images/made.json` says how scenes were found and what the latter were called. Publishing a
+model leaves them out. Does not import torch.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ncml import checkpoint
@@ -47,8 +47,9 @@ def kept_bytes(good: GoodImages, reviewed: GoodImages | None) -> int:
 def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str) -> None:
     """Copy images into the folder of a detector, in place of those that it keeps, which may be among them.
 
-    Reviewed images are named by their content, because they come from several folders. Whenever this is interrupted,
-    `read` finds the former images or the new ones. One process at a time may do this in a folder.
+    Reviewed images are named by their content, because they come from several folders; `made.json` has the names that
+    can state their scenes. Whenever this is interrupted, `read` finds the former images or the new ones. One process at
+    a time may do this in a folder.
     """
     _recover(folder)
     new = folder / NEW
@@ -57,11 +58,14 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
         for path, name in zip(good.paths, good.names, strict=True):
             (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(path, new / GOOD / name)
+        scene_names: dict[str, str] = {}
         if reviewed:
             (new / REVIEWED).mkdir()
-            for path, digest in zip(reviewed.paths, reviewed.digests, strict=True):
-                copy_file(path, new / REVIEWED / f"{digest}{path.suffix.lower()}")
-        checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group})
+            for path, digest, name in zip(reviewed.paths, reviewed.digests, reviewed.scene_names, strict=True):
+                file = f"{digest}{path.suffix.lower()}"
+                copy_file(path, new / REVIEWED / file)
+                scene_names[file] = name
+        checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group, "scene_names": scene_names})
         if (folder / FOLDER).exists():
             (folder / FOLDER).rename(folder / FORMER)
         new.rename(folder / FOLDER)
@@ -107,6 +111,9 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
     good, reviewed = (_open(folder / FOLDER / name, group != IMAGE, on_progress) for name in (GOOD, REVIEWED))
     if good is None:
         raise ModelError(f"{folder / FOLDER} has lost its good images: make the detector again.")
+    if reviewed is not None:
+        stored = made.get("scene_names", {})
+        reviewed = replace(reviewed, scene_names=tuple(str(stored.get(name, name)) for name in reviewed.names))
     return KeptImages(good, reviewed, group)
 
 

@@ -154,7 +154,7 @@ def _read_reviews(jobs: JobService, owner: str, model: str) -> dict[Verdict, lis
         file = jobs.queue.reviews.image(owner, review.id)
         if file is not None:  # it may have expired meanwhile
             name = f"{review.id}-{re.sub('[^A-Za-z0-9._-]', '_', review.file)[-80:]}"
-            images[review.verdict].append(ReviewedImage(name=name, file=file))
+            images[review.verdict].append(ReviewedImage(name=name, scene_name=review.file, file=file))
     return images
 
 

@@ -60,6 +60,7 @@ def test_names_of_files_are_safe(client: TestClient, jobs: Any) -> None:
     [image] = submitted.reviewed
     assert image.name.endswith("b_" + "x" * 74 + ".png")
     assert len(image.name) <= 100
+    assert image.scene_name == "../ä b/" + "x" * 74 + ".png"
 
 
 def test_only_reviews_of_the_same_key_are_used(

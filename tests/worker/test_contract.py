@@ -96,7 +96,7 @@ EXAMPLES: dict[str, BaseModel] = {
         model="m", name="mine", images=2, height=1, width=1, pixels=bytes(6), skipped=("a.txt is not an image.",)
     ),
     "update": UpdateJob(
-        model="m", name="m-2", reviewed=(ReviewedImage(name="0a-part.png", file=b"\x89PNG"),),
+        model="m", name="m-2", reviewed=(ReviewedImage(name="0a-part.png", scene_name="part.png", file=b"\x89PNG"),),
         defective=(ReviewedImage(name="0b-part.png", file=b"\x89PNG"),),
     ),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),

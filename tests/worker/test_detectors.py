@@ -365,6 +365,19 @@ def test_an_update_is_served_as_a_new_model_that_can_be_updated_again(
     assert other.error.detail == "a model 'part-2' already exists; choose another name."
 
 
+def test_the_name_that_a_client_gave_the_file_of_a_review_states_its_scene(
+    update: Callable[..., Outcome], folder: Path, detector_folder: Path
+) -> None:
+    images = detector_folder.parents[1] / "images"
+    kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, "^([0-9]+)")
+    _, ranking = divide(np.arange(40), 0.05)
+    ranked = reviewed("5f-part.png", without_disc(300)).model_copy(update={"scene_name": f"{ranking[0]:03}-b.png"})
+    other = reviewed(f"{ranking[0]:03}-part.png", without_disc(301)).model_copy(update={"scene_name": "part.png"})
+    outcome = update(UPDATE.model_copy(update={"reviewed": (ranked, other)}))
+    assert outcome.error is not None
+    assert outcome.error.detail.endswith("leave out 5f-part.png (on a service, delete the reviews).")
+
+
 def test_the_folders_of_a_running_update_are_not_taken_for_those_of_a_killed_worker(
     update: Callable[..., Outcome], folder: Path
 ) -> None:

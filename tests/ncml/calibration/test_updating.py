@@ -344,6 +344,20 @@ def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, 
     assert ncml.load(folder).score([good_image(900)])[0].ood is not None
 
 
+def test_a_later_update_takes_the_scenes_of_earlier_reviewed_images_from_their_own_names(
+    kept: MadeDetector, tmp_path: Path
+) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(kept.folder, folder)
+    update_detector(ncml.load(folder), write(tmp_path / "one", line__900=brighter(300)), folder, power_images=0)
+    stored = kept_images.read(folder).reviewed
+    assert stored is not None
+    assert stored.scene_names == ("line/900.png",)
+    second, aside = write(tmp_path / "two", b=brighter(302)), write(tmp_path / "aside", **{"900-b": brighter(310)})
+    with pytest.raises(InputError, match=r"1 image of 1 cannot check the detector, .* remove 900-b.png"):
+        update_detector(ncml.load(folder), second, folder, check=aside, power_images=0)
+
+
 def test_kept_images_outlive_an_interruption_while_others_take_their_place(
     good: GoodImages, kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
