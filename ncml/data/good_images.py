@@ -17,7 +17,7 @@ from ncml.data.overlaps import Points, find_points
 from ncml.data.scenes import Integers, Pixels
 from ncml.errors import InputError
 from ncml.object_storage import read_ahead
-from ncml.paths import Location, relative_to
+from ncml.paths import Location, printable, relative_to
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 Reader = Callable[[], Pixels]
@@ -32,9 +32,9 @@ class GoodImages:
     """Good images that are opened when they are needed."""
 
     names: tuple[str, ...]
-    """Paths relative to their folder, with forward slashes."""
+    """Paths relative to their folder, with forward slashes, as text that any output can hold."""
     scene_names: tuple[str, ...]
-    """Names that can state the scene of each: those of its file where it comes from."""
+    """Names that can state the scene of each: those of its file where it comes from, also if they are not UTF-8."""
     paths: tuple[Location, ...]
     shapes: tuple[tuple[int, int], ...]
     """Height and width of each."""
@@ -113,6 +113,7 @@ def open_folder(
     Raises `InputError` if none can be judged.
     """
     names: list[str] = []
+    scene_names: list[str] = []
     kept: list[Location] = []
     shapes: list[tuple[int, int]] = []
     are_grey: list[bool] = []
@@ -121,7 +122,8 @@ def open_folder(
     points: list[Points] = []
     unreadable: list[str] = []
     for done, (path, file) in enumerate(zip(paths, read_ahead(paths, images.MAX_BYTES), strict=True)):
-        name = relative_to(path, folder).as_posix()
+        scene_name = relative_to(path, folder).as_posix()
+        name = printable(scene_name)
         try:
             image_HWC = images.open_image(file, field=name)
             check_side(image_HWC, name)
@@ -129,6 +131,7 @@ def open_folder(
             unreadable.append(str(error))
         else:
             names.append(name)
+            scene_names.append(scene_name)
             kept.append(path)
             shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
             are_grey.append(images.is_grey(image_HWC))
@@ -142,7 +145,7 @@ def open_folder(
         raise InputError("data", f"{folder} contains no image that can be judged{reason}")
     return GoodImages(
         tuple(names),
-        tuple(names),
+        tuple(scene_names),
         tuple(kept),
         tuple(shapes),
         tuple(are_grey),

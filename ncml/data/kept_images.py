@@ -15,7 +15,7 @@ from ncml import checkpoint
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.data.scenes import IMAGE
 from ncml.errors import InputError, ModelError
-from ncml.paths import copy_file, list_local_files, size_of
+from ncml.paths import copy_file, list_local_files, printable, size_of
 from ncml.progress import OnProgress, ignore_progress
 
 FOLDER, FORMER, NEW, MADE = "images", ".images.former", ".images.new", "made.json"
@@ -55,7 +55,7 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
     new = folder / NEW
     shutil.rmtree(new, ignore_errors=True)  # a process that was killed has left it
     try:
-        for path, name in zip(good.paths, good.names, strict=True):
+        for path, name in zip(good.paths, good.scene_names, strict=True):
             (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(path, new / GOOD / name)
         scene_names: dict[str, str] = {}
@@ -113,7 +113,8 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
         raise ModelError(f"{folder / FOLDER} has lost its good images: make the detector again.")
     if reviewed is not None:
         stored = made.get("scene_names", {})
-        reviewed = replace(reviewed, scene_names=tuple(str(stored.get(name, name)) for name in reviewed.names))
+        scene_names = tuple(str(stored.get(name, name)) for name in reviewed.names)
+        reviewed = replace(reviewed, names=tuple(map(printable, scene_names)), scene_names=scene_names)
     return KeptImages(good, reviewed, group)
 
 

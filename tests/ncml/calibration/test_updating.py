@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import share_interval
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.view import Estimated, Measurement, Reader, Stored
+from ncml.paths import sorted_files
 from tests.detectors import good_image, use_small_scale
 
 OPTIONS: dict[str, Any] = {
@@ -587,6 +589,20 @@ def test_reading_kept_images_leaves_those_that_another_process_copies(kept: Made
     (copied := tmp_path / "part" / ".images.new" / "good").mkdir(parents=True)
     kept_images.read(tmp_path / "part")
     assert copied.is_dir()
+
+
+def test_names_of_files_that_are_not_utf_8_are_reported_with_escapes_and_kept_as_they_are(
+    model: ncml.Model, good: GoodImages, tmp_path: Path
+) -> None:
+    for path in good.paths:
+        shutil.copy(str(path), tmp_path)
+    shutil.copy(tmp_path / "005.png", os.fsencode(tmp_path) + b"/Pr\xfcfling.png")
+    images = open_folder(tmp_path, sorted_files(tmp_path))
+    made = make_detector(model, images, tmp_path / "part", keep_images=True, power_images=0)
+    descriptions.write_detector_card(made)
+    assert r"one scene: 005.png, Pr\xfcfling.png" in descriptions.describe_detector(made)
+    stored = kept_images.read(made.folder).good
+    assert (stored.names, stored.scene_names) == (images.names, images.scene_names)
 
 
 def test_a_detector_that_keeps_no_images_cannot_be_updated(
