@@ -66,8 +66,8 @@ class Watch:
         self._folder, self._table, self._scorer, self._alarm = folder, table, scorer, alarm
         self._move_flagged, self._show, self._notices, self._judge_name = move_flagged, show, notices, judge
         self._states: dict[str, Stamp] = {}
-        self._to_move: dict[Path, Path] = {}
-        """Files of this machine, and where their rows say that they are moved."""
+        self._to_move: dict[Path, tuple[Path, Stamp]] = {}
+        """Files of this machine, where their rows say that they are moved, and the state that was flagged."""
         self._judged = self._flagged = self._skipped = self._judged_before = 0
         self._is_alarmed = self._is_introduced = False
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
@@ -82,7 +82,8 @@ class Watch:
             assert isinstance(folder, Path)
             if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
                 # this process was killed before it could move the image, or did not move images
-                target = self._to_move[path] = self._recorded_target(row) or self._choose_target(path)
+                target = self._recorded_target(row) or self._choose_target(path)
+                self._to_move[path] = target, self._states[row["file"]]
                 if printable(target) != row[MOVED_TO]:
                     self._print(f"{path}, which an earlier run flagged, is moved to {target}")
         self._judged_before = self._judged
@@ -219,7 +220,7 @@ class Watch:
             row[MOVED_TO] = printable(targets[arrival.path]) if arrival.path in targets else ""
         if not self._write([to_cells(row) for _, row in recorded]):
             return
-        self._to_move |= targets
+        self._to_move |= {a.path: (targets[a.path], a.stamp) for a, _ in recorded if a.path in targets}
         self._move()  # before the rows are printed, so that their readers find the images
         for arrival, row in recorded:
             self._arrivals.judged(arrival)
@@ -240,7 +241,8 @@ class Watch:
                 if self._stopping.wait(RETRY_S):
                     return False
             else:
-                self._problem = ""
+                if not self._to_move:  # else a move fails, which was reported
+                    self._problem = ""
                 return True
 
     def _note(self, row: Mapping[str, Any]) -> int:
@@ -269,7 +271,7 @@ class Watch:
         assert self._move_flagged is not None
         target = self._move_flagged / relative_to(path, self._folder)
         try:
-            return unused_path(target, [*self._to_move.values(), *reserved])
+            return unused_path(target, [*(other for other, _ in self._to_move.values()), *reserved])
         except OSError:
             return target  # the move reports why the folder cannot be read, and is tried again
 
@@ -279,11 +281,11 @@ class Watch:
         return target if row[MOVED_TO] and self._move_flagged in target.parents else None
 
     def _move(self) -> None:
-        """Move flagged images; those that cannot be moved are tried again."""
-        for path, target in list(self._to_move.items()):
+        """Move flagged images that no other has replaced; those that cannot be moved are tried again."""
+        for path, (target, flagged) in list(self._to_move.items()):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if path.exists() and (moved_to := move_unused(path, target)) != target:
+                if state_of(path) == flagged and (moved_to := move_unused(path, target)) != target:
                     self._print(f"{path} was moved to {moved_to}, because another file has taken the name of {target}")
             except OSError as error:
                 self._report_problem(f"{path} cannot be moved to {target}: {error.strerror}")

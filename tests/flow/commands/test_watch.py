@@ -159,6 +159,35 @@ def test_a_row_is_printed_after_its_image_was_moved_to_a_name_that_no_other_imag
     assert {Path(row["file"]).name: row["moved_to"] for row in verdicts.rows()} == printed
 
 
+def test_an_image_that_has_replaced_a_flagged_one_before_its_move_succeeded_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "flagged"
+    moved.write_text("a file, so that no image can be moved yet")
+    save(folder / "a.png", 0)
+    columns = ["file", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    shown: list[Row] = []
+
+    def judge(paths: list[Location]) -> list[Row]:
+        return [{"file": str(path), "is_ood": not shown} for path in paths]
+
+    def show(row: Row) -> None:
+        shown.append(row)
+        if len(shown) == 1:
+            save(folder / "a.png", 1)
+        elif len(shown) == 2:
+            moved.unlink()
+            save(folder / "b.png", 2)
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+    Watch(folder, verdicts, Scorer(judge, 1), None, moved, show, judge="a model").run(0.05)
+    assert [row["is_ood"] for row in verdicts.rows()] == ["1", "0", "0"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png"]
+    assert capsys.readouterr().err.count("cannot be moved") == 1
+
+
 def test_a_flagged_image_is_moved_although_an_earlier_run_moved_none(
     start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
 ) -> None:
