@@ -166,7 +166,7 @@ def _score_files(
     m: LocalModel, calibration: "Calibration", files: Inputs, skipped: SkippedFiles
 ) -> Iterator[Measurement]:
     paths = collect(files)
-    scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped)
+    scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped, selected=calibration)
     done = 0
     with progress_bar() as on_progress:
         for rows in score_batches(paths, scorer):

@@ -155,12 +155,14 @@ def image_scorer(
     maps: Path | None,
     skipped: SkippedFiles,
     *,
+    selected: Any = None,
     concurrency: int = 1,
     own_size: bool = False,
 ) -> Scorer:
     """Return a scorer that resizes images to the model's size and scores them with these arguments of `Model.score`.
 
     maps: folder for heat maps; None writes none.
+    selected: the calibration of the verdicts, or None; a verdict of one that has replaced it raises `InputError`.
     own_size: whether a detector judges the images, at their own sizes.
     """
 
@@ -225,6 +227,8 @@ def image_scorer(
                     row |= skipped.add(path, message) if path in refused else {}
                 readable = [entry for entry in readable if entry[1] not in refused]
                 continue
+            if selected is not None:
+                _check_calibration(m, selected, scores)
             for (row, _, image), score in zip(readable, scores, strict=True):
                 yield row, score, image
             return
@@ -232,6 +236,16 @@ def image_scorer(
     if own_size:
         return Scorer(score_files, MAX_JUDGED_IMAGES, concurrency)
     return Scorer(score_files, BATCH if concurrency == 1 else REQUEST, concurrency)
+
+
+def _check_calibration(m: "LocalModel | RemoteModel", selected: Any, scores: "list[Score]") -> None:
+    """Raise `InputError` for a verdict of another calibration: a model is loaded late, and a service replaces it."""
+    if any(score.ood is not None and score.ood.calibration_version != selected.version for score in scores):
+        raise InputError(
+            "model",
+            f"the calibration of {m.name} has been replaced since this command started: run it again, with another "
+            "--output if it writes a table.",
+        )
 
 
 def tile_scorer(

@@ -220,7 +220,9 @@ def _plan_images(
     if selected is not None:
         facts = {"calibration": selected.name} | ({"weakness": selected.weakness} if selected.is_weak else {})
     return _Plan(
-        scorer=image_scorer(m, arguments, maps, skipped, concurrency=_concurrency(m), own_size=own_size),
+        scorer=image_scorer(
+            m, arguments, maps, skipped, selected=selected, concurrency=_concurrency(m), own_size=own_size
+        ),
         columns=(*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *names),
         calibration=selected,
         missing_reason=m.missing_reason,

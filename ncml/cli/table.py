@@ -85,8 +85,8 @@ class Table:
         if not is_this_table:
             raise InputError(
                 "output",
-                f"{self.part_name} was started by another command, model or release of ncml: remove it, or choose "
-                "another --output.",
+                f"{self.part_name} was started by another command, model, calibration or release of ncml: remove it, "
+                "or choose another --output.",
             )
 
     def _count_rows(self) -> bool:

@@ -92,7 +92,10 @@ def watch(
         if local is not None:
             local.check(arguments)
         skipped = SkippedFiles()
-        scorer = image_scorer(m, arguments, None, skipped, concurrency=REQUESTS if server else 1, own_size=own_size)
+        concurrency = REQUESTS if server else 1
+        scorer = image_scorer(
+            m, arguments, None, skipped, selected=selected, concurrency=concurrency, own_size=own_size
+        )
         columns = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *STAMP_COLUMNS, MOVED_TO)
         constants = {
             "model": m.version[:12],

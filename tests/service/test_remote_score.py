@@ -82,6 +82,30 @@ def test_a_folder_is_scored_by_a_service_into_the_same_table(run: Run, jobs, mod
     assert [job.n for job in scoring].count(4) == 5
 
 
+@pytest.mark.parametrize("command", ["score", "watch"])
+def test_verdicts_of_a_calibration_that_was_replaced_meanwhile_are_not_mixed_in(
+    queue, worker, model, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "images", range(80, 84))
+    again = {name: entry.model_copy(update={"version": "c1" * 32}) for name, entry in model.calibrations.items()}
+    accept = queue.submit
+
+    def calibrate_again(job: ScoreJob, **kwargs: object) -> str:
+        worker.serve(model.model_copy(update={"calibrations": again}))
+        return accept(job, **kwargs)
+
+    queue.submit = calibrate_again
+    with served(create_app(Settings(), queue)) as url:
+        assert cli.main([command, "images", "--server", url, "--output", "verdicts.csv"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "ncml: the calibration of tiny has been replaced since this command started: run it again, with another "
+        "--output if it writes a table.\n"
+    )
+    assert not (tmp_path / "verdicts.csv").exists() or not table(tmp_path / "verdicts.csv")
+
+
 def test_an_interrupted_run_resumes(run: Run, queue, jobs, tmp_path: Path) -> None:
     write(tmp_path / "images", range(80, 120, 2))
     accept, part = queue.submit, tmp_path / "scores.csv.part"

@@ -156,7 +156,7 @@ def test_a_table_of_another_command_is_not_continued(run: Run, s3: S3) -> None:
     s3.put("verdicts.csv.part", b"file,other\r\nx,1\r\n")
     done = run("score", "s3://line/in", "-o", "s3://line/verdicts.csv")
     assert done.returncode == 2
-    assert "s3://line/verdicts.csv.part was started by another command, model or release of ncml" in done.stderr
+    assert "s3://line/verdicts.csv.part was started by another command, model, calibration or release" in done.stderr
     assert s3.get("verdicts.csv.part") == b"file,other\r\nx,1\r\n"
 
 

@@ -213,8 +213,8 @@ def test_a_table_of_an_earlier_release_is_not_continued(
     table.write_text(content := "file,bpd,is_ood,bytes,modified,error\n")
     assert cli.main(["watch", str(folder), "--model", str(calibrated.folder), "-o", str(table)]) == 2
     assert capsys.readouterr().err == (
-        f"ncml: {table} was started by another command, model or release of ncml: remove it, or choose another "
-        "--output.\n"
+        f"ncml: {table} was started by another command, model, calibration or release of ncml: remove it, or choose "
+        "another --output.\n"
     )
     assert table.read_text() == content
 

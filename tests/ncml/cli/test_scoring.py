@@ -320,7 +320,7 @@ def test_an_interrupted_run_resumes(calibrated: Run, tmp_path: Path) -> None:
     for other in (["--statistic", "llr"], ["--noise", "2"], ["--class", "a"], ["--only-bpd"], ["--statistics", "llr"]):
         done = calibrated(*arguments, *other)
         assert done.returncode == 2, other
-        assert "was started by another command, model or release of ncml" in done.stderr
+        assert "was started by another command, model, calibration or release of ncml" in done.stderr
     (tmp_path / "new" / "000a.png").write_bytes((tmp_path / "new" / "000.png").read_bytes())
     done = calibrated(*arguments)
     assert done.returncode == 2

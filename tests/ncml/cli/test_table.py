@@ -94,7 +94,7 @@ def test_a_truncated_header_is_not_resumed(tmp_path: Path) -> None:
 def test_another_run_s_table_is_not_changed(tmp_path: Path, arguments: dict) -> None:
     table(tmp_path / "t.csv").add([{"file": "a", "x": 1}])
     with pytest.raises(
-        InputError, match=r"t\.csv\.part was started by another command, model or release of ncml: remove it"
+        InputError, match=r"t\.csv\.part was started by another command, model, calibration or release of ncml"
     ):
         table(tmp_path / "t.csv", **arguments)
     assert table(tmp_path / "t.csv").done == 1
@@ -103,7 +103,7 @@ def test_another_run_s_table_is_not_changed(tmp_path: Path, arguments: dict) -> 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\xff", b"file,x,model\na,much,m1\n", b"f" * 200_000 + b"\n"])
 def test_a_file_that_is_not_a_partial_table_is_not_changed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.csv.part").write_bytes(content)
-    with pytest.raises(InputError, match="started by another command, model or release of ncml: remove it"):
+    with pytest.raises(InputError, match="started by another command, model, calibration or release of ncml"):
         table(tmp_path / "t.csv")
 
 
