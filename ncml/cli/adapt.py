@@ -112,8 +112,10 @@ def adapt(
     for field, (folder, contents) in folders.items():
         if folder is not None and not folder.is_dir():
             raise InputError(field, f"{folder} is not a folder: name a folder of {contents}.")
-    if not update and (out / DETECTOR).is_file():
-        lost = ", and the images that it keeps are deleted" if are_kept(out) and not keep_images else ""
+    is_in_place = bool(update) and out.resolve() == description.folder.resolve()
+    if (out / DETECTOR).is_file() and not is_in_place:
+        is_losing = are_kept(out) and (bool(update) or not keep_images)
+        lost = ", and the images that it keeps are deleted" if is_losing else ""
         _print_message(f"ncml: {out} holds a detector already: the new one replaces it{lost}")
     comparison: list[str] = []
     printed: set[str] = set()

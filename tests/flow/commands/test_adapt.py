@@ -148,6 +148,11 @@ def test_a_detector_that_keeps_its_images_is_updated(
     assert "59 images of 59 cannot check the detector" in error
     assert ": remove 000.png, 001.png, 002.png, " in error
     assert "058.png, 059.png from the folder, or" in error
+    refused, replaced = [*update[:4], "--check", "good"], "holds a detector already: the new one replaces it"
+    assert cli.main([*refused, "--out", "next"]) == 2
+    assert f"ncml: next {replaced}, and the images that it keeps are deleted\n" in capsys.readouterr().err
+    assert cli.main([*refused, "--out", "mine"]) == 2
+    assert replaced not in capsys.readouterr().err
     assert cli.main(["adapt", "good", *options, "--check", "nowhere"]) == 2
     assert "nowhere is not a folder: name a folder of good images that have no part" in capsys.readouterr().err
     assert cli.main([*update, "--group", "image", "--out", "other"]) == 2
