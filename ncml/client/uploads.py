@@ -10,6 +10,7 @@ from pathlib import Path
 from ncml.errors import InputError
 from ncml.images.reading import Image, name_of, read_pil
 from ncml.object_storage import StoragePath
+from ncml.paths import printable
 
 Upload = tuple[str, bytes]
 """The name and the bytes of a file."""
@@ -39,7 +40,7 @@ def read_upload(image: Image) -> Upload:
         return image.name, image.read(MAX_BYTES)[1]
     if isinstance(image, str | os.PathLike):
         try:
-            return Path(image).name, Path(image).read_bytes()
+            return printable(Path(image).name), Path(image).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a null character
             reason = getattr(error, "strerror", error)
             raise InputError("image", f"{name_of(image)} cannot be read: {reason}.") from error

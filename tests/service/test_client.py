@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -64,6 +65,12 @@ def test_every_kind_of_image_is_scored(client: Client, tmp_path: Path) -> None:
     assert scores[0].ood.calibration_version == client.model("tiny")["calibration"]["version"]
     assert client.score(path)[0].bpd == 1
     assert [score.bpd for score in client.score(np.stack([flat(5), flat(6)]))] == [5, 6]
+
+
+def test_an_image_whose_file_name_is_not_utf_8_is_scored(client: Client, tmp_path: Path) -> None:
+    (path := tmp_path / os.fsdecode(b"Pr\xfcfling.png")).write_bytes(to_png(flat(3)))
+    (score,) = client.score(path)
+    assert (score.bpd, score.file) == (3, str(tmp_path / r"Pr\xfcfling.png"))
 
 
 def test_a_folder_is_scored_and_the_scores_make_a_table(client: Client, tmp_path: Path) -> None:
