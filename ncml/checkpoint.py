@@ -7,6 +7,7 @@ built. This module imports torch only to `save` and `load` (`ncml.weights`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -380,6 +381,13 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise ValueError(f"it has more than {max_bytes} bytes")
     return content
+
+
+def detector_version(folder: Path) -> str | None:
+    """Return the version of the detector in a model folder; None for none, or a damaged one."""
+    with contextlib.suppress(ModelError):
+        return read_json(folder / DETECTOR, MAX_CALIBRATION_BYTES).get("version")
+    return None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -81,8 +81,8 @@ def pull(reference: str, out: Path) -> Description:
     try:
         out.mkdir(parents=True, exist_ok=True)
         adopt_arrays(out)  # those that `detector.json` names must not be overwritten
-        detector = _detector_version(fetched.folder)
-        if detector is not None and detector != _detector_version(out):
+        detector = checkpoint.detector_version(fetched.folder)
+        if detector is not None and detector != checkpoint.detector_version(out):
             kept_images.discard(out)
             (out / checkpoint.DETECTOR_PICTURES).unlink(missing_ok=True)
         for name in FILES:
@@ -95,13 +95,6 @@ def pull(reference: str, out: Path) -> Description:
             shutil.rmtree(out, ignore_errors=True)
         raise InputError("out", f"{printable(out)} cannot be written: {error.strerror}.") from error
     return checkpoint.describe(out)
-
-
-def _detector_version(folder: Path) -> str | None:
-    """Return the version of the detector in a model folder; None for none, or a damaged one."""
-    with contextlib.suppress(ModelError):
-        return checkpoint.read_json(folder / DETECTOR, checkpoint.MAX_CALIBRATION_BYTES).get("version")
-    return None
 
 
 def push(

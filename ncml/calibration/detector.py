@@ -141,11 +141,12 @@ def make_detector(
     on_calibrated: called with the detector once it is in its folder, before its power is measured.
 
     Raises `InputError` for too few images or scenes, for images or a region that cannot be judged, and for a detector
-    that another process makes in the folder while the power is measured; `OSError` for a disk without space for the
+    that another process makes in the folder meanwhile, which stays; `OSError` for a disk without space for the
     detector, before anything is computed. A `KeyboardInterrupt` while the power is measured says that the detector is
     complete without it; `StopMeasuring` of `on_progress` ends that measurement.
     """
     checkpoint.check_copy(model.folder, folder)
+    former = checkpoint.detector_version(folder)
     taking_part = good if reviewed is None else good.join(reviewed)
     if check is not None:
         check_apart(taking_part, check, group)
@@ -182,6 +183,8 @@ def make_detector(
         scenes = scenes.without(names)
         divided = scenes.divide(false_positive_rate, confidence)
         views, scores, lost = measure(divided)
+    if checkpoint.detector_version(folder) != former:  # its images are not among these, so replacing it would lose them
+        raise _made_meanwhile(folder, "made while this one was measured")
     with _replacing(folder) as written:
         checkpoint.copy(model.folder, written)
         if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
@@ -240,15 +243,19 @@ def _with_power(
     if measured is None:
         return made
     power, sheet = measured
-    stored = checkpoint.read_json(folder / checkpoint.DETECTOR, checkpoint.MAX_CALIBRATION_BYTES)
-    if stored.get("version") != calibration.version:
-        reason = f"{printable(folder)} holds another detector, made while the power of this one was measured"
-        raise InputError("out", f"{reason}: make each in its own folder.")
+    if checkpoint.detector_version(folder) != calibration.version:
+        raise _made_meanwhile(folder, "made while the power of this one was measured")
     if power.sheet:
         checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
     made = replace(made, calibration=calibration.with_power(power))
     made.calibration.save(folder)
     return made
+
+
+def _made_meanwhile(folder: Path, when: str) -> InputError:
+    """Return the error for a detector that another process has made in the folder."""
+    reason = f"{printable(folder)} holds another detector, {when}"
+    return InputError("out", f"{reason}: make each in its own folder, or run this again.")
 
 
 @contextlib.contextmanager

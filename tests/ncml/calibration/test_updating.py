@@ -15,7 +15,7 @@ from PIL import Image
 
 import ncml
 from ncml import checkpoint, hub
-from ncml.calibration import descriptions, division
+from ncml.calibration import descriptions, detector, division
 from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
 from ncml.calibration.division import divide, find_common_scenes
@@ -565,6 +565,29 @@ def test_a_detector_that_was_made_meanwhile_is_left_alone(
     assert loaded is not None
     assert loaded.version == others[0].calibration.version
     assert not (folder / checkpoint.DETECTOR_PICTURES).exists()
+
+
+def test_an_update_leaves_one_that_was_made_meanwhile_with_its_images(
+    kept: MadeDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(kept.folder, folder)
+    first, second = (write(tmp_path / name, a=brighter(seed)) for name, seed in (("one", 300), ("two", 301)))
+    measure = detector.measure_good_images
+
+    def measure_beside_another(*arguments: Any, **options: Any) -> object:
+        monkeypatch.setattr(detector, "measure_good_images", measure)
+        update_detector(ncml.load(folder), second, folder, power_images=0)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(detector, "measure_good_images", measure_beside_another)
+    with pytest.raises(InputError, match="part holds another detector, made while this one was measured") as error:
+        update_detector(ncml.load(folder), first, folder, power_images=0)
+    assert error.value.field == "out"
+    stored = kept_images.read(folder).reviewed
+    assert stored is not None
+    assert stored.digests == second.digests
+    assert ncml.load(folder).score([good_image(900)])[0].ood is not None
 
 
 def test_a_new_folder_appears_with_its_detector(
