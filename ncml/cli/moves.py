@@ -22,21 +22,22 @@ def move_unused(path: Path, target: Path) -> Path:
     """Move a file to a path or, if there is a file already, to the next one with a number; return where it is.
 
     Whenever this is interrupted, no file has an incomplete content under such a name, and another call completes the
-    move. One process at a time may do this in a folder. Raises `OSError`.
+    move. In place of a link, whose own path may be relative, the file that it names is copied. One process at a time
+    may do this in a folder. Raises `OSError`.
     """
     unused = unused_path(target)
-    try:
-        path.rename(unused)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        taken = itertools.takewhile(lambda other: other != unused, _numbered(target))
-        copy = next((other for other in taken if _is_copy(other, path)), None)
-        if copy is None:
-            _copy(path, unused, target.with_name(f".{target.name}.new"))
-        path.unlink()
-        return copy or unused
-    return unused
+    if not path.is_symlink():
+        try:
+            return path.rename(unused)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+    taken = itertools.takewhile(lambda other: other != unused, _numbered(target))
+    copy = next((other for other in taken if _is_copy(other, path)), None)
+    if copy is None:
+        _copy(path, unused, target.with_name(f".{target.name}.new"))
+    path.unlink()
+    return copy or unused
 
 
 def _numbered(target: Path) -> Iterator[Path]:

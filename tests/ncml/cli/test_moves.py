@@ -54,6 +54,16 @@ def test_no_file_is_replaced(source: Path, target: Path) -> None:
     assert not contents(source)
 
 
+def test_a_relative_link_is_replaced_by_its_file(source: Path, target: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_text("a")
+    (source / "1.png").symlink_to("../1.png")
+    (target / "line").mkdir()
+    assert move_unused(source / "1.png", target / "line" / "1.png") == target / "line" / "1.png"
+    assert contents(target / "line") == {"1.png": "a"}
+    assert not list(source.iterdir())
+    assert (tmp_path / "1.png").exists()
+
+
 def test_an_unused_path_is_not_a_reserved_one(target: Path) -> None:
     (target / "1.png").touch()
     reserved = [target / "1-1.png"]
