@@ -6,6 +6,7 @@ Does not import torch.
 import errno
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -208,3 +209,9 @@ def _is_new(folder: Path, roots: list[Path]) -> bool:
 def printable(path: str | os.PathLike[str] | StoragePath) -> str:
     """Return a path as text that any output can hold: bytes that are not UTF-8 become escapes."""
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+
+
+def printed_path(text: str) -> Path:
+    """Return the path of this machine that `printable` has written; the text itself if no such file exists."""
+    path = Path(os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), text.encode())))
+    return path if path.exists() else Path(text)

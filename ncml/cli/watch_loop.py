@@ -24,7 +24,7 @@ from ncml.data.inventory import counted
 from ncml.errors import InputError, ServiceError, StorageError
 from ncml.object_storage import StoragePath
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
-from ncml.paths import Location, printable, relative_to
+from ncml.paths import Location, printable, printed_path, relative_to
 from ncml.signals import stop_signals
 
 RETRY_S = 5.0
@@ -78,7 +78,7 @@ class Watch:
             alarmed_at = self._note(row) or alarmed_at
             if move_flagged is None:
                 continue
-            path = Path(row["file"])
+            path = printed_path(row["file"])
             assert isinstance(folder, Path)
             if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
                 # this process was killed before it could move the image, or did not move images

@@ -24,7 +24,7 @@ from ncml.cli.rows import Row, Scorer
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
 from ncml.cli.watch_loop import Watch
-from ncml.paths import Location
+from ncml.paths import Location, printable
 from tests.conftest import eventually
 from tests.flow.commands.conftest import rows
 from tests.receiver import Receiver, write_secret
@@ -204,6 +204,23 @@ def test_a_flagged_image_is_moved_although_an_earlier_run_moved_none(
     assert (
         f"{folder / 'noise.png'}, which an earlier run flagged, is moved to {moved}" in (tmp_path / "log").read_text()
     )
+
+
+def test_a_flagged_image_whose_file_name_is_not_utf_8_is_moved_after_a_restart(folder: Path, tmp_path: Path) -> None:
+    save(folder / "a.png", 0)
+    (folder / "a.png").rename(folder / os.fsdecode(b"Pr\xfcfling.png"))
+    columns, moved = ["file", "is_ood", "bytes", "modified", "moved_to", "error"], tmp_path / "flagged"
+
+    def judge(paths: list[Location]) -> list[Row]:
+        return [{"file": printable(path), "is_ood": path.name != "b.png"} for path in paths]
+
+    for target in (None, moved):
+        verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+        stop: Callable[[Row], None] = lambda row: signal.raise_signal(signal.SIGINT)  # noqa: E731
+        Watch(folder, verdicts, Scorer(judge, 1), None, target, stop, judge="a model").run(0.05)
+        save(folder / "b.png", 1)
+    assert [path.name for path in folder.iterdir()] == ["b.png"]
+    assert [path.name for path in moved.iterdir()] == [os.fsdecode(b"Pr\xfcfling.png")]
 
 
 def test_a_table_of_an_earlier_release_is_not_continued(
