@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ncml import checkpoint
 from ncml.network.ncpn import NCPN
 from ncml.runtime import CPU_INFO
 from ncml.sampling.batching import Batching
@@ -66,9 +66,8 @@ def store(network: NCPN, version: str, tilt: Tilt, outcome: Batching) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({"conditions": conditions, "outcome": asdict(outcome)}, file, indent=1)
-        Path(file.name).replace(path)
+        text = json.dumps({"conditions": conditions, "outcome": asdict(outcome)}, indent=1)
+        checkpoint.replace_file(path, lambda new: new.write_text(text))
     except OSError as error:
         log.info("the check of fast groups is repeated in the next process: %s", error)
 

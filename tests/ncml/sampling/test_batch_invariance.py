@@ -1,5 +1,6 @@
 """A seed gives the same bytes in every batch: in checked fast groups, or in fixed groups."""
 
+import errno
 import json
 import logging
 import os
@@ -241,6 +242,18 @@ def test_only_a_check_that_ran_to_its_end_is_stored(
     outcome = ncml.load(model.folder).batching
     assert outcome.check != "error"
     assert ncml.load(model.folder).known_batching == outcome
+
+
+def test_an_outcome_that_cannot_be_stored_leaves_no_file(
+    model: ncml.Model, checks: list[Tilt], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        assert ncml.load(model.folder).batching is not None
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 def out_of_memory(*_: Any, **__: Any) -> None:
