@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import redis
-
 from worker.contract import JOB_ID, JobStatus, Lane
 from worker.job_results import CANCELED, DAMAGED, JobEnding, JobError, Preview
 from worker.queue import EVENTS_CAP, JobQueue
@@ -162,8 +160,8 @@ class Leases:
             if not is_lease or not self._redis.exists(job_key(job_id)):
                 self._redis.zrem(LEASES, member)  # no lease, or its record is gone
                 continue
-            origin, attempts, canceled = self._fields(job_id)
-            if origin not in _ORIGINS:
+            origin, attempts, canceled = self.queue.fields(job_id, ("origin", "attempts", "cancel"))
+            if origin is None or origin not in _ORIGINS:
                 claim = Claim(job_id, token, self._names[0], 1)
                 endings.append((claim, JobEnding(JobStatus.FAILED, DAMAGED)))
                 continue
@@ -188,14 +186,6 @@ class Leases:
                 if done:
                     log.warning("job taken from a silent worker", extra={"job": claim.id, "attempts": claim.attempts})
         return moved, ended
-
-    def _fields(self, job_id: str) -> list[bytes]:
-        """Return the origin, the attempts and the cancellation flag of a record; empty if it is not a record."""
-        try:
-            values: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
-        except redis.ResponseError:
-            return [b"", b"", b""]
-        return [value or b"" for value in values]
 
     def store_previews(self, previews: Mapping[str, Preview]) -> None:
         """Store previews by job id, in place of the previous ones, until their time to live ends."""

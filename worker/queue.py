@@ -313,7 +313,7 @@ class JobQueue:
         """Return the public state of a job. Raises `JobNotFound`."""
         if not re.fullmatch(JOB_ID, job_id):
             raise JobNotFound(f"there is no job {job_id[:64]!r}")
-        values = self._fields(job_id, VIEW_FIELDS)
+        values = self.fields(job_id, VIEW_FIELDS)
         by_name = {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
         if "task" not in by_name or "submitted" not in by_name:
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
@@ -350,7 +350,7 @@ class JobQueue:
 
     def result(self, job_id: str) -> Result | None:
         """Return the result of a job that succeeded, None in any other state. Raises `JobNotFound`."""
-        task, result = self._fields(job_id, ("task", "result"))
+        task, result = self.fields(job_id, ("task", "result"))
         if task is None:
             raise JobNotFound(f"there is no job {job_id[:64]!r}, or its result has expired")
         try:
@@ -365,7 +365,7 @@ class JobQueue:
         pipe.strlen(blob_key(job_id))
         return sum(pipe.execute())
 
-    def _fields(self, job_id: str, names: Sequence[str]) -> list[bytes | None]:
+    def fields(self, job_id: str, names: Sequence[str]) -> list[bytes | None]:
         """Return fields of a record; all None if the key has another type."""
         try:
             values: list[bytes | None] = self.redis.hmget(job_key(job_id), list(names))

@@ -239,6 +239,22 @@ def test_a_worker_whose_job_was_taken_over_changes_nothing(queue: JobQueue) -> N
     assert queue.view(job_id).status is JobStatus.SUCCEEDED
 
 
+def test_a_job_is_not_damaged_because_the_server_refuses_to_read_it(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise redis.exceptions.ResponseError("BUSY Valkey is busy running a script")
+
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    queue.submit(GenerateJob(model="m"))
+    lose(leases)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.redis, "hmget", refuse)
+        with pytest.raises(redis.exceptions.ResponseError):
+            leases.recover()
+    assert leases.recover() == (1, [])
+
+
 def test_jobs_whose_workers_died_twice_run_alone(queue: JobQueue) -> None:
     ids = {queue.submit(GenerateJob(model="m")) for _ in range(2)}
     leases = Leases(queue, [Lane.GENERATE], "w")
