@@ -138,6 +138,12 @@ def test_a_review_is_returned_even_if_it_is_gone_already(queue: Any) -> None:
     assert queue.reviews.find("ann", "tiny") == []
 
 
+def test_reviews_expire_by_the_clock_of_the_server(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = keep(queue, 0)
+    monkeypatch.setattr(time, "time", lambda: kept.expires_at + 1)
+    assert queue.reviews.find("ann", "tiny") == [kept]
+
+
 def test_no_bytes_stay_counted_if_a_review_is_sent_again_while_it_is_deleted(
     queue: Any, new_queue: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
