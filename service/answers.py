@@ -1,6 +1,5 @@
 """The JSON documents that describe jobs and their results."""
 
-import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -238,9 +237,9 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
 
 
 def submitted_view(
-    job_id: str, task: Task, model_name: str, priority: Priority, n: int, request_id: str, owner: str
+    job_id: str, task: Task, model_name: str, priority: Priority, n: int, request_id: str, owner: str, created_at: float
 ) -> JobView:
-    """Return the view of a job at the time of its submission, which is now."""
+    """Return the view of a job at the time of its submission."""
     return JobView(
         id=job_id,
         status=JobStatus.QUEUED,
@@ -251,7 +250,7 @@ def submitted_view(
         request_id=request_id,
         owner=owner,
         n=n,
-        created_at=time.time(),
+        created_at=created_at,
     )
 
 

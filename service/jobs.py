@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -159,7 +160,7 @@ class JobService:
         else:
             job_id = await self._submit_held(job, submit, key, owner, client, prepare)
         submitted = functools.partial(
-            submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner
+            submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner, time.time()
         )
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
 
 import httpx2
 import numpy as np
@@ -450,7 +451,10 @@ def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, work
 def test_a_job_whose_wait_fails_is_accepted(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue accepted the job, so it will be computed: a 503 would make the client send it again."""
 
+    failures: list[datetime] = []
+
     async def wait(*_: object) -> None:
+        failures.append(datetime.now(UTC))
         raise redis.ConnectionError("connection lost")
 
     monkeypatch.setattr(JobQueue, "wait", wait)
@@ -460,6 +464,7 @@ def test_a_job_whose_wait_fails_is_accepted(client: TestClient, monkeypatch: pyt
     assert int(response.headers["retry-after"]) > 0
     body = response.json()
     assert (body["status"], body["task"], body["n"], body["request_id"]) == ("queued", "generate", 2, "r-1")
+    assert datetime.fromisoformat(body["created_at"]) <= failures[0]
     monkeypatch.undo()
     eventually(lambda: client.get(response.headers["location"]).json()["status"] == "succeeded")
 
