@@ -377,9 +377,9 @@ def _as_text(name: str, value: object) -> str:
 def _name_image(error: ServiceError, images: Sequence[Image], start: int) -> ServiceError:
     """Return an error that names the faulty image by its path, or by its position in the call."""
     match = re.fullmatch(r"image(?:\[(\d+)\])?", error.field or "")
-    if match is None or not error.detail.startswith(f"{match[0]} "):
+    index = int(match[1] or 0) if match else 0
+    if match is None or index >= len(images) or not error.detail.startswith(f"{match[0]} "):
         return error
-    index = int(match[1] or 0)
     name = name_of(images[index]) or (f"image[{start + index}]" if match[1] else match[0])
     detail = name + error.detail.removeprefix(match[0])
     return ServiceError(detail, status=error.status, kind=error.kind, field=name, request_id=error.request_id)

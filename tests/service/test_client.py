@@ -355,6 +355,15 @@ def test_an_image_that_the_worker_refuses_is_named(client: Client, worker: Any, 
         slow.score([flat(1), path])
 
 
+def test_a_refusal_of_an_image_that_was_not_sent_is_a_refusal() -> None:
+    detail = "image[7] is not an image."
+    document = {"type": "about:blank", "status": 422, "detail": detail, "errors": [{"field": "image[7]"}]}
+    client, _ = scripted(*[httpx2.Response(422, json=document, headers=PROBLEM)] * 2)
+    for call in (lambda: client.score([flat(1)]), lambda: client.update("new", model="bottles")):
+        with pytest.raises(ServiceError, match=r"^image\[7\] is not an image"):
+            call()
+
+
 def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None:
     for key in ("secret\n", "geheimnis \xfc"):
         with pytest.raises(InputError, match="the API key has a space, a line break"):
