@@ -31,14 +31,7 @@ def detect(
     score = standardised[view]
     measurement = measurements[view]
     is_lost = any(own.is_lost for own in measurements.values())
-
-    def covered(measurement: Measurement) -> Box:
-        """Return the part of the image that a map covers, in pixels of the whole image."""
-        region = calibration.region
-        if region is None:
-            return measurement.region or Box(0, 0, W, H)
-        return region.box if measurement.region is None else region.shift(measurement.region)
-
+    covered = Box(0, 0, W, H) if calibration.region is None else calibration.region.box
     return Detection(
         view=view,
         score=score,
@@ -46,17 +39,17 @@ def detect(
         threshold=calibration.threshold,
         is_ood=score > calibration.threshold,
         is_weak=calibration.is_weak,
-        box=_box(measurement, covered(measurement)),
+        box=_box(measurement, covered),
         height=H,
         width=W,
         views={
-            name: ViewDetection(score=own.score, standardised=standardised[name], box=_box(own, covered(own)))
+            name: ViewDetection(score=own.score, standardised=standardised[name], box=_box(own, covered))
             for name, own in measurements.items()
         },
         at_least_as_unusual=calibration.ranks.count_at_or_above(score),
         ranking_images=calibration.n_rank,
         calibration_version=calibration.version,
-        covered=covered(measurement),
+        covered=covered,
         differences=calibration.differences(image_HWC) + (LOST,) * is_lost,
         grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
     )

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.images.tiling import Box
 from ncml.ood.conformal import Floats
 from ncml.progress import OnProgress
 
@@ -37,8 +36,6 @@ class Measurement:
     """Finite; higher means more out-of-distribution."""
     map_hw: NDArray[np.float32] | None = None
     """Local scores on an even grid that covers the judged region, higher where the image differs; None without one."""
-    region: Box | None = None
-    """The part of the image that the map covers, in pixels; None: the whole image."""
     is_lost: bool = False
     """Whether the part was not found, so that the image was compared where it lies."""
 
