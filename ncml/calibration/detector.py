@@ -247,7 +247,7 @@ def _with_power(
         raise _made_meanwhile(folder, "made while the power of this one was measured")
     if power.sheet:
         checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
-    made = replace(made, calibration=calibration.with_power(power))
+    made = replace(made, calibration=replace(calibration, power=power))
     made.calibration.save(folder)
     return made
 

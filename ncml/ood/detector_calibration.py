@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -245,10 +245,6 @@ class DetectorCalibration:
             | ({} if self.power is None else {"power": self.power.to_json()})
         )
         checkpoint.replace_file(folder / FILE, lambda new: new.write_text(text + "\n"))
-
-    def with_power(self, power: DetectorPower) -> DetectorCalibration:
-        """Return the calibration with its measured power."""
-        return replace(self, power=power)
 
     @classmethod
     def read(cls, folder: Path, model_version: str) -> DetectorCalibration:

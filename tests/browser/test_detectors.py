@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def illustrate(folder: Path) -> None:
     (folder / "detector.jpg").write_bytes(sheet)
     power = DetectorPower(2, shares, {"one colour": 1.0}).with_pictures(sheet, shown)
     calibration = DetectorCalibration.read(folder, describe(folder).version)
-    calibration.with_power(power).save(folder)
+    replace(calibration, power=power).save(folder)
 
 
 @pytest.fixture
