@@ -108,23 +108,16 @@ class DetectorPower:
     def from_json(cls, stored: dict[str, Any]) -> Self:
         """Rebuild the result of `to_json`; raises LookupError, TypeError or ValueError if it is damaged."""
         shares = {
-            str(kind): {str(size): _share(share) for size, share in dict(sizes).items()}
+            str(kind): {str(size): storage.share(share) for size, share in dict(sizes).items()}
             for kind, sizes in dict(stored["shares"]).items()
         }
         if not all(shares.values()):
             raise ValueError("its power lacks a size")
-        foreign = {str(kind): _share(share) for kind, share in dict(stored["foreign"]).items()}
+        foreign = {str(kind): storage.share(share) for kind, share in dict(stored["foreign"]).items()}
         pictures = tuple(
             Picture(str(kind), str(size), bool(is_found), Box(*map(storage.count, edges)))
             for kind, size, is_found, *edges in stored.get("pictures", [])
         )
         if not all(picture.size in shares[picture.kind] for picture in pictures):
             raise ValueError("a picture shows nothing that was measured")
-        return cls(int(stored["images"]), shares, foreign, pictures, str(stored.get("sheet", "")))
-
-
-def _share(stored: Any) -> float:
-    share = float(stored)
-    if not 0 <= share <= 1:
-        raise ValueError(f"a share is {share}")
-    return share
+        return cls(storage.count(stored["images"]), shares, foreign, pictures, str(stored.get("sheet", "")))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ncml.ood import storage
+
 MIN_DETECTED = 0.5
 """The share of the standard alterations below which a calibration is called weak."""
 
@@ -53,13 +55,12 @@ class Power:
     def from_json(cls, stored: dict[str, Any]) -> Power:
         """Rebuild the result of `to_json`; raises LookupError, TypeError or ValueError if it is damaged."""
         shares = {
-            kind: {str(name): _share(share) for name, share in dict(stored[kind]).items()}
+            kind: {str(name): storage.share(share) for name, share in dict(stored[kind]).items()}
             for kind in ("processed", "altered", "foreign")
         }
-        images = int(stored["images"])
-        if not 0 < images < 2**53 or not shares["altered"]:
-            raise ValueError("its power was measured on no image")
-        return cls(images, _share(stored["good"]), **shares)
+        if not shares["altered"]:
+            raise ValueError("its power lacks an alteration")
+        return cls(storage.count(stored["images"]), storage.share(stored["good"]), **shares)
 
 
 def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: float) -> str:
@@ -87,10 +88,3 @@ def summary(power: Power, smallest_p: float) -> str:
 def list_shares(shares: Mapping[str, float]) -> str:
     """List shares with their names, which may contain commas: JPEG, quality 20 (6%), random values (100%)."""
     return ", ".join(f"{name} ({share:.0%})" for name, share in shares.items())
-
-
-def _share(stored: Any) -> float:
-    share = float(stored)
-    if not 0 <= share <= 1:
-        raise ValueError(f"a share is {share}")
-    return share

@@ -110,6 +110,14 @@ def count(stored: Any, least: int = 1) -> int:
     return stored
 
 
+def share(stored: Any) -> float:
+    """Return a share; raise TypeError or ValueError for anything but a number from 0 to 1."""
+    number = float(stored)
+    if not 0 <= number <= 1:
+        raise ValueError(f"a share is {number}")
+    return number
+
+
 class NewerFormat(ModelError):
     """A file was written by a newer ncml."""
 
