@@ -174,7 +174,16 @@ class ScoreJob(ScoreOptions, _Job):
         return len(self.images)
 
 
-class ScanJob(Original, _Job):
+class LongJob(_Job):
+    """A job that is a batch by itself, and that shorter jobs of its lane interrupt."""
+
+    @property
+    def n(self) -> int:
+        """The number of images that the job adds to a batch."""
+        return 1
+
+
+class ScanJob(Original, LongJob):
     """Judge an image larger than the model by its overlapping tiles."""
 
     task: Literal[Task.SCAN] = Task.SCAN
@@ -182,11 +191,6 @@ class ScanJob(Original, _Job):
         default=None, ge=1, description="shorter side in pixels; None: the calibrated one, or the model's"
     )
     map: bool = Field(default=False, description="also return the score of each tile")
-
-    @property
-    def n(self) -> int:
-        """The number of images that the job adds to a batch."""
-        return 1
 
 
 @with_fields(REQUEST_FIELDS)
@@ -228,7 +232,7 @@ class CompleteJob(SamplingJob):
     keep: Keep = "top"
 
 
-class CalibrateJob(_Job):
+class CalibrateJob(LongJob):
     """Calibrate a copy of the model on good images, which becomes a new model with this name."""
 
     task: Literal[Task.CALIBRATE] = Task.CALIBRATE
@@ -248,11 +252,6 @@ class CalibrateJob(_Job):
             raise ValueError(f"pixels has {len(self.pixels)} bytes, which is not {self.images} images")
         return self
 
-    @property
-    def n(self) -> int:
-        """The number of images that the job adds to a batch."""
-        return 1
-
 
 class ReviewedImage(_StrictModel):
     """An image that a client has reviewed, which the detector has judged before."""
@@ -262,7 +261,7 @@ class ReviewedImage(_StrictModel):
     file: bytes = Field(min_length=1)
 
 
-class UpdateJob(_Job):
+class UpdateJob(LongJob):
     """Make a new version of the detector, under this name, from the images that it keeps and from reviewed ones."""
 
     task: Literal[Task.UPDATE] = Task.UPDATE
@@ -272,11 +271,6 @@ class UpdateJob(_Job):
     )
     defective: tuple[ReviewedImage, ...] = Field(default=(), description="images that only test the new version")
 
-    @property
-    def n(self) -> int:
-        """The number of images that the job adds to a batch."""
-        return 1
-
 
 Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob | CalibrateJob | UpdateJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
@@ -285,12 +279,7 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 
 def is_alone(job: Job) -> bool:
     """Return whether a job is a batch by itself: large images take memory, and fill a batch without others."""
-    return is_long(job) or (isinstance(job, ScoreJob) and bool(job.originals))
-
-
-def is_long(job: Job) -> bool:
-    """Return whether shorter jobs of its lane interrupt a job."""
-    return isinstance(job, ScanJob | CalibrateJob | UpdateJob)
+    return isinstance(job, LongJob) or (isinstance(job, ScoreJob) and bool(job.originals))
 
 
 INDIVIDUAL_FIELDS = frozenset(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from worker.contract import CalibrateJob, Job, Lane, ScanJob, ScoreJob, Task, UpdateJob, batch_key, is_long
+from worker.contract import CalibrateJob, Job, Lane, LongJob, ScanJob, ScoreJob, Task, UpdateJob, batch_key
 from worker.job_results import (
     CalibrateResult,
     Event,
@@ -144,7 +144,8 @@ class RunningBatch:
         If the engine ended while it had two batches, either can be the cause; the second time, a job has the engine to
         itself.
         """
-        return bool(self.jobs) and all(is_long(entry.job) and entry.claim.attempts == 1 for entry in self.jobs.values())
+        entries = self.jobs.values()
+        return bool(entries) and all(isinstance(entry.job, LongJob) and entry.claim.attempts == 1 for entry in entries)
 
     @property
     def computed_s(self) -> float:
