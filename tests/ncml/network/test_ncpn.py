@@ -35,6 +35,13 @@ def test_the_gate_is_glu_and_so_is_its_gradient() -> None:
         assert torch.equal(gate(ab), F.glu(ab, 1))
 
 
+def test_pixels_outside_the_range_of_noised_data_are_read_at_its_end() -> None:
+    net = nets.network(nets.config())
+    x, t = 3 * torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.full((2,), 0.02)
+    reach = float(net.reach(t)[0])
+    assert torch.equal(net(x, t), net(x.clamp(-reach, reach), t))
+
+
 @pytest.mark.parametrize("stream", ["u", "ul"])
 def test_halving_and_doubling_restore_the_size(stream: str) -> None:
     x = torch.rand(1, 4, 6, 10)

@@ -56,6 +56,7 @@ def test_an_image_has_the_row_of_its_seed_in_fixed_groups_of_one_size() -> None:
     assert places == {member: seed % FIXED_SIZE for member, seed in enumerate(SEEDS)}
     assert [len(group) for group in groups] == 3 * [FIXED_SIZE]
     assert len(fixed_groups(range(5, 5 + 64))) == 64 // FIXED_SIZE
+    assert [len(group) for group in fixed_groups(SEEDS, rows_per_image=2)] == 4 * [FIXED_SIZE // 2]
 
 
 # -- the setting

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.conditions import Conditions
+from ncml.sampling.conditions import Conditions, Tilt
 from ncml.sampling.cuda_graphs import MAX_RECORDINGS, Operations, Recorder, ReplaySampler
 from ncml.sampling.sample import BatchDraws
 from tests.ncml import nets
@@ -108,8 +108,18 @@ def test_a_kind_is_recorded_at_its_second_use_and_only_the_last_few_are_kept(sma
             sample(replay, small, conditions, 0)
             assert ((small, (B, 3, 4, 4), 0, True) in replay.recordings) == (times > 0)
     assert [kind[1][0] for kind in replay.recordings] == list(range(3, MAX_RECORDINGS + 3))
-    sample(replay, small, nets.conditions(1, 0.0, small.config), 0)
-    assert [kind[1][0] for kind in replay.recordings] == [*range(4, MAX_RECORDINGS + 3), 1]
+    for B in (3, 1):  # the oldest one is used again, so the next one is discarded
+        sample(replay, small, nets.conditions(B, 0.0, small.config), 0)
+    assert [kind[1][0] for kind in replay.recordings] == [*range(5, MAX_RECORDINGS + 3), 3, 1]
+
+
+def test_a_recording_serves_neither_clean_and_noisy_batches_nor_tilted_ones(small: NCPN) -> None:
+    replay = ReplaySampler(tapes)
+    noisy = nets.conditions(2, T, small.config)
+    for conditions in (noisy, replace(noisy, t=0.0), replace(noisy, tilt=Tilt(temperature=0.8))):
+        plain = sample(sample_cached, small, conditions, 0)
+        assert all(torch.equal(sample(replay, small, conditions, 0), plain) for _ in range(3))
+    assert len(replay.recordings) == 2
 
 
 def misses_a_step(device: torch.device) -> Recorder:

@@ -118,9 +118,13 @@ def test_noisy_values_have_the_density_of_the_model() -> None:
     parameters_1P = mixtures(1, seed=4)
     grid_V = make_grid(sde, 0.02)
     assert grid_V[0] == -grid_V[-1]
-    assert CELLS[0] <= len(grid_V) <= CELLS[1]
-    sampler = TiltedPixelSampler(Tilt(), grid_V, parameters_1P, clean=False)
-    x_NC = sampler(0, *group_by_component(parameters_1P.expand(count, -1), K), draws_for(count))
+    time = torch.tensor(0.02, dtype=torch.float64)
+    assert grid_V[-1] > sde.alpha(time) + 4 * sde.sigma(time)
+    assert [len(make_grid(sde, sde.time_of(levels))) for levels in (0.01, 100)] == [CELLS[1], CELLS[0]]
+    sampler, draws = TiltedPixelSampler(Tilt(), grid_V, parameters_1P, clean=False), draws_for(count)
+    x_NC = sampler(0, *group_by_component(parameters_1P.expand(count, -1), K), draws)
+    place_N = (x_NC[:, 0].numpy() - grid_V[0]) / (grid_V[1] - grid_V[0])
+    assert place_N - place_N.round() == pytest.approx(draws.uniform_BC[:, 0].numpy() / (2 * HALF_LEVEL), abs=1e-9)
     fine_V = torch.linspace(float(grid_V[0]), float(grid_V[-1]), 20_000, dtype=torch.float64)
     cumulative = channel_distribution(parameters_1P[0], [], fine_V, clean=False).cumsum(0)
     borders = fine_V[torch.searchsorted(cumulative / cumulative[-1], torch.tensor([0.2, 0.4, 0.6, 0.8]))]

@@ -120,6 +120,17 @@ def test_the_corrector_approaches_the_marginal() -> None:
     assert off["predictor-corrector"] < 0.5 * off["euler-maruyama"]
 
 
+def test_the_corrector_takes_the_step_of_langevin_dynamics_at_the_later_time() -> None:
+    """Its size is 2 alpha (r |z| / |s|)^2 (Song et al., Algorithm 5)."""
+    data, x = Gaussian(VPSDE()), torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
+    normal = normal_like(x)
+    predicted = solve("euler-maruyama", x, [START, END], data, normal)
+    s, z = data.grad_log_prob(predicted, END), normal()
+    step = 2 * data.alpha_sigma(END)[0] * (0.16 * z.norm() / s.norm()) ** 2
+    corrected = solve("predictor-corrector", x, [START, END], data, normal_like(x))
+    assert torch.allclose(corrected, predicted + step * s + torch.sqrt(2 * step) * z, rtol=1e-9)
+
+
 @each_sde
 def test_tweedie_computes_the_posterior_mean(sde: SDE) -> None:
     data = Gaussian(sde)
