@@ -37,14 +37,15 @@ class Signer:
         """
         try:
             with path.open("rb") as file:
-                lines = file.read(MAX_SECRETS_BYTES + 1).decode("ascii").split()
+                content = file.read(MAX_SECRETS_BYTES + 1)
+            lines = content.decode("ascii").split() if len(content) <= MAX_SECRETS_BYTES else []
         except OSError as error:
             raise SecretError(f"{path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             lines = []
         remedy = f"create a line with: echo {_PREFIX}$(openssl rand -base64 32)"
-        if not lines or sum(map(len, lines)) >= MAX_SECRETS_BYTES:
-            raise SecretError(f"{path} contains no secret; {remedy}")
+        if not lines:
+            raise SecretError(f"{path} contains no secret, or more than {MAX_SECRETS_BYTES} bytes; {remedy}")
         return cls([_webhook(line, f"line {i} of {path} is not a secret; {remedy}") for i, line in enumerate(lines, 1)])
 
     def headers(self, message_id: str, body: str) -> dict[str, str]:

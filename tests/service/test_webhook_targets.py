@@ -375,7 +375,11 @@ def test_invalid_settings_stop_the_service_with_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\n", "secret", "whsec_", "whsec_c2hvcnQ=", "whsec_" + "A" * 200, "whsec_!" * 9, "\xff"]
+    "text",
+    [
+        *("", "\n", "secret", "whsec_", "whsec_c2hvcnQ=", "whsec_" + "A" * 200, "whsec_!" * 9, "\xff"),
+        60 * ("whsec_" + "A" * 64 + "\n"),  # too large, and what is read of it ends with what looks like a secret
+    ],
 )
 def test_a_file_without_a_secret_is_refused_without_showing_it(text: str, tmp_path: Path) -> None:
     path = tmp_path / "secret"
