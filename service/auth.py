@@ -74,8 +74,10 @@ class RateLimit:
         exceeded = next((limit for limit in self._limits if not self._counters.hit(limit, client)), None)
         windows = [(limit, self._counters.get_window_stats(limit, client)) for limit in self._limits]
         now = time.time()
-        # at the start of a window the library returns a reset time of 0 seconds
-        resets_s = {limit: math.ceil(window.reset_time - now) or limit.get_expiry() for limit, window in windows}
+        # at the start of a window the library returns a reset time of 0 seconds, which is past if the server is slow
+        resets_s = {
+            limit: max(0, math.ceil(window.reset_time - now)) or limit.get_expiry() for limit, window in windows
+        }
         policies = (f'"{_window_name(limit)}";q={limit.amount};w={limit.get_expiry()}' for limit in self._limits)
         quotas = (f'"{_window_name(limit)}";r={window.remaining};t={resets_s[limit]}' for limit, window in windows)
         headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(quotas)}

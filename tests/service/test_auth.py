@@ -4,11 +4,14 @@ import errno
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import WindowStats
+from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
@@ -213,7 +216,7 @@ def test_the_openapi_document_requires_keys_where_the_service_does(guarded: Test
 
 
 def test_a_quota_is_counted_reported_and_enforced(new_client: Callable[..., TestClient], valkey_url: str) -> None:
-    client = new_client(redis_url=valkey_url, rate_limit="3/minute; 100/day")
+    client = new_client(redis_url=valkey_url, rate_limit="100/day; 3/minute")
     for remaining in (2, 1, 0):
         query = "?n=0" if remaining == 1 else ""  # a refused request counts, too
         response = client.post(f"/generate{query}")
@@ -229,6 +232,17 @@ def test_a_quota_is_counted_reported_and_enforced(new_client: Callable[..., Test
     assert '"minute";r=0' in refused.headers["ratelimit"]
     assert client.get("/models").status_code == 200  # reading does not count
     assert "ratelimit" not in client.get("/models").headers
+
+
+@pytest.mark.parametrize("delay_s", [0, 5])
+def test_a_window_that_has_just_begun_lasts_its_whole_length(
+    new_client: Callable[..., TestClient], valkey_url: str, monkeypatch: pytest.MonkeyPatch, delay_s: float
+) -> None:
+    client = new_client(redis_url=valkey_url, rate_limit="1/minute")
+    limiter = SlidingWindowCounterRateLimiter
+    monkeypatch.setattr(limiter, "get_window_stats", lambda *_: WindowStats(time.time() - delay_s, 0))
+    assert client.post("/generate").headers["ratelimit"] == '"minute";r=0;t=60'
+    assert client.post("/generate").headers["retry-after"] == "60"
 
 
 def test_a_quota_is_per_owner_and_shared_by_instances(
