@@ -87,14 +87,10 @@ class AppearanceView:
 
     def store(self) -> Stored:
         """Return the Gaussians."""
-        return Stored(
-            {
-                f"{name}.{part}": getattr(gaussian, part).astype(np.float32)
-                for name, gaussian in self.gaussians.items()
-                for part in ("mean_M", "deviation_M", "precision_MM")
-            },
-            {"grid": GRID},
-        )
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for name, gaussian in self.gaussians.items():
+            tensors |= gaussian.store(name)
+        return Stored(tensors, {"grid": GRID})
 
     @classmethod
     def load(cls, stored: Stored, *, device: str) -> Self:
@@ -102,16 +98,7 @@ class AppearanceView:
         if stored.values["grid"] != GRID:
             raise ValueError(f"its grid is not {GRID}x{GRID}")
         expected = {name: len(values_M) for name, values_M in _measure(np.zeros((SIDE, SIDE, 3), np.uint8)).items()}
-        gaussians: dict[str, ShrunkenGaussian] = {}
-        for name, M in expected.items():
-            mean_M, deviation_M, precision_MM = (
-                np.asarray(stored.tensors[f"{name}.{part}"], np.float64)
-                for part in ("mean_M", "deviation_M", "precision_MM")
-            )
-            if mean_M.shape != (M,) or deviation_M.shape != (M,) or precision_MM.shape != (M, M):
-                raise ValueError(f"its Gaussian of {name} has another shape")
-            gaussians[name] = ShrunkenGaussian(mean_M, deviation_M, precision_MM)
-        return cls(gaussians)
+        return cls({name: ShrunkenGaussian.load(stored.tensors, name, M) for name, M in expected.items()})
 
 
 @functools.lru_cache

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml.ood.conformal import Floats
+
+PARTS = ("mean_M", "deviation_M", "precision_MM")
+"""Names of the arrays, also where they are stored."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +41,15 @@ class ShrunkenGaussian:
         """Return the Mahalanobis distance of [..., M] measurements, for each measurement: [...]."""
         standard_M = (values_M - self.mean_M) / self.deviation_M
         return np.sqrt(np.einsum("...i,ij,...j->...", standard_M, self.precision_MM, standard_M) / standard_M.shape[-1])
+
+    def store(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """Return the arrays, each named by this name and its own."""
+        return {f"{name}.{part}": getattr(self, part).astype(np.float32) for part in PARTS}
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, NDArray[Any]], name: str, M: int) -> Self:
+        """Read the arrays of M measurements; raises LookupError or ValueError for damaged ones."""
+        parts = [np.asarray(tensors[f"{name}.{part}"], np.float64) for part in PARTS]
+        if [part.shape for part in parts] != [(M,), (M,), (M, M)]:
+            raise ValueError(f"its Gaussian {name} has another shape")
+        return cls(*parts)

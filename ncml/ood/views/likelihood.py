@@ -191,8 +191,7 @@ class LikelihoodView:
         """Return the Gaussians, and the network with its configuration and precision."""
         tensors: dict[str, NDArray[np.float32]] = {"typical": self.typical_KS2.astype(np.float32)}
         for name, gaussian in (("whole", self.whole), *((f"window{i}", g) for i, g in enumerate(self.windows))):
-            for part in ("mean_M", "deviation_M", "precision_MM"):
-                tensors[f"{name}.{part}"] = getattr(gaussian, part).astype(np.float32)
+            tensors |= gaussian.store(name)
         for name, weight in self.network.state_dict().items():
             tensors[f"network.{name}"] = weight.float().cpu().contiguous().numpy()
         values = {
@@ -227,18 +226,11 @@ class LikelihoodView:
             raise ValueError("its weights do not match its configuration") from error
         network = network.to(device).eval().requires_grad_(False).channels_last()
         scales = int(values["scales"])
-
-        def gaussian(name: str, M: int) -> ShrunkenGaussian:
-            parts = [np.asarray(tensors[f"{name}.{part}"], float) for part in ("mean_M", "deviation_M", "precision_MM")]
-            if [part.shape for part in parts] != [(M,), (M,), (M, M)]:
-                raise ValueError(f"its Gaussian {name} has another shape")
-            return ShrunkenGaussian(*parts)
-
         typical_KS2 = np.asarray(tensors["typical"], float)
         if typical_KS2.shape != (2, scales, 2):
             raise ValueError("its typical values have another shape")
-        windows = tuple(gaussian(f"window{index}", 2) for index in range(scales))
-        whole = gaussian("whole", 3 * scales)
+        windows = tuple(ShrunkenGaussian.load(tensors, f"window{index}", 2) for index in range(scales))
+        whole = ShrunkenGaussian.load(tensors, "whole", 3 * scales)
         return cls(network, values["precision"], whole, windows, typical_KS2, int(values["halvings"]))
 
 
