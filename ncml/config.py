@@ -70,13 +70,18 @@ class ModelConfig:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
-        stride = 2 ** (len(self.levels) - 1)
+        stride = self.stride
         if not self.levels or self.height % stride or self.width % stride or min(self.height, self.width) < stride:
             raise InputError("size", f"height and width must be multiples of {stride}, not {self.height}x{self.width}")
         if any(level.attention and level.width % self.heads for level in self.levels):
             raise InputError("heads", f"the {self.heads} heads must divide the width of every level with attention")
         if sum(level.blocks for level in self.levels) > MAX_BLOCKS:
             raise InputError("blocks", f"the levels must have at most {MAX_BLOCKS} blocks together")
+
+    @property
+    def stride(self) -> int:
+        """Rows, and columns, of the image for each of the lowest resolution."""
+        return 2 ** (len(self.levels) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

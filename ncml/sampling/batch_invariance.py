@@ -115,7 +115,7 @@ def check_fast_groups(network: NCPN, tilt: Tilt = NO_TILT) -> str | None:
 def _sample_copies(network: NCPN, size: int, H: int, W: int, tilt: Tilt, deadline: float) -> Tensor:
     """Sample the first rows of `size` copies of one image, [size, 3, H, W]; raise `TimeoutError` past the deadline."""
     weight, K = network.head.weight, network.config.model.mixtures
-    rows = min(2 ** (len(network.config.model.levels) - 1) + 1, H)
+    rows = min(network.config.model.stride + 1, H)
     parts_PHW = torch.randn(K + 6, H, W, generator=torch.Generator().manual_seed(0)).to(weight)
     draws = PixelDraws(*(part.expand(size, -1, -1, -1) for part in parts_PHW.split([K, 3, 3])))
     x_BCHW = torch.zeros(size, 3, H, W, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)

@@ -42,8 +42,7 @@ def context_rows(model: ModelConfig) -> int:
     for index, level in enumerate(model.levels):
         pairs = 2 * level.blocks + (index < last)
         rows += 2**index * (4 * pairs + 4)
-    stride = 2**last
-    return -(-rows // stride) * stride
+    return -(-rows // model.stride) * model.stride
 
 
 @torch.inference_mode()
@@ -62,7 +61,7 @@ def surprise(
 ) -> Tensor:
     """Return `bits_map` of a tensor. strip_pixels: pixels that are computed at once; None: all."""
     height, width = image_HWC.shape[:2]
-    stride = 2 ** (len(network.config.model.levels) - 1)
+    stride = network.config.model.stride
     weight = network.head.weight
     x_BCHW = from_uint8(image_HWC[None]).to(weight)
     x_BCHW = F.pad(x_BCHW, (0, -width % stride, 0, -height % stride), mode="replicate")

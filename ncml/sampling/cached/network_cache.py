@@ -28,8 +28,8 @@ class NetworkCache:
     def __init__(self, network: NCPN, B: int, H: int, W: int) -> None:
         self.network = network
         self.shape = BatchShape.plan(network, B, H, W)
-        self.stride = 2 ** (len(network.up) - 1)
-        """Stride of the lowest level: rows whose index it divides reach every level."""
+        self.stride = network.config.model.stride
+        """Rows whose index it divides reach every level."""
         self.levels: list[LevelCache] = []
         for index in reversed(range(len(network.up))):
             below = self.levels[0] if self.levels else None
