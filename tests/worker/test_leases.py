@@ -255,6 +255,16 @@ def test_a_job_is_not_damaged_because_the_server_refuses_to_read_it(
     assert leases.recover() == (1, [])
 
 
+def test_a_job_is_taken_back_only_with_its_lease_and_a_refund_does_not_count_the_attempt(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    queue.submit(GenerateJob(model="m"))
+    for refund, attempts in ((True, 1), (False, 1), (False, 2)):
+        [claim] = leases.claim(1)[1]
+        assert claim.attempts == attempts
+        assert leases.requeue([claim], lapsed=True) == [False]  # it was renewed after it had been found lapsed
+        assert leases.requeue([claim], refund=refund) == [True]
+
+
 def test_jobs_whose_workers_died_twice_run_alone(queue: JobQueue) -> None:
     ids = {queue.submit(GenerateJob(model="m")) for _ in range(2)}
     leases = Leases(queue, [Lane.GENERATE], "w")
