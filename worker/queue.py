@@ -171,10 +171,8 @@ class JobQueue:
 
         Raises `QueueFull` as `submit` does; the job is then still held.
         """
-        record = make_record(
-            job, job_id, result_ttl_s=self.result_ttl_s, fingerprint="", owner="", files=(), traceparent="",
-            origin=queue_name(job.task.lane, job.priority), client=self.redis,
-        )  # fmt: skip
+        origin = queue_name(job.task.lane, job.priority)
+        record = make_record(job, job_id, result_ttl_s=self.result_ttl_s, origin=origin, client=self.redis)
         fields = {name: record[name] for name in ("data", "origin", "description", "n", "batch_key")}
         return self._add(job.task.lane, job_id, fields, None, byte_limit, job.start_within_s, "") != b"ended"
 

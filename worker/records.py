@@ -43,13 +43,13 @@ def make_record(
     job_id: str,
     *,
     result_ttl_s: int,
-    fingerprint: str,
-    owner: str,
-    files: Sequence[str],
-    digests: Sequence[str] = (),
-    traceparent: str,
     origin: str,
     client: Any,
+    fingerprint: str = "",
+    owner: str = "",
+    files: Sequence[str] = (),
+    digests: Sequence[str] = (),
+    traceparent: str = "",
     webhook: str = "",
 ) -> dict[str, str | bytes | int | float]:
     """Return the fields of the record of a new job in the queue `origin`."""
