@@ -81,6 +81,9 @@ def test_times_are_read_from_the_clock_of_the_server(queue: JobQueue) -> None:
     (claim,) = leases.claim(1)[1]
     lapse = queue.redis.zscore("ncml:leases", f"{claim.id}:{claim.token}")
     assert lapse - queue.redis.time()[0] == pytest.approx(100, abs=50)
+    leases.lease_s = 1000
+    assert leases.renew([claim], {}) == ["held"]
+    assert queue.redis.zscore("ncml:leases", f"{claim.id}:{claim.token}") - lapse == pytest.approx(900, abs=50)
     assert 0 <= claim.waited_s < 600
     assert leases.recover() == (0, [])
 
@@ -257,12 +260,13 @@ def test_a_job_is_not_damaged_because_the_server_refuses_to_read_it(
 
 def test_a_job_is_taken_back_only_with_its_lease_and_a_refund_does_not_count_the_attempt(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
-    queue.submit(GenerateJob(model="m"))
+    job_id = queue.submit(GenerateJob(model="m"))
     for refund, attempts in ((True, 1), (False, 1), (False, 2)):
         [claim] = leases.claim(1)[1]
         assert claim.attempts == attempts
         assert leases.requeue([claim], lapsed=True) == [False]  # it was renewed after it had been found lapsed
         assert leases.requeue([claim], refund=refund) == [True]
+    assert queue.view(job_id).start_by is None  # it started in time
 
 
 def test_jobs_whose_workers_died_twice_run_alone(queue: JobQueue) -> None:
