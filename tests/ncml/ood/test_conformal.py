@@ -72,6 +72,10 @@ def test_discoveries_equal_those_of_scipy(p: list[float], rate: float) -> None:
     assert ((conformal.discoveries(p, rate) == (adjusted <= rate)) | near).all()
 
 
+def test_a_p_value_that_equals_its_bound_is_discovered() -> None:
+    assert conformal.discoveries([0.05, 0.5, 0.9], 0.15).tolist() == [True, False, False]  # 0.15 / 3 < 0.05 in fp64
+
+
 def test_without_p_values_there_is_no_discovery() -> None:
     assert conformal.largest_discovery(np.empty(0), 0.1) == -1
     assert conformal.discoveries([], 0.1).tolist() == []

@@ -37,6 +37,10 @@ def test_p_values_equal_those_of_brute_force(seed: int) -> None:
     assert [ranks.count_at_or_above(s) for s in tested] == [int((scores >= s).sum()) for s in tested]
 
 
+def test_a_score_below_all_has_the_p_value_1_although_shares_are_rounded() -> None:
+    assert SceneRanks.rank(np.arange(49), np.repeat(range(7), 7)).p_values(0) == 1
+
+
 def test_single_images_have_ordinary_conformal_p_values() -> None:
     scores = np.random.default_rng(0).normal(size=40)
     ranks = SceneRanks.rank(scores, np.arange(40))
