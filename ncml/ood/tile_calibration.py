@@ -44,7 +44,6 @@ class TileCalibration:
     n_fit: int
     """Number of images for estimation, including those that were not used because they are unlike the others."""
     false_positive_rate: float = 0.05
-    preprocessing: str = storage.PREPROCESSING
 
     @property
     def height(self) -> int:
@@ -110,7 +109,7 @@ class TileCalibration:
         return {
             "format": FORMAT,
             "model_version": self.model_version,
-            "preprocessing": self.preprocessing,
+            "preprocessing": storage.PREPROCESSING,
             "false_positive_rate": self.false_positive_rate,
             "cut": [self.tile.height, self.tile.width],
             "overlap": self.tile.overlap,
