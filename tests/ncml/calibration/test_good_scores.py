@@ -3,6 +3,7 @@
 import numpy as np
 
 from ncml.calibration.good_scores import GoodScores
+from ncml.ood.detector_calibration import Scale
 from ncml.ood.scene_ranks import cutoff
 
 
@@ -27,3 +28,8 @@ def test_the_threshold_without_suspects_is_that_of_the_other_ranking_images() ->
     assert scores.threshold_without({3}, 0.05, None) is None
     assert scores.threshold_without(set(range(30, 71)), 0.05, None) is None
     assert scores.threshold_without(set(range(71)), 0.05, None) is None
+
+
+def test_an_outlier_among_good_images_does_not_hide_a_score() -> None:
+    usual_N = np.linspace(-1, 1, 41)
+    assert Scale.estimate(np.append(usual_N, 1e6)).deviation < 2 * Scale.estimate(usual_N).deviation
