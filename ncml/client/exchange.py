@@ -391,4 +391,7 @@ def _retry_after(response: httpx2.Response) -> float:
     if value.isdecimal():
         return float(value)
     moment = email.utils.parsedate_tz(value)
-    return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else 0.0
+    try:
+        return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else 0.0
+    except ValueError:  # of a year that no calendar has
+        return 0.0

@@ -536,8 +536,9 @@ def test_a_job_may_take_longer_than_the_timeout(timeout_s: float, wait: int, pau
     assert pauses == [0.25, 0.25]
 
 
-def test_retry_after_may_be_a_date(pauses: list[float]) -> None:
-    client, _ = scripted(problem(429, "queue-full", **{"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}), MODELS)
+@pytest.mark.parametrize("year", [2015, 99999])
+def test_retry_after_may_be_a_date(pauses: list[float], year: int) -> None:
+    client, _ = scripted(problem(429, "queue-full", **{"retry-after": f"Wed, 21 Oct {year} 07:28:00 GMT"}), MODELS)
     assert client.models() == []
     assert 0 < pauses[0] < 1
 
