@@ -16,6 +16,7 @@ import numpy as np
 
 from ncml import checkpoint, images
 from ncml.errors import InputError, ModelError
+from ncml.limits import DETECTOR
 from ncml.ood.conformal import Floats
 
 PREPROCESSING = "{name} v{version}".format(**images.PREPROCESSING)
@@ -179,3 +180,7 @@ def check_name(name: str) -> None:
     """Raise `InputError` for a name that a calibration cannot have."""
     if not NAME.fullmatch(name):
         raise InputError("name", f"{NAME_RULE}, not {name!r}.")
+    if name == DETECTOR:
+        raise InputError(
+            "name", f"the name {name} selects the verdict of a detector (ncml adapt): choose another name."
+        )
