@@ -18,6 +18,9 @@ from ncml.object_storage import StoragePath, is_address
 Location: TypeAlias = Path | StoragePath
 """A file or a folder of this machine, or in object storage."""
 
+MAX_MODEL_NAME = 200
+"""Characters of a model folder's name: as many as a job may name."""
+
 MAX_FILES = 2_000_000
 """Files whose names may be in memory at the same time."""
 
@@ -49,6 +52,21 @@ def model_folders() -> dict[str, Path]:
             if not config.parent.name.startswith("."):  # it is being written
                 folders.setdefault(config.parent.name, config.parent)
     return folders
+
+
+def is_servable(name: str) -> bool:
+    """Return whether a folder with this name can be served: requests write name@version, hidden ones are incomplete."""
+    return name.isprintable() and "@" not in name and not name.startswith(".") and len(name) <= MAX_MODEL_NAME
+
+
+def check_model_name(out: Path) -> None:
+    """Raise `InputError` for a folder of a new model, the option `out`, that no service would serve."""
+    if not is_servable(out.resolve().name):
+        raise InputError(
+            "out",
+            f"--out {printable(out)}: no service serves a model whose name contains @ or unprintable characters, "
+            f"begins with a dot or has more than {MAX_MODEL_NAME} characters; choose another name.",
+        )
 
 
 def default_model(names: Iterable[str], setting: str) -> str | None:

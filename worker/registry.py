@@ -20,7 +20,7 @@ from ncml.data.kept_images import are_kept
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
-from ncml.paths import default_name
+from ncml.paths import MAX_MODEL_NAME, default_name, is_servable
 from worker.descriptors import (
     Batching,
     Calibration,
@@ -52,9 +52,6 @@ RETRY_S, MAX_RETRY_S = 5.0, 300.0
 
 PUBLISH_S = 2.0
 """How often the models that a scan has described so far are published: hundreds take minutes to describe."""
-
-MAX_NAME = 200
-"""Characters of a folder's name: as many as a job may name."""
 
 QUARANTINED = "loading this folder ended the engine twice; change the folder, or restart the worker to try again"
 
@@ -287,9 +284,9 @@ class ModelRegistry:
 
     def _check(self, name: str, entry: _Entry) -> None:
         """Raise `ModelError` for a folder that no request could name, and for one in quarantine."""
-        if not name.isprintable() or "@" in name or len(name) > MAX_NAME:
+        if not is_servable(name):
             raise ModelError(
-                f"{entry.folder}: the name of a model folder must have at most {MAX_NAME} printable characters, "
+                f"{entry.folder}: the name of a model folder must have at most {MAX_MODEL_NAME} printable characters, "
                 "none of them @; rename it"
             )
         if self._quarantined.get(entry.folder) == entry.stamp:

@@ -26,7 +26,7 @@ from ncml.data.scenes import AUTO, are_compared, check_group
 from ncml.errors import InputError
 from ncml.images.region import read_region
 from ncml.ood.conformal import check_rate
-from ncml.paths import sorted_files
+from ncml.paths import check_model_name, sorted_files
 
 if TYPE_CHECKING:
     from ncml.calibration.detector import MadeDetector
@@ -103,6 +103,7 @@ def adapt(
         }  # fmt: skip
         for name in (name for name, value in of_the_detector.items() if value):
             raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
+    check_model_name(out)
     description = describe(update or model, device)
     check_copy(description.folder, out)
     folders = {

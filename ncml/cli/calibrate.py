@@ -20,7 +20,7 @@ from ncml.object_storage import read_ahead
 from ncml.ood import storage
 from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME
-from ncml.paths import Location, check_output_folder, collect, list_files, parse_location, printable
+from ncml.paths import Location, check_model_name, check_output_folder, collect, list_files, parse_location, printable
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def calibrate(
     if out is None:
         check_output_folder(folder, "model")
     else:
+        check_model_name(out)
         checkpoint.check_copy(description.folder, out)
     if not tile:
         check_source(data, split)

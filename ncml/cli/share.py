@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from ncml import hub
 from ncml.cli.terminal import JsonOption, identity, print_json
-from ncml.paths import search_path
+from ncml.paths import check_model_name, search_path
 
 
 def push(
@@ -57,6 +57,8 @@ def pull(
         as_json: Print JSON.
     """
     repository, _ = hub.parse(reference)
+    if out is not None:
+        check_model_name(out)
     folder = out or search_path()[0] / repository.partition("/")[2]
     model = hub.pull(reference, folder)
     if as_json:

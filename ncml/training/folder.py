@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ncml import checkpoint
 from ncml.errors import InputError
-from ncml.paths import check_output_folder, printable
+from ncml.paths import check_model_name, check_output_folder, printable
 
 STATE = "training/state.safetensors"
 """The file of a run's state inside the model folder."""
@@ -35,6 +35,8 @@ def check_folder(
         raise InputError(
             "out", f"{printable(out)} is not UTF-8, as TensorBoard's file names must be: choose another folder."
         )
+    if not resume:  # a run in such a folder can be completed, and the folder renamed
+        check_model_name(out)
     state = out / STATE
     if state.exists() and not resume:
         raise InputError(

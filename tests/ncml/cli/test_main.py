@@ -283,6 +283,10 @@ def test_without_a_command_the_error_names_the_help(run: Run) -> None:
         (["train", "smoke", "--data", "x", "--out", "y", "--max-time", "45"], "such as 90s, 45m, 12h or 2d, not '45'"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "big"], "such as 32 or 48x64, not 'big'"),
         (["train", "smoke", "--data", "empty", "--out", os.fsdecode(b"caf\xe9")], "caf\\xe9 is not UTF-8"),
+        (["train", "smoke", "--data", "x", "--out", ".y"], "--out .y: no service serves a model whose name"),
+        (["train", "smoke", "--data", "x", "--out", "y" * 201], "or has more than 200 characters; choose another name"),
+        (["adapt", "photos", "--out", "y@1/"], "--out y@1: no service serves a model whose name contains @"),
+        (["pull", "me/y", "--out", "y@1"], "--out y@1: no service serves a model whose name contains @"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "30"], "must be multiples of 4, not 30x30"),
         (["train", "smoke", "--data", "empty", "--out", "y", "--init-from", "tinny"], "did you mean tiny?"),
         (
@@ -301,7 +305,8 @@ def test_an_error_is_one_line_and_status_2(arguments: list[str], message: str, r
     save_image(tmp_path / "photos" / "a.png")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("{}")
-    done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
+    names_model = "--model" in arguments or arguments[0] in ("train", "pull")
+    done = run(*arguments, *([] if names_model else ["--model", "tiny"]))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in done.stderr
     assert done.stderr.startswith("ncml: ")
