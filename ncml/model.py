@@ -336,7 +336,10 @@ class Model:
         calibration = self.tiles
         if calibration is None:
             if self.calibration is None:
-                raise InputError("tile", f"tiles cannot be scored: {self.missing_reason}")
+                reason = self.calibrations.problems.get(DEFAULT_NAME) or (
+                    "neither they nor whole images are calibrated: run ncml calibrate --tile."
+                )
+                raise InputError("tile", f"tiles cannot be scored: {reason}")
             calibration = self.calibration.estimates.gaussians["multiscale"]
         return scan(
             self.network,

@@ -179,11 +179,12 @@ class _Plan:
 def _plan_tiles(m: LocalModel | RemoteModel, tile_size: int | None, maps: Path | None, skipped: SkippedFiles) -> _Plan:
     """Plan to judge images by their tiles."""
     tiles = m.tiles
+    where = " where the model is served" if isinstance(m, RemoteModel) else ""
     return _Plan(
         scorer=tile_scorer(m, tile_size, maps, skipped, concurrency=_concurrency(m)),
         columns=TILE_COLUMNS,
         calibration=tiles,
-        missing_reason="tiles are not calibrated: run ncml calibrate --tile.",
+        missing_reason=f"tiles are not calibrated: run ncml calibrate --tile{where}.",
         deciding="tiles",
         facts={"weakness": tiles.weakness} if tiles is not None and tiles.weakness else {},
     )

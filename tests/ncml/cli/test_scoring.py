@@ -526,7 +526,10 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "new", "--statistics", "lr"], "no statistic 'lr'"),
         (["score", "new", "--tile-size", "16"], "--tile-size requires --tile"),
         (["score", "new", "--tile", "--class", "a", "--only-bpd"], "cannot be combined with --class and --only-bpd"),
-        (["score", "new", "--tile"], "tiles cannot be scored: this model is not calibrated"),
+        (
+            ["score", "new", "--tile"],
+            "tiles cannot be scored: neither they nor whole images are calibrated: run ncml calibrate --tile.",
+        ),
         (["drift", "new"], "drift is measured relative to a calibration, but this model is not calibrated"),
         (["score", "new", "--map", "."], "--map . contains new: name another folder"),
         (["drift"], "nothing to compare"),
