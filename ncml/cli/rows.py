@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import images
-from ncml.cli.terminal import progress_bar
 from ncml.data.good_images import check_side
 from ncml.errors import InputError, ServiceError
 from ncml.images import heat
 from ncml.limits import MAX_JUDGED_IMAGES
 from ncml.object_storage import read_ahead
 from ncml.paths import Location, printable
-from ncml.progress import ignore_progress
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
     from ncml.cli.local_model import LocalModel
@@ -56,7 +54,7 @@ Row = dict[str, Any]
 """The results of one file by column; only `file` and `error` if it could not be read."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scorer:
     """Scores files."""
 
@@ -66,6 +64,8 @@ class Scorer:
     """Files of a call: they are done, and written to a table, together."""
     concurrency: int = 1
     """Calls in progress at once."""
+    on_progress: OnProgress = ignore_progress
+    """Called with the tiles that are done of a file, if one file is scored at a time; the display of files sets it."""
 
 
 @dataclass
@@ -258,15 +258,17 @@ def tile_scorer(
 ) -> Scorer:
     """Return a scorer that judges each image by its tiles of `tile_size` pixels with `Model.scan`.
 
-    maps: folder for heat maps; None writes none. Only a concurrency of 1 shows progress bars.
+    maps: folder for heat maps; None writes none.
     """
+
+    def report(progress: Progress) -> None:
+        scorer.on_progress(progress)
 
     def score_files(paths: list[Location]) -> list[Row]:
         rows: list[Row] = []
         for path, file in zip(paths, read_ahead(paths, images.MAX_BYTES), strict=True):
             try:
-                with progress_bar() if concurrency == 1 else nullcontext(ignore_progress) as on_progress:
-                    scan = m.scan(file, tile_size=tile_size, callback=on_progress)
+                scan = m.scan(file, tile_size=tile_size, callback=report if concurrency == 1 else ignore_progress)
             except (InputError, ServiceError) as error:
                 if not _concerns_image(error, path):
                     raise
@@ -280,7 +282,8 @@ def tile_scorer(
                 heat.save(maps / _relative(Path(printable(path))), heat.frame(overlay, scan.box), scan.map)
         return rows
 
-    return Scorer(score_files, 1, concurrency)
+    scorer = Scorer(score_files, 1, concurrency)
+    return scorer
 
 
 def _concerns_image(error: InputError | ServiceError, path: Location) -> bool:

@@ -1,7 +1,8 @@
 """The output of `ncml score`: lines on the terminal, rows in memory for JSON, or a table on disk."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from os.path import realpath
 from pathlib import Path
@@ -68,15 +69,13 @@ def score_in_memory(
     """Score files and show each row; returns the rows and their summary."""
     paths = collect(files)
     rows: list[Row] = []
-    done = 0
-    with progress_bar() as on_progress:
+    with _file_progress(scorer, len(paths)) as show_done:
         for batch_rows in score_batches(paths, scorer):
             rows += batch_rows
             if show is not None and fdr is None:
                 for row in batch_rows:
                     show(row)
-            done += len(batch_rows)
-            on_progress(Progress("score", done, len(paths)))
+            show_done(len(rows))
     readable = [row for row in rows if "error" not in row]
     if not readable:
         raise InputError("files", rows[0]["error"] if rows else _no_image_in(files))
@@ -141,11 +140,11 @@ def _fill(table: Table, files: Inputs, scorer: Scorer, fdr: float | None, skippe
         return row or stamp(path)  # before the file is read, so that the next run notices a later change
 
     try:
-        with progress_bar() as on_progress:
+        with _file_progress(scorer, total, table.done) as show_done:
             for rows in score_batches(paths, scorer, begin):
                 table.add(to_cells(row) for row in rows)
                 table.done += len(rows)
-                on_progress(Progress("score", table.done, total))
+                show_done(table.done)
     except NcmlError:
         if not table.done:
             table.part.unlink()
@@ -163,6 +162,28 @@ def _fill(table: Table, files: Inputs, scorer: Scorer, fdr: float | None, skippe
     largest = conformal.largest_discovery(p, fdr)
     table.finish({DISCOVERY: lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
     return summary | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
+
+
+@contextlib.contextmanager
+def _file_progress(scorer: Scorer, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
+    """Yield a function that shows how many of the files are done, beside the tiles of the current one.
+
+    Of a single file, the tiles alone are shown.
+    """
+    with progress_bar() as on_progress:
+
+        def show_done(count: int) -> None:
+            nonlocal done
+            done = count
+            if total > 1:
+                on_progress(Progress("score", done, total))
+
+        def show_tiles(tiles: Progress) -> None:
+            note = f"{tiles.stage} {tiles.done}/{tiles.total}"
+            on_progress(tiles if total == 1 else Progress("score", done, total, note))
+
+        scorer.on_progress = show_tiles
+        yield show_done
 
 
 def _count(files: Inputs) -> int:

@@ -146,13 +146,16 @@ def progress_bar() -> Generator[OnProgress]:
         bar: rich.Progress | None = None
         tasks: dict[str, Any] = {}
         first: dict[str, tuple[float, int]] = {}
+        latest: dict[str, tuple[float, int]] = {}
 
         def show(progress: Progress) -> None:
             nonlocal bar, last
             now, stage = time.monotonic(), progress.stage.replace("_", " ")
-            if stage not in first or progress.done <= first[stage][1]:
-                first[stage] = now, progress.done
-            since, done_before = first[stage]
+            if stage not in first or progress.done < latest[stage][1]:  # a new stage, or the same one once more
+                first[stage] = latest[stage] = now, progress.done
+            if progress.done > latest[stage][1]:
+                latest[stage] = now, progress.done
+            (since, done_before), (changed, _) = first[stage], latest[stage]
             if now - started < PATIENCE_S:
                 return
             if bar is None and not sys.stderr.isatty():
@@ -160,8 +163,8 @@ def progress_bar() -> Generator[OnProgress]:
                     last = now
                     line = f"{stage} {progress.done}" + (f"/{progress.total}" if progress.total else "")
                     if progress.total and progress.done > done_before:
-                        left = (now - since) * (progress.total - progress.done) / (progress.done - done_before)
-                        line += f", about {left:.0f} s left"
+                        left = (changed - since) * (progress.total - progress.done) / (progress.done - done_before)
+                        line += f", about {max(0.0, left - (now - changed)):.0f} s left"
                     if progress.note:
                         line += f", {progress.note}"
                     print(line, file=sys.stderr, flush=True)
