@@ -210,8 +210,12 @@ def host_names(host: str) -> list[str]:
 
 
 def service_url(host: str, port: int) -> str:
-    """Return the address under which this machine reaches a service that listens on `host`."""
-    return f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0', '::', '::1'} else bracketed(host)}:{port}"
+    """Return the address under which this machine reaches a service that listens on `host`.
+
+    A service that listens on an IPv6 address only may not be reached as localhost, which can be an IPv4 name only.
+    """
+    names = {"127.0.0.1": "localhost", "0.0.0.0": "localhost", "::": "[::1]"}
+    return f"http://{names.get(host) or bracketed(host)}:{port}"
 
 
 def bracketed(name: str) -> str:

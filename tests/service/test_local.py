@@ -109,7 +109,13 @@ def test_a_service_is_served_under_the_names_of_its_address() -> None:
 
 @pytest.mark.parametrize(
     ("host", "name"),
-    [("0.0.0.0", "localhost"), ("::", "localhost"), ("fd00::5", "[fd00::5]"), ("images.example.org",) * 2],
+    [
+        ("0.0.0.0", "localhost"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("fd00::5", "[fd00::5]"),
+        ("images.example.org",) * 2,
+    ],
 )
 def test_the_address_of_the_service_can_be_opened(host: str, name: str) -> None:
     assert local.service_url(host, 8000) == f"http://{name}:8000"
