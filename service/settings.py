@@ -128,9 +128,12 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         try:
-            return tuple(parse_many(value)) if value.strip() else ()
+            limits = tuple(parse_many(value)) if value.strip() else ()
         except ValueError:
             raise ValueError("it must be like 60/minute, or several of these separated by semicolons") from None
+        if not all(limit.amount for limit in limits):
+            raise ValueError("it allows no requests: raise it from 0, or omit it for no limit")
+        return limits
 
     @field_validator("api_keys_file", mode="before")
     @classmethod

@@ -456,6 +456,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("WAIT_S", "601", " is '601'; it must be at most 600."),
         ("LOG_LEVEL", "loud", " is 'loud'; it must be 'DEBUG', "),
         ("RATE_LIMIT", "often", " is 'often'; it must be like 60/minute"),
+        ("RATE_LIMIT", "0/minute", " is '0/minute'; it allows no requests"),
         ("CORS_ORIGINS", '["http://*{ge}"]', " is '[\"http://*{ge}\"]'; each origin must be like https://"),
         ("CORS_ORIGINS", "https://example.org", " is 'https://example.org'; it must be a JSON list"),
         ("ALLOWED_HOSTS", '["example.org:8000"]', " is '[\"example.org:8000\"]'; each host must be like example.org"),
