@@ -76,7 +76,7 @@ def resolve(
     if not limits.generates:
         raise InputError("model", "model: this one only scores images; choose a model that generates them.")
     for name in options.keys() - OPTIONS:
-        raise InputError(name, f"{name} is not an option of sampling{suggestion(name, list(OPTIONS))}")
+        raise InputError(name, f"{name} is not an option of sampling{suggestion(name, [*OPTIONS, 'seeds', 'classes'])}")
     recommended = limits.recommended
     noise, steps, solver = options.get("noise"), options.get("steps"), options.get("solver")
     if noise is None:

@@ -139,8 +139,9 @@ def test_the_library_names_its_options_and_refuses_others(folder: Path) -> None:
     for method in (model.generate, model.complete):
         assert inspect.signature(method).parameters.keys() >= OPTIONS.keys()
     assert all(f"{name}: {option.help}" in (model.generate.__doc__ or "") for name, option in OPTIONS.items())
-    with pytest.raises(InputError, match=r"^nosie is not an option of sampling: did you mean noise\?$"):
-        model.generate(nosie=1)  # pyright: ignore[reportCallIssue]
+    for name, meant in (("nosie", "noise"), ("seed", "seeds"), ("class_", "classes")):
+        with pytest.raises(InputError, match=rf"^{name} is not an option of sampling: did you mean {meant}\?$"):
+            model.generate(**{name: 1})  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_the_defaults_of_a_model_folder_are_published(folder: Path, tmp_path: Path) -> None:
