@@ -11,10 +11,11 @@ import email.utils
 import inspect
 import itertools
 import re
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 from urllib.parse import quote
@@ -46,7 +47,8 @@ WAIT_S = 30
 POLL_S = 0.25
 """Interval at which a job is polled if its progress is reported, and pause before its result is requested again."""
 OUTAGE_S = 60.0
-"""Longest wait for a service that is unavailable (502, 503)."""
+"""Longest wait for a service that is unavailable (502, 503), or refuses connections after it has answered: it restarts,
+which takes up to 45 s if it answers its requests first."""
 FIRST_PAUSE_S = 0.5
 """Pause before the first retry without a `Retry-After`; it doubles with each retry."""
 
@@ -99,6 +101,8 @@ class Exchanges:
     policy: RetryPolicy
     timeout_s: float
     """How long the transport waits for a response; requests ask the service to respond in half of that."""
+    answered: threading.Event = field(default_factory=threading.Event)
+    """Set once the service has answered: its address is right."""
 
     @property
     def _wait_s(self) -> int:
@@ -273,6 +277,7 @@ class Exchanges:
             answer = yield call
             assert not isinstance(answer, list)  # of files
             if isinstance(answer, httpx2.Response):
+                self.answered.set()
                 was_deleted = answer.status_code == 404 and call.method == "DELETE" and failures > 0
                 if answer.is_success or was_deleted:  # by the attempt whose response was lost
                     return answer
@@ -286,7 +291,10 @@ class Exchanges:
                 raise self._not_a_service() from answer
             else:
                 failures += 1
-                if failures > self.policy.retries:
+                waited_s[False] += pause_s
+                is_restarting = isinstance(answer, httpx2.ConnectError) and self.answered.is_set()
+                outage_s = min(self.policy.patience_s, OUTAGE_S) if is_restarting else 0.0
+                if failures > self.policy.retries and waited_s[False] > outage_s:
                     reason = str(answer) or type(answer).__name__
                     remedy = "check the address, and that the service runs."
                     raise ServiceError(f"{self.url} cannot be reached ({reason}): {remedy}") from answer

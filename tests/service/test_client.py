@@ -510,6 +510,22 @@ def test_retries_end(answers: list, words: str, pause_count: int, pauses: list[f
     assert len(pauses) == pause_count
 
 
+def test_a_service_that_restarts_is_waited_for_if_it_has_answered_before(pauses: list[float]) -> None:
+    restarting = [httpx2.ConnectError("refused")] * 9
+    client, requests = scripted(MODELS, *restarting, MODELS, *restarting, *restarting)
+    client.models()
+    assert client.models() == []
+    assert 45 < sum(pauses) <= 60
+    with pytest.raises(ServiceError, match=r"cannot be reached .refused."):
+        client.models()
+    assert len(requests) == 1 + 10 + 10
+    client, requests = scripted(MODELS, *restarting, patience_s=0)
+    client.models()
+    with pytest.raises(ServiceError, match=r"cannot be reached .refused."):
+        client.models()
+    assert len(requests) == 1 + 4
+
+
 def test_a_response_that_cannot_be_decoded_is_refused() -> None:
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-encoding": "gzip"}, stream=httpx2.ByteStream(b"not gzip"))

@@ -186,7 +186,8 @@ def test_a_watch_waits_for_a_service_that_restarts(queue, tmp_path: Path) -> Non
     judged = lambda: len(table(verdicts)) if verdicts.exists() else 0  # noqa: E731
     with contextlib.ExitStack() as ending:
         with served(create_app(Settings(), queue), port) as url, log.open("w") as stderr:
-            command = [sys.executable, "-m", "ncml.cli", "watch", "images", "--server", url, "-o", "verdicts.csv"]
+            code = "from ncml.client import exchange; exchange.OUTAGE_S = 0; from ncml.cli.main import main; main()"
+            command = [sys.executable, "-c", code, "watch", "images", "--server", url, "-o", "verdicts.csv"]
             process = subprocess.Popen(command, cwd=tmp_path, stderr=stderr)
             ending.callback(process.kill)
             eventually(lambda: judged() == 1 or process.poll() is not None)
