@@ -18,6 +18,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 ITERATIONS = 5
 
+EPSILON = 1e-7
+"""Norm of a gradient below which its update shrinks as well. What a closed gate lets through is chance; in whole steps
+along it, the weights behind the gate would grow without limit."""
+
 
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum for matrices, each of which must have a gradient in every step.
@@ -49,13 +53,14 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the matrix, in `dtype`, with singular values moved into about [0.7, 1.2] by a Newton-Schulz iteration.
 
-    Those below about 0.2 % of the Frobenius norm remain smaller.
+    Those below about 0.2 % of the Frobenius norm remain smaller, and so do all where that norm is below `EPSILON`.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if is_tall else matrix
-    x = (x / x.norm().clamp(min=1e-7)).to(dtype)
+    norm = x.norm() + EPSILON
+    x = (x / norm).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if is_tall else x
+    return (x.mT if is_tall else x) * (1 - EPSILON / norm)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ncml.config import TrainingConfig
 from ncml.network.ncpn import NCPN
 from ncml.recipes import cifar10_small, smoke
-from ncml.training.muon import Muon
+from ncml.training.muon import EPSILON, Muon, orthogonalize
 from ncml.training.optimizer import FUSED, Optimizer
 
 TRAINING = TrainingConfig(learning_rate=1e-3, muon_learning_rate=4e-3, embedding_lr_multiplier=5.0)
@@ -69,6 +69,22 @@ def test_muon_agrees_with_the_one_of_pytorch_which_computes_in_bf16(shape: tuple
     expected = reference - matrix
     assert torch.linalg.norm(ours - reference) < 0.02 * torch.linalg.norm(expected)
     assert torch.equal(muon.state[ours]["momentum_buffer"], twin.state[reference]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_shrinks_with_a_gradient_that_vanishes(dtype: torch.dtype) -> None:
+    """Behind a closed gate gradients have norms of 1e-10; steps of full size would let the weights grow by chance."""
+    torch.manual_seed(0)
+    gradient = torch.randn(32, 96)
+    gradient /= gradient.norm()
+    full = orthogonalize(gradient, dtype).norm()
+    usual, half, none, zero = (
+        float(orthogonalize(gradient * scale, dtype).norm() / full) for scale in (1e-4, EPSILON, 1e-10, 0.0)
+    )
+    assert usual == pytest.approx(1, rel=0.02)
+    assert half == pytest.approx(0.5, rel=0.1)
+    assert none < 1e-3
+    assert zero == 0
 
 
 def test_muon_computes_in_fp32_on_a_cpu_even_if_the_network_does_not() -> None:
