@@ -1,9 +1,11 @@
 """A loss that rises, but stays finite: the run returns to its saved state."""
 
 import math
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from ncml.data.dataset import Dataset
 from ncml.errors import TrainingError
 from ncml.recipes import smoke
+from ncml.training import loop
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.running_loss import MAX_RISE, SMALL_RISE, RunningLoss
@@ -19,8 +22,8 @@ from ncml.training.state import TrainingState
 from ncml.training.trainer import MAX_RETURNS, Trainer
 from tests.ncml import nets
 
-BATCH, SAVED_AT = 32, 60
-"""The batch size, and the step of the first saved state: after more than 50, as `RunningLoss` needs."""
+BATCH, SAVED_AT = 32, 50
+"""The batch size, and the step of the saved state: as many as `RunningLoss` needs."""
 
 
 def trainer(steps: int) -> Trainer:
@@ -32,68 +35,81 @@ def trainer(steps: int) -> Trainer:
     return Trainer(replace(smoke(), training=training), Dataset(images, labels, ("dark", "light")))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a run after `SAVED_AT` steps."""
+    run, path = trainer(SAVED_AT), tmp_path_factory.mktemp("run") / "state.safetensors"
+    for _ in range(SAVED_AT):
+        run.train_step()
+    run.save(path)
+    return path
+
+
+@pytest.fixture
+def path(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the saved state."""
+    return Path(shutil.copy(saved, tmp_path))
+
+
+def resumed(path: Path, steps: int) -> Trainer:
+    run = trainer(steps)
+    run.resume(path, total_images=steps * BATCH)
+    return run
+
+
 def spoil(trainer: Trainer) -> None:
     """Make weights so large that the loss rises by bits."""
     with torch.no_grad():
         trainer.network.head.weight.mul_(30)
 
 
-def test_a_run_whose_loss_rises_returns_to_its_saved_state(tmp_path: Path) -> None:
-    run, path = trainer(130), tmp_path / "state.safetensors"
-    messages: list[str] = []
-    losses: list[float] = []
-    before: list[float] = []
+def test_a_run_whose_loss_rises_returns_to_its_saved_state(path: Path) -> None:
+    run, messages = resumed(path, 70), []
+    losses: dict[int, float] = {SAVED_AT: run.running_loss.mean}
+    before = held_out_bits(run.ema, run.data)
 
     def on_step(run: Trainer, mean_loss: float, rate: float) -> None:
-        losses.append(mean_loss)
-        if run.step == 80:
-            before.append(held_out_bits(run.ema, run.data))
+        losses[run.step] = mean_loss
+        if run.step == 55:
             spoil(run)
 
-    train_loop(run, path, held_out=run.data, interval=SAVED_AT * BATCH, on_step=on_step, on_message=messages.append)
+    train_loop(run, path, held_out=run.data, on_step=on_step, on_message=messages.append)
     (message,) = messages
     left_out = int(message.rpartition(" ")[2].replace(",", "")) // BATCH
-    assert 80 < left_out < 100
-    saved, risen = losses[SAVED_AT - 1], losses[left_out - 1]
+    assert 55 < left_out < 65
     assert message == (
-        f"the loss rose from {saved:.3f} to {risen:.3f} bits/dim: training continues with the weights saved after "
-        f"{SAVED_AT * BATCH:,} images, without those up to {left_out * BATCH:,}"
+        f"the loss rose from {losses[SAVED_AT]:.3f} to {losses[left_out]:.3f} bits/dim: training continues with the "
+        f"weights saved after {SAVED_AT * BATCH:,} images, without those up to {left_out * BATCH:,}"
     )
-    assert risen > saved + MAX_RISE > max(losses[SAVED_AT:80])
+    highest = max(losses[step] for step in range(SAVED_AT, 56))
+    assert losses[left_out] > losses[SAVED_AT] + MAX_RISE > highest
+    assert losses[left_out + 1] == pytest.approx(losses[SAVED_AT], abs=0.1)
     assert run.finished
     assert run.skipped_steps == left_out - SAVED_AT
-    assert losses[left_out] == pytest.approx(saved, abs=0.1)
-    assert held_out_bits(run.ema, run.data) < before[0]
-    assert TrainingState.read(path).step == 130
+    assert held_out_bits(run.ema, run.data) < before
+    assert TrainingState.read(path).step == 70
 
 
-def test_a_return_restores_weights_average_and_moments(tmp_path: Path) -> None:
-    run, path = trainer(100), tmp_path / "state.safetensors"
-    for _ in range(SAVED_AT):
-        run.train_step()
-    run.save(path)
+def test_a_return_restores_weights_average_and_moments(path: Path) -> None:
+    run = resumed(path, 100)
     parts = (run.network, run.average, run.optimizer)
-    saved = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
+    earlier = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     spoil(run)
     for _ in range(5):
         run.train_step()
     run.go_back(path)
     assert (run.step, run.skipped_steps, run.running_loss.rise) == (SAVED_AT + 5, 5, 0.0)
-    for part, tensors in zip(parts, saved, strict=True):
+    for part, tensors in zip(parts, earlier, strict=True):
         assert part.state_dict().keys() == tensors.keys()
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in part.state_dict().items())
 
 
-def test_a_run_that_keeps_diverging_ends_and_leaves_its_last_state(tmp_path: Path) -> None:
-    run, path = trainer(400), tmp_path / "state.safetensors"
-    for _ in range(SAVED_AT):
-        run.train_step()
-    run.save(path)
-    before = held_out_bits(run.ema, run.data)
-    messages: list[str] = []
+def test_a_run_that_keeps_diverging_ends_and_leaves_its_last_state(path: Path) -> None:
+    run, messages = resumed(path, 400), []
+    before = path.read_bytes()
 
     def on_step(run: Trainer, mean_loss: float, rate: float) -> None:
-        if run.step % 10 == 0:
+        if run.step % 5 == 0:
             spoil(run)
 
     with pytest.raises(
@@ -104,28 +120,26 @@ def test_a_run_that_keeps_diverging_ends_and_leaves_its_last_state(tmp_path: Pat
     ):
         train_loop(run, path, held_out=run.data, on_step=on_step, on_message=messages.append)
     assert len(messages) == MAX_RETURNS
-    resumed = trainer(400)
-    resumed.resume(path)
-    assert resumed.step == SAVED_AT
-    assert held_out_bits(resumed.ema, run.data) == pytest.approx(before)
+    assert path.read_bytes() == before
 
 
-def test_a_state_is_not_saved_while_the_loss_is_higher(tmp_path: Path) -> None:
-    """Neither by a measurement nor, for twice as long as usual, by time; but at the end of the run."""
-    run, path = trainer(SAVED_AT + 6), tmp_path / "state.safetensors"
-    for _ in range(SAVED_AT):
-        run.train_step()
-    run.save(path)
-    run.running_loss.mean += (SMALL_RISE + MAX_RISE) / 2
-    steps: list[int] = []
+@pytest.mark.parametrize("rise", [0.0, (SMALL_RISE + MAX_RISE) / 2])
+def test_a_state_is_saved_later_while_the_loss_is_higher(
+    path: Path, monkeypatch: pytest.MonkeyPatch, rise: float
+) -> None:
+    """Not by a measurement, and by time only after twice as long as usual."""
+    run = resumed(path, SAVED_AT + 5)
+    run.running_loss.mean += rise
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 10.0 * run.step))
+    saved_at: list[int] = []
 
     def on_step(run: Trainer, mean_loss: float, rate: float) -> None:
-        steps.append(TrainingState.read(path).step)
+        saved_at.append(TrainingState.read(path).step - SAVED_AT)
 
-    train_loop(run, path, held_out=run.data, interval=2 * BATCH, save_seconds=3600, on_step=on_step)
-    assert [row["images"] / BATCH for row in run.history] == [SAVED_AT + 2, SAVED_AT + 4, SAVED_AT + 6]
-    assert set(steps) == {SAVED_AT}
-    assert TrainingState.read(path).step == SAVED_AT + 6
+    train_loop(run, path, held_out=run.data, interval=2 * BATCH, save_seconds=15, on_step=on_step)
+    assert [row["images"] / BATCH - SAVED_AT for row in run.history] == [2, 4, 5]
+    assert saved_at == ([0, 0, 0, 3, 4] if rise else [0, 0, 2, 2, 4])
+    assert TrainingState.read(path).step == SAVED_AT + 5
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32, 64])
