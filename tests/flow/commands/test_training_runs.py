@@ -528,6 +528,14 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
+TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def run_to_end(*command: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done
+
 
 def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
     """After SIGKILL between two intervals, the weights are those of an uninterrupted run."""
@@ -628,17 +636,8 @@ sys.exit(main(sys.argv[1:]))
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     """With torchrun and gloo, each process computes its half of a batch in two parts: same losses, same weights."""
     source = write_images(tmp_path / "photos", 60)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ("--max-images", "256", "--interval", "64", "--grad-accum-steps", "2", "--out", str(tmp_path / "two"))
-    done = subprocess.run(
-        [*torchrun, *command(tmp_path / "photos", *options)[1:]],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_to_end(*TWO_PROCESSES, *command(tmp_path / "photos", *options)[1:])
     assert "fp32 on 2 processes" in done.stderr
     train(source, tmp_path / "one", total_images=256, interval=64)
     one, two = (state(tmp_path / name) for name in ("one", "two"))
@@ -702,17 +701,8 @@ with process_group("cpu") as group:
 """
     start, one, two = (tmp_path / f"{name}.safetensors" for name in ("start", "one", "two"))
     (tmp_path / "muon.py").write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command_, path in (([sys.executable], one), (torchrun, two)):
-        done = subprocess.run(
-            [*command_, str(tmp_path / "muon.py"), str(start), str(path)],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
-        assert done.returncode == 0, done.stderr
+    for processes, path in (((sys.executable,), one), (TWO_PROCESSES, two)):
+        run_to_end(*processes, str(tmp_path / "muon.py"), str(start), str(path))
     initial, first, second = load_file(start), load_file(one), load_file(two)
     assert any("momentum_buffer" in name for name in first)
     assert first.keys() == second.keys()
@@ -782,16 +772,7 @@ with process_group("cpu") as group:
     del trainer
 """
     (tmp_path / "diverging.py").write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(tmp_path / "diverging.py"), str(tmp_path)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
+    run_to_end(*TWO_PROCESSES, str(tmp_path / "diverging.py"), str(tmp_path))
     (first, messages, skipped), (second, others, skipped_too) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert len(messages) == 1
     assert "continues with the weights saved after 1,920 images" in messages[0]  # by rank 0's clock, at step 60
