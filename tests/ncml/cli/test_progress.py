@@ -12,11 +12,15 @@ from ncml.cli import rows, score_output, terminal
 from ncml.progress import OnProgress, Progress
 
 
-def test_lines_of_progress_state_the_time_that_a_stage_has_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = itertools.count(0, 10)
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds pass between two looks at the clock."""
+    seconds = itertools.count(0, 10)
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
+
+
+@pytest.mark.usefixtures("clock")
+def test_lines_of_progress_state_the_time_that_a_stage_has_left(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.progress_bar() as on_progress:
         for stage, total, note in (("align", 6, ""), ("train", 8, "5.1 bits/dim")):
             for done in range(1, total + 1):
@@ -30,11 +34,8 @@ def test_lines_of_progress_state_the_time_that_a_stage_has_left(
     ]
 
 
-def test_parts_of_a_step_do_not_change_the_time_that_a_step_takes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = itertools.count(0, 10)
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+@pytest.mark.usefixtures("clock")
+def test_parts_of_a_step_do_not_change_the_time_that_a_step_takes(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.progress_bar() as on_progress:
         for done in range(4):
             for part in range(1, 4):
