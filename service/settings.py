@@ -1,5 +1,7 @@
 """Settings of the service. Each field is read from the environment variable NCML_<NAME>."""
 
+import difflib
+import os
 import re
 import sys
 from pathlib import Path
@@ -202,10 +204,28 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """Read the settings from the environment; exit with status 2 and one line per invalid one."""
+    """Read the settings from the environment; exit with status 2 and one line per invalid or misspelt one."""
+    faults = _misspelt()
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        for invalid in field_errors(error.errors()):
-            print(f"ncml: NCML_{invalid.field.upper()}{invalid.detail.removeprefix(invalid.field)}", file=sys.stderr)
-        sys.exit(2)
+        invalid = field_errors(error.errors())
+        faults += [f"NCML_{each.field.upper()}{each.detail.removeprefix(each.field)}" for each in invalid]
+    else:
+        if not faults:
+            return settings
+    for fault in faults:
+        print(f"ncml: {fault}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _misspelt() -> list[str]:
+    """Return a sentence for each variable whose name is almost that of a setting, such as NCML_API_KEY_FILE.
+
+    Ignored, it would leave the service without its keys or limits. Other unknown variables are left alone: the Compose
+    files have their own, and Kubernetes sets some, such as NCML_PORT for a service named ncml.
+    """
+    settings = [f"NCML_{name.upper()}" for name in Settings.model_fields]
+    unknown = sorted(name for name in os.environ if name.upper().startswith("NCML_") and name.upper() not in settings)
+    nearest = {name: difflib.get_close_matches(name.upper(), settings, n=1, cutoff=0.9) for name in unknown}
+    return [f"{name} is not a setting: did you mean {near[0]}?" for name, near in nearest.items() if near]

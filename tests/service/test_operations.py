@@ -27,13 +27,14 @@ from service.jobs import MAX_UNDELIVERED
 from service.preparation import MAX_PREPARATIONS
 from service.routes.models import Models, ServedModel
 from service.service_metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from tests.conftest import eventually, free_port
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
 from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
 from worker.redis_keys import job_key
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
 
@@ -473,6 +474,24 @@ def test_an_invalid_setting_stops_the_process_with_one_line(
     message = refusal(f"NCML_{name}", value)
     assert message.startswith(f"ncml: NCML_{name}{words}")
     assert message.count("\n") == 1
+
+
+def test_a_misspelt_setting_stops_the_process_because_it_would_open_the_service(
+    refusal: Callable[[str, str], str],
+) -> None:
+    assert refusal("NCML_API_KEY_FILE", "keys") == (
+        "ncml: NCML_API_KEY_FILE is not a setting: did you mean NCML_API_KEYS_FILE?\n"
+    )
+
+
+def test_variables_of_compose_files_and_of_kubernetes_are_no_misspelt_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [ROOT / "docker-compose.yml", *(ROOT / "docker").glob("*.yml"), ROOT / "docs" / "configuration.md"]
+    named = {name for file in files for name in re.findall(r"NCML_[A-Z_]*[A-Z]", file.read_text())}
+    others = {name for name in named if name.removeprefix("NCML_").lower() not in Settings.model_fields}
+    assert {"NCML_API_KEY", "NCML_QUEUE_MEMORY"} < others
+    for name in others | {"NCML_PORT", "NCML_SERVICE_HOST", "NCML_SERVICE_PORT_HTTP"}:
+        monkeypatch.setenv(name, "")
+    assert read_settings() == Settings()
 
 
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets_stops_the_process(tmp_path: Path) -> None:
