@@ -51,7 +51,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             license_info=app.license_info,
             routes=app.routes,
             webhooks=app.webhooks.routes,
-            servers=[{"url": "/", "description": "The service that this document comes from."}],
+            servers=[{"url": ".", "description": "The service that this document comes from."}],
         )
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
