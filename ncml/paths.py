@@ -21,6 +21,11 @@ Location: TypeAlias = Path | StoragePath
 MAX_MODEL_NAME = 200
 """Characters of a model folder's name: as many as a job may name."""
 
+MODEL_NAME_RULE = (
+    f"a model's name has at most {MAX_MODEL_NAME} printable characters, none of them @, and does not begin with a dot"
+)
+"""What `is_servable` requires."""
+
 MAX_FILES = 2_000_000
 """Files whose names may be in memory at the same time."""
 
@@ -62,11 +67,7 @@ def is_servable(name: str) -> bool:
 def check_model_name(out: Path) -> None:
     """Raise `InputError` for a folder of a new model, the option `out`, that no service would serve."""
     if not is_servable(out.resolve().name):
-        raise InputError(
-            "out",
-            f"--out {printable(out)}: no service serves a model whose name contains @ or unprintable characters, "
-            f"begins with a dot or has more than {MAX_MODEL_NAME} characters; choose another name.",
-        )
+        raise InputError("out", f"--out {printable(out)} cannot be served: {MODEL_NAME_RULE}; choose another name.")
 
 
 def default_model(names: Iterable[str], setting: str) -> str | None:

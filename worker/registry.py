@@ -20,7 +20,7 @@ from ncml.data.kept_images import are_kept
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
-from ncml.paths import MAX_MODEL_NAME, default_name, is_servable
+from ncml.paths import MODEL_NAME_RULE, default_name, is_servable
 from worker.descriptors import (
     Batching,
     Calibration,
@@ -285,10 +285,7 @@ class ModelRegistry:
     def _check(self, name: str, entry: _Entry) -> None:
         """Raise `ModelError` for a folder that no request could name, and for one in quarantine."""
         if not is_servable(name):
-            raise ModelError(
-                f"{entry.folder}: the name of a model folder must have at most {MAX_MODEL_NAME} printable characters, "
-                "none of them @; rename it"
-            )
+            raise ModelError(f"{entry.folder} cannot be served: {MODEL_NAME_RULE}; rename it")
         if self._quarantined.get(entry.folder) == entry.stamp:
             raise ModelError(QUARANTINED)
 

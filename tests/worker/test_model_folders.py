@@ -128,8 +128,8 @@ NESTED = b'{"a":' * 50_000
             "has 1099511627776 bytes, more than the ",
         ),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda f: f.rename(f.with_name("a@b")), "the name of a model folder must have at most 200 printable"),
-        (lambda f: f.rename(f.with_name("\udcff")), "the name of a model folder must have at most 200 printable"),
+        (lambda f: f.rename(f.with_name("a@b")), "cannot be served: a model's name has at most 200 printable"),
+        (lambda f: f.rename(f.with_name("\udcff")), "cannot be served: a model's name has at most 200 printable"),
     ],
     ids=lambda value: None if callable(value) else value[:24],
 )

@@ -233,7 +233,7 @@ def test_without_unseen_the_held_out_parts_are_used(run: Run, tmp_path: Path) ->
             ["--name", "detector"],
             "the name detector selects the verdict of a detector (ncml adapt): choose another name",
         ),
-        (["--out", "models/a@1"], "--out models/a@1: no service serves a model whose name contains @"),
+        (["--out", "models/a@1"], "--out models/a@1 cannot be served: a model's name"),
         (["--tolerate", "jpg"], "no change 'jpg' to tolerate: did you mean jpeg?"),
         (["--unseen", "--false-positive-rate", "0"], "must be at least 1e-09 and less than 1, not 0"),
         (["--unseen", "--false-positive-rate", "1e-320"], "at least 1e-09 and less than 1"),
