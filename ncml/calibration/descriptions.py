@@ -11,12 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ncml import checkpoint, images
 from ncml.calibration.detector import MadeDetector, Suspect
+from ncml.calibration.division import reliable_scenes
 from ncml.data.inventory import counted
 from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import min_ranks
 from ncml.ood.detector_calibration import BOUND_CONFIDENCE, DetectorCalibration
-from ncml.ood.power import list_shares, summary
+from ncml.ood.power import list_shares, reliable_ranks, summary
 from ncml.ood.scene_ranks import share_interval
 from ncml.ood.tile_calibration import TileCalibration
 
@@ -137,8 +138,16 @@ def describe_detector(made: MadeDetector) -> list[str]:
     if calibration.power is not None:
         lines += calibration.power.lines()
     if calibration.weakness:
-        lines.append(f"this detector is weak: {calibration.weakness}")
+        lines.append(f"this detector is weak: {calibration.weakness}{_remedy(calibration)}")
     return lines
+
+
+def _remedy(calibration: DetectorCalibration) -> str:
+    """Return the end of a sentence about a weak detector: how many good images would make its rate reliable."""
+    if calibration.ranks.scenes >= reliable_ranks(calibration.false_positive_rate):
+        return ""
+    scenes = reliable_scenes(calibration.false_positive_rate, calibration.confidence)
+    return f"; use good images of at least {scenes} scenes"
 
 
 def write_detector_card(made: MadeDetector) -> None:

@@ -5,6 +5,7 @@ Shapes: N images, in the order of their folder, and reviewed ones after them.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Self
@@ -18,6 +19,7 @@ from ncml.data.inventory import counted, enumerated
 from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
 from ncml.errors import InputError
+from ncml.ood.power import reliable_ranks
 from ncml.ood.scene_ranks import fewest_scenes, min_scenes
 
 MIN_ESTIMATION_SCENES = 11
@@ -106,13 +108,24 @@ def divide(
             f"{MIN_ESTIMATION_SCENES + needed} scenes, {MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a "
             f"rate of {false_positive_rate:g}{remedy}.",
         )
-    at_most = max(count - round(ESTIMATION_SHARE * count), min_scenes(false_positive_rate, confidence))
-    ranking = fewest_scenes(min(at_most, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)
-    estimating = min(count - ranking, MAX_ESTIMATION_SCENES)
     is_estimating = np.zeros(count, bool)
-    is_estimating[one_of_each_block(count, estimating)] = True
+    is_estimating[one_of_each_block(count, count - _ranking(count, false_positive_rate, confidence))] = True
     is_estimating_N = is_estimating[scenes_N]
     return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
+
+
+def _ranking(count: int, false_positive_rate: float, confidence: float | None) -> int:
+    """Return how many of this many scenes rank."""
+    at_most = max(count - round(ESTIMATION_SHARE * count), min_scenes(false_positive_rate, confidence))
+    ranking = fewest_scenes(min(at_most, count - MIN_ESTIMATION_SCENES), false_positive_rate, confidence)
+    return max(ranking, count - MAX_ESTIMATION_SCENES)
+
+
+def reliable_scenes(false_positive_rate: float, confidence: float | None) -> int:
+    """Return the fewest scenes of good images with which the rate of a detector is reliable."""
+    needed = max(reliable_ranks(false_positive_rate), min_scenes(false_positive_rate, confidence))
+    counts = range(needed + MIN_ESTIMATION_SCENES, 2 * needed + MAX_ESTIMATION_SCENES)
+    return counts[bisect.bisect_left(counts, needed, key=lambda n: _ranking(n, false_positive_rate, confidence))]
 
 
 def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:

@@ -63,10 +63,17 @@ class Power:
         return cls(storage.count(stored["images"]), storage.share(stored["good"]), **shares)
 
 
+def reliable_ranks(false_positive_rate: float) -> int:
+    """Return the fewest ranking images with which the rate of a calibration is reliable.
+
+    With fewer, the standard deviation of the actual rate of a threshold, sqrt(r (1 - r) / n), is more than r / 2.
+    """
+    return math.ceil(4 * (1 - false_positive_rate) / false_positive_rate - 1e-9)
+
+
 def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: float) -> str:
     """Explain in a clause why a calibration is weak; "" if it is not."""
-    # The standard deviation of the actual rate of a threshold, sqrt(r (1 - r) / n), is then more than r / 2.
-    min_count = math.ceil(4 * (1 - false_positive_rate) / false_positive_rate - 1e-9)
+    min_count = reliable_ranks(false_positive_rate)
     if n_rank < min_count:
         return f"it ranks among {n_rank} images, and {min_count} are needed for a reliable rate"
     if power is not None and power.detected < MIN_DETECTED:

@@ -17,7 +17,7 @@ import ncml
 from ncml.calibration import descriptions
 from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, Suspect, make_detector
-from ncml.calibration.division import divide, find_scenes
+from ncml.calibration.division import divide, find_scenes, reliable_scenes
 from ncml.checkpoint import describe
 from ncml.cli.models import models
 from ncml.data.good_images import GoodImages, open_folder
@@ -31,6 +31,7 @@ from ncml.ood import detector_calibration as detectors
 from ncml.ood.detection import box_of
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.judging import Detector
+from ncml.ood.power import reliable_ranks
 from ncml.ood.scene_ranks import SceneRanks
 from ncml.ood.views import bank, marks, patches, places
 from ncml.ood.views.appearance import AppearanceView
@@ -237,7 +238,10 @@ def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
     assert "scratch" in lines
     assert "nothing else was measured" in lines
     assert "1 file could not be read, or had less than 32 pixels on a side" in lines
-    assert "weak" in lines  # 39 scenes rank
+    assert (
+        "weak: it ranks among 39 scenes, and 76 are needed for a reliable rate; use good images of at least 113"
+        in lines
+    )
 
 
 def test_what_is_found_and_missed_is_shown_in_pictures(made: MadeDetector, loaded: ncml.Model) -> None:
@@ -476,6 +480,16 @@ def test_as_many_scenes_rank_as_use_the_whole_rate(
     scenes: int, rate: float, confidence: float | None, ranking: int
 ) -> None:
     assert [len(part) for part in divide(np.arange(scenes), rate, confidence)] == [scenes - ranking, ranking]
+
+
+@pytest.mark.parametrize(("rate", "confidence", "scenes"), [(0.05, None, 113), (0.05, 0.95, 133), (0.01, None, 570)])
+def test_the_stated_number_of_scenes_is_the_first_whose_rate_is_reliable(
+    rate: float, confidence: float | None, scenes: int
+) -> None:
+    assert reliable_scenes(rate, confidence) == scenes
+    _, ranking = divide(np.arange(scenes), rate, confidence)
+    _, too_few = divide(np.arange(scenes - 1), rate, confidence)
+    assert len(too_few) < reliable_ranks(rate) <= len(ranking)
 
 
 def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp_path: Path) -> None:
