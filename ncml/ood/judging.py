@@ -64,36 +64,29 @@ class Detector:
             raise ModelError(f"{folder / FILE} is damaged (its views do not match its scales): {REMEDY}.")
         return cls(calibration, views)
 
-    def score(self, image_HWC: Pixels) -> float:
-        """Return the largest standardised score of an image."""
-        return max(self.calibration.standardise(scores_of(self._measure(image_HWC))).values())
-
     def flags(self, image_HWC: Pixels) -> bool:
         """Return whether an image is flagged; the views after the first that flags it are not computed."""
         judged_HWC = self._crop(image_HWC)
-        check_side(judged_HWC, "image")
         for view in self.views.values():
             standardised = self.calibration.standardise(scores_of(view.measure(judged_HWC)))
             if max(standardised.values()) > self.calibration.threshold:
                 return True
         return False
 
-    def _measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
-        return measure(self.views, self._crop(image_HWC))
-
-    def _crop(self, image_HWC: Pixels) -> Pixels:
-        region = self.calibration.region
-        return image_HWC if region is None else region.crop(image_HWC)
-
     def judge(self, image_HWC: Pixels) -> Detection:
         """Judge an image, uint8 [H, W, 3] at its own size; raise `InputError` for one that is too small."""
-        return detect(self.calibration, self._measure(image_HWC), image_HWC)
+        judged_HWC = self._crop(image_HWC)
+        measurements: dict[str, Measurement] = {}
+        for view in self.views.values():
+            measurements |= view.measure(judged_HWC)
+        return detect(self.calibration, measurements, image_HWC)
 
-
-def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measurement]:
-    """Return the scores of an image in all views; raise `InputError` for one that is too small."""
-    check_side(image_HWC, "image")
-    return {name: measurement for view in views.values() for name, measurement in view.measure(image_HWC).items()}
+    def _crop(self, image_HWC: Pixels) -> Pixels:
+        """Return the part of an image that is judged; raise `InputError` if it is too small."""
+        region = self.calibration.region
+        judged_HWC = image_HWC if region is None else region.crop(image_HWC)
+        check_side(judged_HWC, "image")
+        return judged_HWC
 
 
 def save_views(folder: Path, views: Mapping[str, View]) -> tuple[dict[str, Mapping[str, object]], str]:

@@ -173,7 +173,7 @@ def test_images_judged_later_have_the_scores_that_ranked(made: MadeDetector, loa
     judging = Detector.load(made.folder, calibration)
     good = open_folder(folder, sorted(folder.iterdir()))
     _, ranking = divide(find_scenes(good), 0.05)
-    scores = np.sort([judging.score(good.reader(int(index))()) for index in ranking])
+    scores = np.sort([judging.judge(good.reader(int(index))()).score for index in ranking])
     assert (scores <= calibration.ranks.scores_N).all()
     np.testing.assert_allclose(scores, calibration.ranks.scores_N, rtol=1e-5, atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_an_image_is_flagged_without_the_views_after_the_one_that_flags_it(
     judging = Detector.load(loaded.folder, loaded.detector)
     noisy = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
     for image in (good_image(1000), good_image(1001), without_disc(1002), noisy):
-        assert judging.flags(image) == (judging.score(image) > loaded.detector.threshold)
+        assert judging.flags(image) == (judging.judge(image).score > loaded.detector.threshold)
     assert not judging.flags(good_image(1000))
 
     def refuse(view: object, image_HWC: np.ndarray) -> None:
