@@ -190,7 +190,7 @@ FAULTS = (
     Fault(
         "queue: a worker ends a job that others took over",
         "worker/lua/finish.lua",
-        "if not lease or (ARGV[3] == '1' and tonumber(lease) > now) then return 0 end",
+        "if not lease or (ARGV[3] == '1' and tonumber(lease) > clock()) then return 0 end",
         "",
         LEASE_TESTS,
     ),

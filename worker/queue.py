@@ -242,11 +242,10 @@ class JobQueue:
         Raises `JobNotFound`.
         """
         self.view(job_id)  # a job that is late expires
-        fields = {"outcome": JobStatus.CANCELED, "error": CANCELED.model_dump_json()}
         answer = self._cancel(
             keys=[job_key(job_id)],
-            args=[job_id, "" if submitted is None else submitted, self.result_ttl_s, RQ_STATUS[JobStatus.CANCELED][0],
-                  status_event(JobStatus.CANCELED, CANCELED), *(part for item in fields.items() for part in item)],
+            args=[job_id, "" if submitted is None else submitted, self.result_ttl_s,
+                  status_event(JobStatus.CANCELED, CANCELED), CANCELED.model_dump_json()],
         )  # fmt: skip
         if answer == b"missing":
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
@@ -288,7 +287,6 @@ class JobQueue:
         `place` and `token` name where the caller expects the job: in a queue, or leased under that token. `lapsed`
         restricts this to leases that have lapsed. `client` may be a pipeline, whose results hold the script's answers.
         """
-        rq_status, registry = RQ_STATUS[ending.status]
         fields: dict[str, str | bytes] = {"outcome": ending.status}
         if ending.error:
             fields["error"] = ending.error.model_dump_json()
@@ -298,7 +296,7 @@ class JobQueue:
             fields["timing"] = ending.timing.model_dump_json()
         ended = self._finish(
             keys=[place, job_key(job_id), blob_key(job_id)],
-            args=[job_id, token, int(lapsed), origin, registry, self.result_ttl_s, rq_status,
+            args=[job_id, token, int(lapsed), origin, self.result_ttl_s, RQ_STATUS[ending.status],
                   status_event(ending.status, ending.error), ending.blob, status_event(JobStatus.CANCELED, CANCELED),
                   CANCELED.model_dump_json(), *(part for item in fields.items() for part in item)],
             client=client,

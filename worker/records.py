@@ -28,12 +28,12 @@ MAX_PIXEL_BYTES = (MAX_PAYLOAD_BYTES - 2**20) // 4 * 3
 """Maximum bytes of the images of a job, which base64 makes a third longer."""
 
 RQ_STATUS = {
-    JobStatus.SUCCEEDED: ("finished", "finished"),
-    JobStatus.FAILED: ("failed", "failed"),
-    JobStatus.EXPIRED: ("failed", "failed"),
-    JobStatus.CANCELED: ("canceled", "canceled"),
+    JobStatus.SUCCEEDED: "finished",
+    JobStatus.FAILED: "failed",
+    JobStatus.EXPIRED: "failed",
+    JobStatus.CANCELED: "canceled",
 }
-"""RQ's name of each terminal state, and the registry that lists it."""
+"""RQ's name of each terminal state, and of the registry that lists it."""
 
 _RQ_JOB: Any = RqJob  # RQ is not typed
 

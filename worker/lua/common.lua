@@ -52,7 +52,8 @@ local function announce(id, job, now) -- records that the end of a job is to be 
   redis.call('SADD', 'ncml:receivers', receiver)
 end
 
-local function end_job(id, job, origin, now, registry, ttl, status, event, fields)
+local function end_job(id, job, origin, ttl, status, event, fields) -- status: RQ's, after which its registry is named
+  local now = clock()
   if redis.call('TYPE', job).ok ~= 'hash' then redis.call('DEL', job) end
   redis.call('HSET', job, 'status', status, 'ended', now, 'data', '', unpack(fields))
   redis.call('HDEL', job, 'cancel')
@@ -61,9 +62,13 @@ local function end_job(id, job, origin, now, registry, ttl, status, event, field
   redis.call('EXPIRE', 'ncml:events:' .. id, ttl)
   redis.call('PUBLISH', 'ncml:changes:state', id)
   announce(id, job, now)
-  local list = 'rq:' .. registry .. ':' .. origin
+  local list = 'rq:' .. status .. ':' .. origin
   redis.call('ZADD', list, now + ttl, id)
   redis.call('ZREMRANGEBYSCORE', list, 0, now)
+end
+
+local function end_canceled(id, job, origin, ttl, event, job_error)
+  end_job(id, job, origin, ttl, 'canceled', event, {'outcome', 'canceled', 'error', job_error})
 end
 
 local function short_of_memory() -- a quarter is reserved for accepted jobs, and for what workers publish

@@ -9,8 +9,7 @@ if not lease or (ARGV[3] == '1' and tonumber(lease) > clock()) then return 0 end
 redis.call('ZREM', KEYS[1], member)
 redis.call('ZREM', KEYS[5], member)
 if fields_of(KEYS[2], 'cancel')[1] then
-  local fields = {'outcome', 'canceled', 'error', ARGV[9]}
-  end_job(ARGV[1], KEYS[2], string.sub(KEYS[3], 10), clock(), 'canceled', ARGV[7], 'canceled', ARGV[8], fields)
+  end_canceled(ARGV[1], KEYS[2], string.sub(KEYS[3], 10), ARGV[7], ARGV[8], ARGV[9])
   return 0
 end
 redis.call('HSET', KEYS[2], 'status', 'queued')
