@@ -5,7 +5,7 @@ import contextlib
 import ipaddress
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
@@ -59,19 +59,20 @@ class StreamLimit:
         self._metrics = metrics
         self._open: Counter[str] = Counter()
 
-    def open(self, client: str) -> None:
-        """Count a stream, or raise the 429 `Problem`."""
+    @contextlib.contextmanager
+    def hold(self, client: str) -> Generator[None]:
+        """Return the context in which a stream is open; raise the 429 `Problem` beyond the limit."""
         if self._open[client] >= self._limit:
             self._metrics.rejected.labels(reason="streams").inc()
             detail = f"This client has {self._limit} event streams open already; close one, or poll the job."
             raise Problem(429, detail, kind="too-many-streams")
         self._open[client] += 1
-
-    def close(self, client: str) -> None:
-        """Stop counting a stream."""
-        self._open[client] -= 1
-        if not self._open[client]:
-            del self._open[client]
+        try:
+            yield
+        finally:
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
 
 
 class ResultReading:

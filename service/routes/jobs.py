@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import anyio.to_thread
@@ -235,26 +235,13 @@ async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: Las
     if view.status.is_terminal and first is None:
         return Response(status_code=204)  # no more events: a browser's EventSource stops reconnecting
     client = client_name(request)
-    jobs.streams.open(client)
-    stream = _stream(job_id, first, events, jobs.stop, is_stopping)
-    return DeferredResponse(_ClosingStream(stream, lambda: jobs.streams.close(client), headers, "text/event-stream"))
 
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        with jobs.streams.hold(client):
+            stream = _stream(job_id, first, events, jobs.stop, is_stopping)
+            await StreamingResponse(stream, 200, headers, "text/event-stream")(scope, receive, send)
 
-class _ClosingStream(StreamingResponse):
-    """A stream that calls `close` at its end, even if the client disconnects before the first byte."""
-
-    def __init__(
-        self, content: AsyncGenerator[bytes], close: Callable[[], None], headers: dict[str, str], media: str
-    ) -> None:
-        super().__init__(content, 200, headers, media)
-        self._close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._close()
+    return DeferredResponse(respond)
 
 
 async def _next_event(events: AsyncGenerator[Event | None]) -> Event | None:

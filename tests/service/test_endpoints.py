@@ -473,15 +473,14 @@ def test_the_streams_of_a_client_are_limited(new_client: Callable[..., TestClien
     client = new_client(max_streams=2)
     client.post("/generate")
     limit = client.app.state.jobs.streams
-    for _ in range(2):
-        limit.open("address:testclient")
-    refused = client.get("/jobs/job-0/events")
-    assert refused.status_code == 429
-    assert refused.json()["type"] == "urn:ncml:problem:too-many-streams"
-    assert int(refused.headers["retry-after"]) > 0
-    limit.close("address:testclient")
-    for _ in range(3):  # each ends before the next one
-        assert client.get("/jobs/job-0/events").status_code == 200
+    with limit.hold("address:testclient"):
+        with limit.hold("address:testclient"):
+            refused = client.get("/jobs/job-0/events")
+        assert refused.status_code == 429
+        assert refused.json()["type"] == "urn:ncml:problem:too-many-streams"
+        assert int(refused.headers["retry-after"]) > 0
+        for _ in range(3):  # each ends before the next one
+            assert client.get("/jobs/job-0/events").status_code == 200
 
 
 def test_respond_async_does_not_wait(client: TestClient, worker) -> None:
