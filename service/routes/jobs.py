@@ -21,10 +21,9 @@ from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wai
 from service.http.openapi import BINARY, header_parameters, problem_responses
 from service.http.problems import Problem
 from service.http.stopping import Stop
-from service.http.validation import EVENT_ID, JOB_ID
 from service.jobs import Jobs
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
-from worker.contract import Task
+from worker.contract import EVENT_ID, JOB_ID, Task
 from worker.job_results import Event
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
