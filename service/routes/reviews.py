@@ -1,7 +1,6 @@
 """/models/{name}/reviews: what a client knows better than the verdict of a detector."""
 
 import functools
-import hashlib
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from service.http import examples
 from service.http.negotiation import JSON
 from service.http.openapi import BINARY, problem_responses, request_schema
 from service.http.problems import Problem, invalid_field
-from service.http.requests import Upload, parse_request
+from service.http.requests import parse_request
 from service.jobs import MEMORY_RETRY_AFTER_S, Jobs, JobService
 from service.params import ReviewParams
 from service.routes.models import JPEG, Name
@@ -85,9 +84,9 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     ```
     """
     parsed = await parse_request(request, ReviewParams, max_images=1)
-    [upload] = parsed.uploads
+    [upload], [digest] = parsed.uploads, parsed.digests
     model = name.partition("@")[0]
-    is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, upload)
+    is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, digest)
     if parsed.params.verdict == "good" and not is_ood:
         raise invalid_field("verdict", f"verdict: {model} did not flag this image; review flagged images as good.")
     async with jobs.decoding.time_limit():
@@ -187,15 +186,12 @@ def _no_such_review(model: str, review_id: str) -> Problem:
     return Problem(404, detail, kind="no-such-review")
 
 
-async def _find_verdict(
-    request: Request, jobs: JobService, model: str, job_id: str, upload: Upload
-) -> tuple[bool, float]:
-    """Return whether a detector flagged an image in a job, and its p-value.
+async def _find_verdict(request: Request, jobs: JobService, model: str, job_id: str, digest: str) -> tuple[bool, float]:
+    """Return whether a detector flagged the image of a file in a job, by its SHA-256, and the image's p-value.
 
     Raises `JobNotFound` for the job of another client, and the 422 `Problem` for an image that it did not judge.
     """
     view = await jobs.view(request, job_id)
-    digest = hashlib.sha256(upload.data).hexdigest()
     if view.model_name != model or digest not in view.digests:
         detail = f"image: {model} did not judge this file as a detector in the job; score it first, and send it again."
         raise invalid_field("image", detail)
