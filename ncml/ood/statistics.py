@@ -241,9 +241,7 @@ def build_statistics(config: Config) -> dict[str, Statistic]:
 def select_names(
     names: Iterable[str] | str, statistics: Mapping[str, Statistic], field: str = "statistics"
 ) -> tuple[str, ...]:
-    """Return the requested names, or every name for "all"; raises `InputError`, which names `field`, for others."""
-    if names == "all":
-        return tuple(statistics)
+    """Return the requested names; raises `InputError`, which names `field`, for one that there is not."""
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in statistics:
