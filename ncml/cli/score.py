@@ -116,7 +116,7 @@ def score(
             plan = _plan_tiles(m, tile_size, map_, skipped)
         else:
             conditions = {"classes": class_, "noise": noise}
-            plan = _plan_images(m, conditions, calibration, statistic, statistics, only_bpd, map_, skipped)
+            plan = plan_images(m, conditions, calibration, statistic, statistics, only_bpd, map_, skipped)
         selected = plan.calibration
         if fdr is not None and selected is None:
             remedy = "omit --only-bpd." if only_bpd else plan.missing_reason
@@ -156,7 +156,7 @@ def score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
     """How images are scored, and where their verdicts come from."""
 
     scorer: Scorer
@@ -176,11 +176,11 @@ class _Plan:
     """Of the scores that are printed; None: they are not."""
 
 
-def _plan_tiles(m: LocalModel | RemoteModel, tile_size: int | None, maps: Path | None, skipped: SkippedFiles) -> _Plan:
+def _plan_tiles(m: LocalModel | RemoteModel, tile_size: int | None, maps: Path | None, skipped: SkippedFiles) -> Plan:
     """Plan to judge images by their tiles."""
     tiles = m.tiles
     where = " where the model is served" if isinstance(m, RemoteModel) else ""
-    return _Plan(
+    return Plan(
         scorer=tile_scorer(m, tile_size, maps, skipped, concurrency=_concurrency(m)),
         columns=TILE_COLUMNS,
         calibration=tiles,
@@ -190,7 +190,7 @@ def _plan_tiles(m: LocalModel | RemoteModel, tile_size: int | None, maps: Path |
     )
 
 
-def _plan_images(
+def plan_images(
     m: LocalModel | RemoteModel,
     conditions: dict[str, Any],
     calibration: str | None,
@@ -199,7 +199,7 @@ def _plan_images(
     only_bpd: bool,
     maps: Path | None,
     skipped: SkippedFiles,
-) -> _Plan:
+) -> Plan:
     """Plan to judge images at the model's size, or by a detector at their own.
 
     conditions: the class and the noise level of bits/dim.
@@ -220,7 +220,7 @@ def _plan_images(
     facts: dict[str, Any] = {}
     if selected is not None:
         facts = {"calibration": selected.name} | ({"weakness": selected.weakness} if selected.is_weak else {})
-    return _Plan(
+    return Plan(
         scorer=image_scorer(
             m, arguments, maps, skipped, selected=selected, concurrency=_concurrency(m), own_size=own_size
         ),

@@ -14,9 +14,9 @@ from tyro.conf import Positional, arg
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local_model import LocalModel
 from ncml.cli.notices import Notices, make_signer
-from ncml.cli.remote_model import REQUESTS, RemoteModel, check_options, connect
-from ncml.cli.rows import Row, SkippedFiles, image_scorer
-from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
+from ncml.cli.remote_model import RemoteModel, check_options, connect
+from ncml.cli.rows import Row, SkippedFiles
+from ncml.cli.score import plan_images
 from ncml.cli.score_output import TEXT_COLUMNS, print_row
 from ncml.cli.table import Table
 from ncml.cli.terminal import (
@@ -83,25 +83,12 @@ def watch(
     check_options(server, api_key, device)
     local = None if server else LocalModel(describe(model, device), device)
     with nullcontext(local) if local else connect(server, api_key, model) as m:
-        own_size = m.judges(calibration, None)
-        selected = m.detector if own_size else m.calibrations.select(calibration)
+        plan = plan_images(m, {"classes": None, "noise": 0.0}, calibration, None, "", False, None, SkippedFiles())
+        selected = plan.calibration
         if selected is None:
-            raise InputError("model", f"watching needs verdicts, but {m.missing_reason}")
-        arguments: dict[str, Any] = {"classes": None, "noise": 0.0, "calibration": calibration, "statistic": None}
-        arguments |= {"statistics": (), "ood": True}
-        if local is not None:
-            local.check(arguments)
-        skipped = SkippedFiles()
-        concurrency = REQUESTS if server else 1
-        scorer = image_scorer(
-            m, arguments, None, skipped, selected=selected, concurrency=concurrency, own_size=own_size
-        )
-        columns = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *STAMP_COLUMNS, MOVED_TO)
-        constants = {
-            "model": m.version[:12],
-            "calibration": selected.version[:12],
-            "statistic": selected.statistic,
-        }
+            raise InputError("model", f"watching needs verdicts, but {plan.missing_reason}")
+        columns = (*plan.columns, *STAMP_COLUMNS, MOVED_TO)
+        constants = {"model": m.version[:12], "calibration": selected.version[:12], "statistic": plan.deciding}
         with _locked(output):
             table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants,
                           is_endless=True)  # fmt: skip
@@ -113,8 +100,8 @@ def watch(
             notices = None
             if signer:
                 notices = Notices(webhook, signer, output.with_name(f"{output.name}.webhook"))
-            judge = _describe(m, selected, is_detector=own_size)
-            Watch(folder, table, scorer, alarm, move_flagged, show, notices, judge=judge).run(poll_s)
+            judge = _describe(m, selected)
+            Watch(folder, table, plan.scorer, alarm, move_flagged, show, notices, judge=judge).run(poll_s)
 
 
 def _check(folder: Location, output: Path, move_flagged: Path | None, poll: float) -> None:
@@ -144,13 +131,13 @@ def _check(folder: Location, output: Path, move_flagged: Path | None, poll: floa
         check_output_folder(move_flagged, "move_flagged")
 
 
-def _describe(m: LocalModel | RemoteModel, selected: Any, *, is_detector: bool) -> str:
+def _describe(m: LocalModel | RemoteModel, selected: Any) -> str:
     """Return what judges the images, where, and what it flags."""
     where = f" at {m.url}" if isinstance(m, RemoteModel) else ""
     confidence = getattr(selected, "confidence", None)  # of detectors
     share = f"{100 * selected.false_positive_rate:g}% of good images"
     share = f"{share} on average" if confidence is None else f"at most {share} with {100 * confidence:g}% confidence"
-    if not is_detector:
+    if selected is not m.detector:
         return f"the calibration {selected.name} of {m.name}{where}, which flags {share}"
     scores = f"scores above {selected.threshold:.2f} deviations of good images"
     return f"the detector {m.name}{where}, which flags {scores} ({share})"
