@@ -178,18 +178,18 @@ def image_scorer(
                 rows.append(skipped.add(path, str(error)))
             else:
                 rows.append({"file": printable(path)})
-                resized = (path, images.resize_to(image, m.height, m.width))  # without the contents of the file
-                readable.append((rows[-1], *((file, image) if own_size else resized)))
+                if own_size:
+                    readable.append((rows[-1], file, image))
+                else:  # without the contents of the file
+                    readable.append((rows[-1], path, images.resize_to(image, m.height, m.width)))
         for row, score, image in score_readable(readable):
             row |= score.to_dict()
-            if score.detection is not None:
-                detection = score.detection
+            if (detection := score.detection) is not None:
                 row |= {
                     "view": detection.view, "rarity": detection.rarity, "differences": "; ".join(detection.differences),
                 }  # fmt: skip
                 if maps is not None:
-                    rendered = score.detection.draw(image)
-                    heat.save(maps / _relative(Path(row["file"])), rendered, score.detection.map)
+                    heat.save(maps / _relative(Path(row["file"])), detection.draw(image), detection.map)
             elif maps is not None and score.map is not None:
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows
