@@ -109,7 +109,6 @@ def check_threads(count: int) -> None:
 
 def use_threads(count: int) -> None:
     """Use this number of CPU threads."""
-    check_threads(count)
     import torch
 
     torch.set_num_threads(count)
