@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,13 +81,18 @@ class Scale:
 class DetectorCalibration:
     """How a detector turns the scores of its views into a p-value."""
 
+    name: ClassVar[str] = NAME
+    statistic: ClassVar[str] = STATISTIC
+    """What is ranked."""
+
     model_version: str
     """The version of the model in the folder."""
     scales: Mapping[str, Scale]
     """By score of a view."""
     ranks: SceneRanks
     """The standardised scores of the ranking images."""
-    estimation_images: int
+    n_fit: int
+    """Number of estimation images."""
     estimation_scenes: int
     false_positive_rate: float
     confidence: float | None
@@ -108,21 +113,6 @@ class DetectorCalibration:
     region: Region | None = None
     """The only part of an image that is judged; None: all of it."""
     power: DetectorPower | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the calibration."""
-        return NAME
-
-    @property
-    def statistic(self) -> str:
-        """What is ranked."""
-        return STATISTIC
-
-    @property
-    def n_fit(self) -> int:
-        """Number of estimation images."""
-        return self.estimation_images
 
     @property
     def n_rank(self) -> int:
@@ -223,7 +213,7 @@ class DetectorCalibration:
             "preprocessing": storage.PREPROCESSING,
             "false_positive_rate": self.false_positive_rate,
             "confidence": self.confidence,
-            "estimation": [self.estimation_images, self.estimation_scenes],
+            "estimation": [self.n_fit, self.estimation_scenes],
             "scales": {name: [scale.zero, scale.deviation] for name, scale in self.scales.items()},
             "ranked": self.ranks.scores_N.tolist(),
             "scenes": self.ranks.scenes_N.tolist(),
