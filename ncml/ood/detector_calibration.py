@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -228,13 +227,8 @@ class DetectorCalibration:
 
     def save(self, folder: Path) -> None:
         """Write `detector.json` into the model folder; the arrays must be there already."""
-        content = self._content()
-        text = json.dumps(
-            {"version": storage.digest(content)}
-            | content
-            | ({} if self.power is None else {"power": self.power.to_json()})
-        )
-        checkpoint.replace_file(folder / FILE, lambda new: new.write_text(text + "\n"))
+        unsigned = {} if self.power is None else {"power": self.power.to_json()}
+        storage.write(folder / FILE, self._content(), unsigned)
 
     @classmethod
     def read(cls, folder: Path, model_version: str) -> DetectorCalibration:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from reprlib import repr as quote
 from typing import Any
@@ -40,9 +40,9 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a calibration with its digest, atomically."""
-    text = json.dumps({"version": digest(content)} | content)
+def write(path: Path, content: dict[str, Any], unsigned: Mapping[str, Any] = {}) -> None:
+    """Write a calibration with its digest, which does not cover the members that are `UNSIGNED`, atomically."""
+    text = json.dumps({"version": digest(content), **content, **unsigned})
     checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
 
 
