@@ -104,17 +104,7 @@ class Alteration:
         rng = np.random.default_rng([seed, crc32(self.name.encode())])
         other_HWC = image_HWC if other_HWC is None else other_HWC
         altered_HWC = self.change(Context(image_HWC, region, rng, other_HWC))
-        return Altered(altered_HWC, changed_box(image_HWC, altered_HWC) if self.is_local else None)
-
-
-def changed_box(before_HWC: Pixels, after_HWC: Pixels) -> Box:
-    """Return the smallest box outside which two images are equal; of width and height 0 if they are equal."""
-    changed_HW = (before_HWC != after_HWC).any(2)
-    rows, columns = np.flatnonzero(changed_HW.any(1)), np.flatnonzero(changed_HW.any(0))
-    if not len(rows):
-        return Box(0, 0, 0, 0)
-    left, top = int(columns[0]), int(rows[0])
-    return Box(left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
+        return Altered(altered_HWC, Box.around((altered_HWC != image_HWC).any(2)) if self.is_local else None)
 
 
 def scratch(width: int, length: int) -> Callable[[Context], Pixels]:

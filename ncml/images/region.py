@@ -37,10 +37,8 @@ class Region:
         """Return the region of a mask of the images' size; raise `InputError` if nothing is judged."""
         if not mask_HW.any():
             raise InputError("region", "the mask has no light pixel: make light what is judged, and the rest dark.")
-        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-        top, left = int(rows[0]), int(columns[0])
-        box = Box(left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
-        own_HW = mask_HW[top : top + box.height, left : left + box.width]
+        box = Box.around(mask_HW)
+        own_HW = mask_HW[box.top : box.top + box.height, box.left : box.left + box.width]
         return cls(box, mask_HW.shape[0], mask_HW.shape[1], None if own_HW.all() else np.packbits(own_HW).tobytes())
 
     def __post_init__(self) -> None:

@@ -26,6 +26,15 @@ class Box(NamedTuple):
     width: int
     height: int
 
+    @classmethod
+    def around(cls, mask_HW: NDArray[np.bool_]) -> Box:
+        """Return the smallest box that has all True pixels of a mask; of width and height 0 if there are none."""
+        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+        if not len(rows):
+            return cls(0, 0, 0, 0)
+        left, top = int(columns[0]), int(rows[0])
+        return cls(left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
+
 
 Scores = NDArray[np.float32]
 
