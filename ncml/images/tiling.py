@@ -87,9 +87,9 @@ class Tiling:
 
         Raises `InputError` for tiles smaller than the model, or of another size than the calibrated ones.
         """
-        if calibrated is None:
-            return cls.for_model(height, width, side)
         requested = cls.for_model(height, width, side)
+        if calibrated is None:
+            return requested
         if side is not None and (requested.height, requested.width) != (calibrated.height, calibrated.width):
             size = f"{calibrated.width} x {calibrated.height}"
             raise InputError(
