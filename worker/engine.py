@@ -116,12 +116,8 @@ class BatchRunner:
         self.inbox = Inbox(pipe)
         self._pipe = pipe
         self._registry = registry
-        self._device = settings.device
-        self._calibrates = settings.calibrates
-        self._max_calibrated = settings.max_calibrated
-        self._directories = settings.directories
-        self._max_batch = settings.max_batch
-        self._long_batch = min(LONG_BATCH, self._max_batch) if settings.device == "cpu" else self._max_batch
+        self._settings = settings
+        self._long_batch = LONG_BATCH if settings.device == "cpu" else settings.max_batch
         self._capacity: dict[str, int] = {}  # by model version: images or tiles at a time that memory suffices for
 
     def run(self, batch: Batch) -> BatchResult:
@@ -140,8 +136,8 @@ class BatchRunner:
         for job_id in self._dropped & batch.jobs.keys():
             self._outcomes[job_id] = Outcome()
         self.inbox.close(batch)
-        seconds = time.monotonic() - self._started_at
-        return BatchResult(batch.number, self._outcomes, seconds, dict(self._stages), _device_memory(self._device))
+        seconds, memory_bytes = time.monotonic() - self._started_at, _device_memory(self._settings.device)
+        return BatchResult(batch.number, self._outcomes, seconds, dict(self._stages), memory_bytes)
 
     def _reset(self, batch: Batch) -> None:
         self._outcomes = {job_id: Outcome() for job_id in batch.jobs}
@@ -190,7 +186,7 @@ class BatchRunner:
             self._outcomes[job_id].model = ModelRef(name=first.model, version=model.version)
         rows = [_BatchImage(job_id, index, job) for job_id, job in jobs.items() for index in range(job.n)]
         while rows:
-            capacity = self._capacity.get(model.version, self._max_batch)
+            capacity = self._capacity.get(model.version, self._settings.max_batch)
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
             if not chunk:
                 return
@@ -202,7 +198,7 @@ class BatchRunner:
                     raise
                 self._capacity[model.version] = size // 2
                 log.warning("%d images do not fit in memory; continuing with %d at a time", size, size // 2)
-                _free_device_memory(self._device)
+                _free_device_memory(self._settings.device)
                 continue
             for row in chunk:
                 self._done[row.id] += 1
@@ -256,17 +252,17 @@ class BatchRunner:
         """Write a new model folder and publish it."""
         from worker.calibrating import make_folder
 
-        if not self._calibrates:
+        if not self._settings.calibrates:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
         on_progress = self._yield_to_short_jobs(job_id)
         calibrated = make_folder(
             model,
             job,
             job_id,
-            self._directories,
+            self._settings.directories,
             on_progress,
             batch_size=size,
-            max_models=self._max_calibrated,
+            max_models=self._settings.max_calibrated,
             seconds_left=lambda: self._started_at + job.timeout_s - time.monotonic(),
         )
         self._add_time(job.task)
