@@ -179,7 +179,6 @@ def _update(
     )
     descriptions.write_detector_card(updated.made)
     calibration, reviews = updated.made.calibration, updated.made.reviews
-    assert reviews is not None
     power = calibration.power.lines() if calibration.power else ["its power was not measured: the job had no time left"]
     return Calibrated(
         n_fit=calibration.n_fit,

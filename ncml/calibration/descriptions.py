@@ -120,16 +120,16 @@ def describe_detector(made: MadeDetector) -> list[str]:
             if without == with_them
             else f"without them, the threshold would be about {without}: add --leave-out suspects if they are not good"
         )
-    if made.reviews is not None and made.reviews.defective:
+    reviews = made.reviews
+    if reviews.defective:
         lines.append(
-            f"{made.reviews.found} of {counted(made.reviews.defective, 'defective image')}, which only test it, are "
-            "flagged"
+            f"{reviews.found} of {counted(reviews.defective, 'defective image')}, which only test it, are flagged"
         )
-    if made.reviews is not None and made.reviews.images:
-        still = f"{made.reviews.still_flagged} would be flagged again if only images of other scenes had been added"
-        lines.append(f"{counted(made.reviews.images, 'reviewed image')} estimate, too, and do not rank; {still}")
-    if made.reviews is not None and made.reviews.checked:
-        flagged, checked = made.reviews.flagged, made.reviews.checked
+    if reviews.images:
+        still = f"{reviews.still_flagged} would be flagged again if only images of other scenes had been added"
+        lines.append(f"{counted(reviews.images, 'reviewed image')} estimate, too, and do not rank; {still}")
+    if reviews.checked:
+        flagged, checked = reviews.flagged, reviews.checked
         low, high = share_interval(flagged, checked, BOUND_CONFIDENCE)
         lines.append(
             f"{flagged} of {checked} good images that took no part are flagged ({flagged / checked:.1%}; with 95% "

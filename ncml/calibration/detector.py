@@ -74,11 +74,11 @@ class Reviews:
     images: int
     still_flagged: int
     """How many the images of other scenes would not keep from being flagged again."""
-    defective: int = 0
-    found: int = 0
+    defective: int
+    found: int
     """How many of the defective images are flagged; they have no part in the detector."""
-    checked: int = 0
-    flagged: int = 0
+    checked: int
+    flagged: int
     """How many of the good images that have no part in the detector are flagged."""
 
 
@@ -91,12 +91,12 @@ class MadeDetector:
     near_duplicates: tuple[tuple[str, ...], ...]
     """Names of images that are one scene, for each scene of several."""
     suspects: tuple[Suspect, ...]
-    left_out: tuple[str, ...] = ()
-    threshold_with_suspects: float | None = None
+    left_out: tuple[str, ...]
+    threshold_with_suspects: float | None
     """The threshold before suspects were left out; None if none were."""
-    threshold_without_suspects: float | None = None
+    threshold_without_suspects: float | None
     """The threshold if suspects did not rank, with the same views and scales; None if none ranks, or too few others."""
-    reviews: Reviews | None = None
+    reviews: Reviews
 
     @property
     def pictures(self) -> Path | None:
@@ -212,13 +212,11 @@ def make_detector(
         adopt_arrays(written)
         (written / checkpoint.DETECTOR_PICTURES).unlink(missing_ok=True)
     detector = Detector(calibration, views)
-    reviews = None
-    if reviewed is not None or tests:  # before minutes of measuring the power: one of them may be refused
-        reviews = Reviews(
-            divided.reviewed,
-            scores.count_flagged_again(calibration.cutoff),
-            *(count for images in (defective, check) for count in count_flagged(detector, images)),
-        )
+    reviews = Reviews(  # before minutes of measuring the power: one of the images that test may be refused
+        divided.reviewed,
+        scores.count_flagged_again(calibration.cutoff),
+        *(count for images in (defective, check) for count in count_flagged(detector, images)),
+    )
     made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
     on_calibrated(made)
     if not power_images:

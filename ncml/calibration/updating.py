@@ -33,9 +33,9 @@ class UpdatedDetector:
         """What has changed, a sentence each."""
         lines: list[str] = []
         reviews, power, former = self.made.reviews, self.made.calibration.power, self.before.power
-        if reviews is not None and reviews.defective:
+        if reviews.defective:
             lines.append(f"the former version finds {self.found_before} of the {reviews.defective} defective images")
-        if reviews is not None and reviews.checked:
+        if reviews.checked:
             lines.append(
                 f"the former version flags {self.flagged_before} of the {reviews.checked} good images that took no part"
             )

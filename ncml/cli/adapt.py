@@ -221,7 +221,7 @@ def _result(made: "MadeDetector") -> dict[str, Any]:
         "suspicious": [suspect.name for suspect in made.suspects],
         "left_out": list(made.left_out),
         "reviewed": {name: getattr(reviews, name) for name in ("images", "still_flagged", "defective", "found")}
-        if reviews is not None and (reviews.images or reviews.defective)
+        if reviews.images or reviews.defective
         else None,
-        "check": {"images": reviews.checked, "flagged": reviews.flagged} if reviews and reviews.checked else None,
+        "check": {"images": reviews.checked, "flagged": reviews.flagged} if reviews.checked else None,
     }

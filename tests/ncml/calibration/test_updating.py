@@ -89,7 +89,6 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     assert made.calibration.version == expected.calibration.version
     assert made.calibration.version != kept.calibration.version
     assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 10, kept.calibration.n_rank)
-    assert made.reviews is not None
     assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (10, 2, 1, 1)
     lines = descriptions.describe_detector(made)
     assert "1 of 2 defective images, which only test it, are flagged" in lines
@@ -124,7 +123,6 @@ def test_defective_images_have_no_part_in_the_detector(
     defective = write(tmp_path / "bad", **{f"{seed}": brighter(seed) for seed in range(3)})
     made = make_detector(model, good, tmp_path / "tested", defective=defective, **OPTIONS)
     assert made.calibration.version == kept.calibration.version
-    assert made.reviews is not None
     assert (made.reviews.images, made.reviews.defective) == (0, 3)
     assert not kept_images.are_kept(made.folder)
 
@@ -192,7 +190,6 @@ def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_fla
     reviewed = write(tmp_path / "flagged", **burst, **others)
     options: dict[str, Any] = {"group": "image", "power_images": 0}
     made = make_detector(model, good, tmp_path / "all", reviewed=reviewed, **options)
-    assert made.reviews is not None
     expected = 0
     for digest in sorted(set(reviewed.digests)):
         is_own = np.array([other == digest for other in reviewed.digests])
@@ -335,7 +332,6 @@ def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, 
     update_detector(ncml.load(folder), first, folder, power_images=0)
     second = write(tmp_path / "two", a=brighter(302), c=brighter(301))
     updated = update_detector(ncml.load(folder), second, folder, power_images=0)
-    assert updated.made.reviews is not None
     assert updated.made.reviews.images == 3
     assert updated.made.calibration.n_fit == kept.calibration.n_fit + 3
     stored = kept_images.read(folder)
