@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import date
 
 from ncml.data.dataset import Dataset
-from ncml.errors import TrainingError
 from ncml.network.sde import noise_at_end
 from ncml.training.provenance import duration, machine
 from ncml.training.trainer import Trainer
@@ -18,8 +17,6 @@ def model_card(
 
     bpd: of the averaged weights at t = 0 on `measured_count` images of `measured_part`.
     """
-    if not trainer.history:
-        raise TrainingError("the run has not been measured; train for at least one step.")
     config = trainer.config
     noise = noise_at_end(config.sde)
     size = trainer.group.world_size
