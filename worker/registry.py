@@ -146,7 +146,7 @@ class ModelRegistry:
         return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
 
     def scan(self, names: Collection[str] | None = None, is_interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Load new and changed folders, and those whose fault may have passed; return whether any came or went.
+        """Load new and changed folders, and those whose fault may have passed; return whether it loaded or lost any.
 
         The default model is first. names: restricts this to some folders. After each folder that it loads, the scan
         ends if it `is_interrupted`; the next one continues.
