@@ -236,24 +236,6 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
     )
 
 
-def submitted_view(
-    job_id: str, task: Task, model_name: str, priority: Priority, n: int, request_id: str, owner: str, created_at: float
-) -> JobView:
-    """Return the view of a job at the time of its submission."""
-    return JobView(
-        id=job_id,
-        status=JobStatus.QUEUED,
-        task=task,
-        model=None,
-        model_name=model_name,
-        priority=priority,
-        request_id=request_id,
-        owner=owner,
-        n=n,
-        created_at=created_at,
-    )
-
-
 def job_response(view: JobView, position: int | None, retry_after_s: int, status: Literal[200, 202]) -> Response:
     """Return the document of a job; 202 adds its address and when to retry."""
     headers = {"X-Job-Id": view.id}

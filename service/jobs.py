@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
+from service.answers import KEY_PREFIX, job_problem, job_response
 from service.http.client_limits import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse, disconnected
 from service.http.negotiation import JSON, WaitPreference, idempotency_key, wait_preference
@@ -160,8 +160,9 @@ class JobService:
         else:
             job_id = await self._submit_held(job, submit, key, owner, client, prepare)
         submitted = functools.partial(
-            submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner, time.time()
-        )
+            JobView, id=job_id, status=JobStatus.QUEUED, task=job.task, model=None, model_name=job.model,
+            priority=job.priority, request_id=job.request_id, owner=owner, n=job.n, created_at=time.time(),
+        )  # fmt: skip
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
