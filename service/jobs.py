@@ -151,9 +151,8 @@ class JobService:
         preference = wait_preference(request.headers, self.settings.wait_s)
         key = idempotency_key(request.headers)
         owner, client = str(request.state.owner), client_name(request)
-        traceparent = str(request.state.traceparent)
         request.state.interruption.lift()  # from here on, the response reports the job
-        submit = functools.partial(self._submit, job, parsed, webhook, key, request.url.path, owner, traceparent)
+        submit = functools.partial(self._submit, request, parsed, job, webhook, key)
         if prepare is None:
             limiter = self._carrying.get(job.task) if is_alone(job) else None
             job_id, _ = await anyio.to_thread.run_sync(submit, limiter=limiter)
@@ -178,17 +177,16 @@ class JobService:
 
     def _submit(
         self,
-        job: Job,
+        request: Request,
         parsed: ParsedRequest[Any],
+        job: Job,
         webhook: Target | None,
         key: str | None,
-        path: str,
-        owner: str,
-        traceparent: str,
         held_s: float | None = None,
     ) -> tuple[str, bool]:
         """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key."""
-        fingerprint = parsed.fingerprint(path) if key else ""
+        owner = str(request.state.owner)
+        fingerprint = parsed.fingerprint(request.url.path) if key else ""
         job_id = _keyed_id(owner, key) if key else None
         if webhook:
             self._check_undelivered(webhook.url)
@@ -202,7 +200,7 @@ class JobService:
                 owner=owner,
                 files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
                 digests=parsed.digests if isinstance(job, ScoreJob) and job.originals else (),
-                traceparent=traceparent,
+                traceparent=str(request.state.traceparent),
                 webhook=webhook.url if webhook else "",
                 held_s=held_s,
             )
