@@ -31,25 +31,19 @@ class DeferredResponse(Response):
         scope["state"]["deferred"] = self._respond, receive, send
 
 
-class RouteLimit:
-    """Limits how many routes run at once for requests without a body, so that a burst waits with little memory.
+def _needs_slot(scope: Scope) -> bool:
+    """Return whether the route of a request waits until it is one of few that run, so that a burst takes little memory.
 
     Requests with a body are exempt, because their clients determine how long the body takes. For the same reason a
-    route counts until its response begins.
+    route keeps its slot until its response begins.
     """
-
-    def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_ROUTES)
-
-    def slot(self, scope: Scope) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return the context in which the route of a request may run."""
-        headers = Headers(scope=scope)
-        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        return contextlib.nullcontext() if has_body or scope["path"] in OPEN_PATHS else self._slots
+    headers = Headers(scope=scope)
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    return not has_body and scope["path"] not in OPEN_PATHS
 
 
 async def call_and_respond(
-    app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit: RouteLimit, stop: Stop
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, slots: asyncio.Semaphore, stop: Stop
 ) -> None:
     """Call an application; if it defers its response, release what it put into the scope and send the response.
 
@@ -60,7 +54,8 @@ async def call_and_respond(
     inherited = scope.keys() | {"route", "starlette.exception_handlers"}
     async with stop.interruption() as interruption, contextlib.AsyncExitStack() as slot:
         scope["state"]["interruption"] = interruption
-        await slot.enter_async_context(limit.slot(scope))
+        if _needs_slot(scope):
+            await slot.enter_async_context(slots)
 
         async def send_without_slot(message: Message) -> None:
             interruption.lift()

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.deferred import RouteLimit, call_and_respond
+from service.http.deferred import MAX_CONCURRENT_ROUTES, call_and_respond
 from service.http.problems import Problem
 from service.http.stopping import Stop, stopping
 from service.service_metrics import Metrics
@@ -115,7 +115,7 @@ class UnexpectedErrorMiddleware:
 
     def __init__(self, app: ASGIApp, stop: Stop) -> None:
         self.app = app
-        self._route_limit = RouteLimit()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_ROUTES)
         self._stop = stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +124,7 @@ class UnexpectedErrorMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            await call_and_respond(self.app, scope, receive, send, self._route_limit, self._stop)
+            await call_and_respond(self.app, scope, receive, send, self._slots, self._stop)
         except ClientDisconnect:
             log.debug("the client disconnected while sending its body")
         except Problem as problem:  # of an interrupted route
