@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.calibration.held_out_power import IMAGES, measure_power
-from ncml.data.blocks import one_of_each_block
+from ncml.data.blocks import evenly_spaced, one_of_each_block
 from ncml.data.scenes import Integers
 from ncml.errors import ModelError
 from ncml.images.perturbations import Tolerance, apply_tolerances
@@ -100,8 +100,7 @@ def calibrate(
     )
     if not power_images:
         return calibration
-    count = min(power_images, len(rank_pixels))
-    sample = np.arange(count) * len(rank_pixels) // count
+    sample = evenly_spaced(len(rank_pixels), power_images)
     measured = measure_power(
         model,
         calibration,

@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from ncml import checkpoint, images
 from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
-from ncml.data.blocks import one_of_each_block
+from ncml.data.blocks import evenly_spaced, one_of_each_block
 from ncml.data.sources import DEFAULT_SPLIT, check_source, names_at, open_source
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
@@ -266,8 +266,7 @@ def _calibrate_tiles(
 
 def _spread(items: list[Item], limit: int | None) -> list[Item]:
     """Return `limit` of the items, evenly spaced, or all."""
-    count = min(limit or len(items), len(items))
-    return [items[i * len(items) // count] for i in range(count)]
+    return [items[i] for i in evenly_spaced(len(items), limit or len(items))]
 
 
 def _parse_tolerance(name: str) -> Tolerance:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncml.data.blocks import evenly_spaced
 from ncml.data.cropping import Cropping, crops_per_image
 from ncml.data.image_store import ImageCache, decode
 from ncml.data.inventory import Inventory
@@ -76,8 +77,7 @@ class Dataset:
 
     def spread(self, count: int) -> Dataset:
         """Return `count` images evenly spaced, or all."""
-        n = min(count, len(self))
-        return self.take(torch.arange(n) * len(self) // max(1, n))
+        return self.take(torch.from_numpy(evenly_spaced(len(self), count)))
 
     def part(self, name: Part, split: int = SPLIT) -> Dataset:
         """Return one of three disjoint parts (`is_member`); the crops of an image are in the same one."""

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ncml.data.blocks import evenly_spaced
 from ncml.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -160,10 +161,9 @@ def _distances(x_NF: NDArray[np.float64], labels_N: Integers, index: int) -> NDA
 
 def _median_distance(x_NF: NDArray[np.float64], labels_N: Integers) -> float:
     """Return the median distance of two images, of at most `MOST_COMPARED` evenly spaced ones; 0 for a single image."""
-    count = min(len(x_NF), MOST_COMPARED)
-    selected = np.arange(count) * len(x_NF) // count
+    selected = evenly_spaced(len(x_NF), MOST_COMPARED)
     x_NF, labels_N = x_NF[selected], labels_N[selected]
-    rows = [_distances(x_NF, labels_N, index)[index + 1 :] for index in range(count - 1)]
+    rows = [_distances(x_NF, labels_N, index)[index + 1 :] for index in range(len(x_NF) - 1)]
     return float(np.median(np.concatenate(rows))) if rows else 0.0
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.data.blocks import evenly_spaced
 from ncml.images.resizing import Resize
 from ncml.ood.views.pose_search import MIN_COVERED, Search
 from ncml.ood.views.poses import Pose, affine, correlation, places, reduced, sample
@@ -222,8 +223,8 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
     if not align:
         return Agreement(None, [None] * len(grey), agreement_as_is)
     details = [detail(grey_HW, DETAIL) for grey_HW in grey]
-    count = min(TEMPLATE_IMAGES, len(grey))
-    selected = [details[i * len(grey) // count] for i in range(count)]
+    selected = [details[i] for i in evenly_spaced(len(grey), TEMPLATE_IMAGES)]
+    count = len(selected)
     total, done = count * ROUNDS + len(grey), 0
     template = Template(selected[0], torch.ones_like(selected[0]))
     for _ in range(ROUNDS):

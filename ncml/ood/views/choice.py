@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ncml.data.blocks import evenly_spaced
 from ncml.images.alterations import ALTERATIONS, Alteration
 from ncml.ood.views.view import Estimated, Reader
 
@@ -25,10 +26,9 @@ def share_found(estimated: Estimated, name: str, readers: Sequence[Reader]) -> f
     """Return the share of altered images that have a larger score of this name than nearly all good ones."""
     threshold = float(np.quantile(estimated.scores[name], USUAL))
     kinds = [_middle(kind) for kind in KINDS]
-    count = min(IMAGES, len(readers))
     found: list[bool] = []
-    for number in range(count):
-        image_HWC = readers[number * len(readers) // count]()
+    for number, position in enumerate(evenly_spaced(len(readers), IMAGES)):
+        image_HWC = readers[position]()
         alteration = kinds[number % len(kinds)]
         if alteration.fits(*image_HWC.shape[:2]):
             altered = alteration.apply(image_HWC, number)

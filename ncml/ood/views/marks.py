@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.data.blocks import evenly_spaced
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.conformal import Floats
@@ -232,5 +233,4 @@ def resized_mask(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[n
 
 def marked_images(count: int) -> NDArray[np.int64]:
     """Return the positions of the images into which marks are put, at most `IMAGES`, evenly spaced."""
-    selected = min(IMAGES, count)
-    return np.arange(selected) * count // selected
+    return evenly_spaced(count, IMAGES)

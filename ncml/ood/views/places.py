@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.data.blocks import evenly_spaced
 from ncml.ood.conformal import Floats
 
 IMAGES = 40
@@ -163,5 +164,4 @@ def nearest_by_place(query_hwF: Tensor, places_hwNF: Tensor, squares_hwN: Tensor
 def _one_of_each_scene(scenes_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the positions of images of different scenes, at most `IMAGES`, evenly spaced."""
     first = np.sort(np.unique(scenes_N, return_index=True)[1])
-    count = min(IMAGES, len(first))
-    return first[np.arange(count) * len(first) // count]
+    return first[evenly_spaced(len(first), IMAGES)]
