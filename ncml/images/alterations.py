@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml.errors import InputError
-from ncml.images.perturbations import blur, jpeg, noise
+from ncml.images.perturbations import blur, jpeg, noise, rounded
 from ncml.images.tiling import Box
 
 Pixels = NDArray[np.uint8]
@@ -226,7 +226,7 @@ def brighten(percent: int) -> Callable[[Context], Pixels]:
 
     def change(context: Context) -> Pixels:
         sign = context.rng.choice([-1, 1])
-        return _round(context.image_HWC * (1 + sign * percent / 100))
+        return rounded(context.image_HWC * (1 + sign * percent / 100))
 
     return change
 
@@ -237,7 +237,7 @@ def tint(grey_levels: int) -> Callable[[Context], Pixels]:
     def change(context: Context) -> Pixels:
         offset_C = np.full(3, -grey_levels / 2)
         offset_C[int(context.rng.integers(3))] = grey_levels
-        return _round(context.image_HWC + context.rng.choice([-1, 1]) * offset_C)
+        return rounded(context.image_HWC + context.rng.choice([-1, 1]) * offset_C)
 
     return change
 
@@ -287,7 +287,7 @@ def _add(context: Context, top: int, left: int, levels_HW: Floats) -> Pixels:
     """Add grey levels to every channel, from a pixel on."""
     altered_HWC = context.image_HWC.copy()
     window = altered_HWC[top : top + levels_HW.shape[0], left : left + levels_HW.shape[1]]
-    window[:] = _round(window + levels_HW[:, :, None])
+    window[:] = rounded(window + levels_HW[:, :, None])
     return altered_HWC
 
 
@@ -307,10 +307,6 @@ def _replace(context: Context, side: int, fill: Callable[[Pixels, int, int], Pix
     altered_HWC = context.image_HWC.copy()
     altered_HWC[top : top + side, left : left + side] = content_HWC
     return altered_HWC
-
-
-def _round(values: Floats) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def _processing(perturb: Callable[[Pixels, np.random.Generator], Pixels]) -> Callable[[Context], Pixels]:

@@ -54,12 +54,12 @@ def blur(sigma: float) -> Perturbation:
 
 def noise(grey_levels: float) -> Perturbation:
     """Add Gaussian noise of this standard deviation to every value, round and clip."""
-    return lambda image, rng: _round(image + grey_levels * rng.standard_normal(image.shape))
+    return lambda image, rng: rounded(image + grey_levels * rng.standard_normal(image.shape))
 
 
 def contrast(factor: float) -> Perturbation:
     """Scale the distance of every value from the image's mean grey."""
-    return lambda image, _: _round(image.mean() + factor * (image - image.mean()))
+    return lambda image, _: rounded(image.mean() + factor * (image - image.mean()))
 
 
 def flip_lowest_bits(image: Pixels, _: np.random.Generator) -> Pixels:
@@ -92,7 +92,7 @@ def shuffle_patches(side: int) -> Perturbation:
 
 def shift_colours(grey_levels: float) -> Perturbation:
     """Add one random offset of up to this size to each channel."""
-    return lambda image, rng: _round(image + rng.uniform(-grey_levels, grey_levels, 3))
+    return lambda image, rng: rounded(image + rng.uniform(-grey_levels, grey_levels, 3))
 
 
 def paste_patch(side: float) -> Perturbation:
@@ -143,7 +143,8 @@ def _random_resample(image: Pixels, rng: np.random.Generator) -> Pixels:
     return resample(float(rng.uniform(0.6, 2)), first_filter, second_filter)(image, rng)
 
 
-def _round(values: NDArray[np.float64]) -> Pixels:
+def rounded(values: NDArray[np.float64]) -> Pixels:
+    """Return the values as pixels, rounded and clipped to 0 to 255."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
