@@ -166,8 +166,8 @@ def write_detector_card(made: MadeDetector) -> None:
     checkpoint.write_card_section(made.folder, checkpoint.DETECTOR_SECTION, "\n".join(lines))
 
 
-def save_contact_sheet(suspects: Sequence[Suspect], path: Path) -> bool:
-    """Write small copies of the images that are unlike the others, the most unlike first; return whether there are any.
+def save_contact_sheet(suspects: Sequence[Suspect], path: Path) -> None:
+    """Write small copies of the images that are unlike the others, the most unlike first.
 
     The name and the deciding view are below each. A sheet of an earlier detector is removed.
     """
@@ -176,7 +176,6 @@ def save_contact_sheet(suspects: Sequence[Suspect], path: Path) -> bool:
     if cells:
         sheet = images.to_png(images.grid(np.stack(cells)))
         checkpoint.replace_file(path, lambda new: new.write_bytes(sheet))
-    return bool(cells)
 
 
 def _sheet_cell(suspect: Suspect) -> NDArray[np.uint8]:
