@@ -1,7 +1,7 @@
 """/models/{name}/reviews: what a client knows better than the verdict of a detector."""
 
 import functools
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import anyio.to_thread
@@ -18,7 +18,7 @@ from service.params import ReviewParams
 from service.routes.models import JPEG, Name
 from worker.contract import REVIEW_ID
 from worker.job_results import ScoreResult
-from worker.review_store import NoRoomForReview, Review, Verdict
+from worker.review_store import NoRoomForReview, Verdict
 
 router = APIRouter(prefix="/models", tags=["reviews"])
 
@@ -35,7 +35,7 @@ ReviewId = Annotated[str, Path(description="The id of a review.", pattern=REVIEW
 class ReviewAnswer(BaseModel):
     """A review, without its image."""
 
-    model_config = ConfigDict(json_schema_extra={"example": examples.REVIEW})
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"example": examples.REVIEW})
 
     id: str = Field(description="The same for every review of an image with one key: a later one replaces it.")
     model: str
@@ -118,7 +118,7 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
             kind, pause_s = "queue-full", MEMORY_RETRY_AFTER_S
             detail = f"The queue is short of memory until earlier results expire; retry in {pause_s} s."
         raise Problem(429, detail, kind=kind, headers={"Retry-After": str(pause_s)}) from error
-    return Response(_answer(kept).model_dump_json(), 201, media_type=JSON)
+    return Response(ReviewAnswer.model_validate(kept).model_dump_json(), 201, media_type=JSON)
 
 
 @router.get(
@@ -136,7 +136,7 @@ async def reviews(name: Name, request: Request, jobs: Jobs) -> ReviewsAnswer:
     """
     model = name.partition("@")[0]
     kept = await anyio.to_thread.run_sync(jobs.queue.reviews.find, str(request.state.owner), model)
-    return ReviewsAnswer(reviews=[_answer(review) for review in kept])
+    return ReviewsAnswer(reviews=[ReviewAnswer.model_validate(review) for review in kept])
 
 
 @router.get(
@@ -200,17 +200,3 @@ async def _find_verdict(request: Request, jobs: JobService, model: str, job_id: 
     if detection is None:
         raise invalid_field("job", f"job: {job_id} has not succeeded, so there is no verdict to review; score again.")
     return detection.is_ood, detection.p_value
-
-
-def _answer(review: Review) -> ReviewAnswer:
-    return ReviewAnswer(
-        id=review.id,
-        model=review.model,
-        verdict=review.verdict,
-        file=review.file,
-        is_ood=review.is_ood,
-        p_value=review.p_value,
-        size=review.size,
-        created_at=datetime.fromtimestamp(review.created_at, UTC),
-        expires_at=datetime.fromtimestamp(review.expires_at, UTC),
-    )
