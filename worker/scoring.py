@@ -61,7 +61,7 @@ def name_in_job(error: InputError, first: int, images: int) -> InputError:
     return InputError(name, name + error.detail.removeprefix(match[0]))
 
 
-def wire_score(score: results.Score, original_HWC: NDArray[np.uint8] | None = None) -> Score:
+def wire_score(score: results.Score, original_HWC: NDArray[np.uint8] | None) -> Score:
     """Return the score of an image; one that a detector has judged has its map if the image is given."""
     # read as attributes, because the library's `Score` is also a mapping, whose keys are table columns
     attributes = {name: getattr(score, name) for name in Score.model_fields}

@@ -64,7 +64,7 @@ def find_scenes(good: GoodImages, group: str = finding.AUTO, known: int | None =
     return finding.merge(finding.near_duplicates(good.thumbnails, good.digests, known), overlapping(good.points))
 
 
-def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str = finding.AUTO) -> Integers:
+def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str) -> Integers:
     """Return the scene of each good and then of each reviewed image.
 
     Reviewed images need no names that state scenes: those whose names do, and near-duplicates, join their scene. With

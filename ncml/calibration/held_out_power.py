@@ -80,7 +80,7 @@ def measure_power(
     )
 
 
-def generate_foreign(model: Model, on_progress: OnProgress = ignore_progress) -> dict[str, Pixels]:
+def generate_foreign(model: Model, on_progress: OnProgress) -> dict[str, Pixels]:
     """Return images that the model generates, by name: foreign to a calibration on images unlike its training images.
 
     They cannot replace training images, because they are flagged much more often. None of a model that only scores.

@@ -155,7 +155,7 @@ def image_scorer(
     maps: Path | None,
     skipped: SkippedFiles,
     *,
-    selected: Any = None,
+    selected: Any,
     concurrency: int = 1,
     own_size: bool = False,
 ) -> Scorer:
