@@ -64,8 +64,7 @@ class AlignmentGraph(nn.Module):
 
     def _find(self, grey_HW: Tensor) -> tuple[Tensor, Tensor]:
         template, coarse = self.template, self.coarse
-        candidates_S4 = self.search.candidates(reduced(grey_HW, self.search.size))
-        starts_S4 = torch.cat([torch.zeros_like(candidates_S4[:1]), candidates_S4])
+        starts_S4 = self.search.starts(reduced(grey_HW, self.search.size))
         start_4, _ = _refine(coarse, reduced(grey_HW, coarse.size), starts_S4, COARSE_STEPS)
         return _refine(template, grey_HW, start_4[None], FINE_STEPS)
 

@@ -119,13 +119,9 @@ class Template:
     def find(self, grey_HW: Tensor) -> Pose:
         """Find the part in a grey image of the template's size."""
         coarse = self.coarse
-        best = coarse.refine(reduced(grey_HW, coarse.size), self.starts(grey_HW), COARSE_STEPS)
+        starts_S4 = self.search.starts(reduced(grey_HW, self.search.size))
+        best = coarse.refine(reduced(grey_HW, coarse.size), starts_S4, COARSE_STEPS)
         return self.refine(grey_HW, best.values_4[None], FINE_STEPS)
-
-    def starts(self, grey_HW: Tensor) -> Tensor:
-        """Return the poses from which steps begin: that of rest, and those of the search, [S, 4]."""
-        candidates_S4 = self.search.candidates(reduced(grey_HW, self.search.size))
-        return torch.cat([torch.zeros_like(candidates_S4[:1]), candidates_S4])
 
     @functools.cached_property
     def coarse(self) -> Template:

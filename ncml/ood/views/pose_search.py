@@ -20,7 +20,7 @@ ANGLE_STEP = 5
 APART = 3
 """Angles of candidates that differ by at least this, in steps."""
 CANDIDATES = 6
-"""Poses that are returned."""
+"""Poses that are returned besides that of rest."""
 MIN_COVERED = 0.3
 """Share of the template's weight that an image covers at least."""
 
@@ -50,8 +50,8 @@ class Search:
         covered_AHW = covered_AHW.clamp(min=MIN_COVERED * float(weight_HW.sum()))
         return dataclasses.replace(search, covered_AHW=covered_AHW)
 
-    def candidates(self, grey_HW: Tensor) -> Tensor:
-        """Return the poses of the largest correlations, of different angles: fp64 [S, 4]."""
+    def starts(self, grey_HW: Tensor) -> Tensor:
+        """Return the pose of rest and those of the largest correlations, of different angles: fp64 [S, 4]."""
         turned_AHW = self._turn(grey_HW - grey_HW.mean())
         transformed_AHW = self.transform(turned_AHW)
         sum_AHW = self.correlate(transformed_AHW, self.weight)
@@ -67,7 +67,7 @@ class Search:
         H, W = self.size
         count = len(self.angles_A)
         numbers_A = torch.arange(count)
-        poses: list[Tensor] = []
+        poses = [torch.zeros(4, dtype=torch.float64)]
         for _ in range(CANDIDATES):
             number = best_A.argmax()
             row, column = shift_A[number] // (2 * W), shift_A[number] % (2 * W)
