@@ -223,8 +223,8 @@ class ScoreOptions(BaseModel):
     )
     sanity: bool = Field(
         default=False,
-        description="Also score the image with the least significant bit of every value flipped: a sound likelihood "
-        "distinguishes the two. Default: no.",
+        description="Also score the image with the least significant bit of every value flipped, an invisible change. "
+        "Default: no.",
     )
 
     @property

@@ -27,7 +27,7 @@ class ViewDetection:
     score: float
     """The score of the view, in its own unit."""
     standardised: float
-    """The score in deviations of good images above their median, which views have in common."""
+    """The score in deviations of good images above their median, less the view's margin: views have this in common."""
     box: Box
     """The part of the image that the view points at."""
 

@@ -159,7 +159,7 @@ class JobAnswer(Answer):
     )
     n: int = Field(description="Number of images.")
     priority: Priority
-    position: int | None = Field(description="Number of jobs ahead of it in its lane; null unless it is waiting.")
+    position: int | None = Field(description="Number of waiting jobs ahead in its lane; null unless it is waiting.")
     request_id: str = Field(description="The id of the request that created it, as in the logs.")
     created_at: datetime
     started_at: datetime | None

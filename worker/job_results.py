@@ -38,11 +38,13 @@ class Timing(FrozenModel):
 class Ood(FrozenModel):
     """The verdict of a calibrated model. A higher score and a smaller p-value mean more out-of-distribution."""
 
-    statistic: str
-    score: float
-    p_value: float
-    threshold: float
-    is_ood: bool
+    statistic: str = Field(description="the statistic that decides; of a detector, the view")
+    score: float = Field(description="OOD score, the value of this statistic")
+    p_value: float = Field(
+        description="share of the ranking images (of a detector: scenes) that score at least as high, image included"
+    )
+    threshold: float = Field(description="an image that scores above it is out-of-distribution")
+    is_ood: bool = Field(description="whether the OOD score is above the threshold")
     calibration: str = Field(default="default", description="name of the calibration")
     calibration_version: str = Field(description="version of the calibration, as in /models")
     is_weak: bool = Field(
@@ -63,7 +65,9 @@ class ViewDetection(FrozenModel):
     """An image in one view of a detector. A higher score means more out-of-distribution."""
 
     score: float = Field(description="score of the view, in its own unit")
-    standardised: float = Field(description="the score in deviations of good images above their median")
+    standardised: float = Field(
+        description="the score in deviations of good images above their median, less the view's margin"
+    )
     box: Box = Field(description="the part of the image that the view points at")
 
 

@@ -117,7 +117,7 @@ class Job:
     task: str
     n: int
     position: int | None = None
-    """Number of jobs ahead of it in its lane; None unless it is waiting."""
+    """Number of waiting jobs ahead of it in its lane; None unless it is waiting."""
     progress: JobProgress | None = None
 
     @classmethod
