@@ -15,7 +15,6 @@ from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
 from ncml.cli.score_output import Inputs
 from ncml.cli.stored_table import local_copy
 from ncml.cli.terminal import (
-    CalibrationOption,
     DeviceOption,
     JsonOption,
     LocationArgument,
@@ -48,7 +47,7 @@ def drift(
     /,
     *,
     model: ModelOption = "",
-    calibration: CalibrationOption = None,
+    calibration: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: default)")] = None,
     alpha: Annotated[float, arg(metavar="RATE")] = 0.01,
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     device: DeviceOption = "cpu",
@@ -56,7 +55,8 @@ def drift(
 ) -> int:
     """Test whether the distribution of images differs from that of the calibration. Exit status: 0: no drift, 1: drift.
 
-    The Kolmogorov-Smirnov test of the OOD scores decides; the other figures describe the difference.
+    The Kolmogorov-Smirnov test of the OOD scores decides; the other figures describe the difference. Detectors have no
+    such test, but the alarm of ncml watch.
 
     Args:
         files: Tables that ncml score --output wrote with this model and calibration, or images and folders to score.
@@ -79,6 +79,12 @@ def drift(
     m = LocalModel(describe(model, device), device)
     reference = m.calibrations.select(calibration)
     if reference is None:
+        if m.detector is not None:
+            raise InputError(
+                "model",
+                "drift is measured by the statistics of a calibration, and a detector has none: name a model that "
+                "ncml calibrate made, or use the alarm of ncml watch.",
+            )
         raise ModelError(f"drift is measured relative to a calibration, but {m.missing_reason}")
     if reference.tolerate:
         raise InputError(

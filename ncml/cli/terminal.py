@@ -36,7 +36,9 @@ MAX_THREADS = 256
 DEFAULT_MODEL = "(default: NCML_DEFAULT_MODEL, else the bundled model, else the first by name)"
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=DEFAULT_MODEL)]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
-CalibrationOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: default)")]
+CalibrationOption = Annotated[
+    str | None, arg(metavar="NAME", help_behavior_hint="(default: a detector's own, else default)")
+]
 DeviceOption = Annotated[str, arg(metavar="DEVICE")]
 LocationArgument = Annotated[
     Location,

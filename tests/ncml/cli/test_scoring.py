@@ -574,6 +574,13 @@ def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> Non
     assert "tiles were calibrated at 8 x 8 pixels" in other.stderr
 
 
+def test_drift_refuses_a_detector(run: Run, detector_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "new", 1, seed=1)
+    done = run("drift", "new", "--model", str(detector_folder))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a detector has none: name a model that ncml calibrate made, or use the alarm of ncml watch" in done.stderr
+
+
 def test_the_exit_status_reports_drift(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "same", 60, 7)
     done = calibrated("drift", "same", "--model", "loud", "--plot", "d.png")
