@@ -20,7 +20,7 @@ class Inbox:
         self._batches: deque[Batch] = deque()
         self._dropped: dict[int, set[str]] = {}
 
-    def has_batch(self, timeout_s: float) -> bool:
+    def has_batch(self, timeout_s: float = 0.0) -> bool:
         """Return whether a batch waits; wait this long for a message if none does."""
         self.read(0.0 if self._batches else timeout_s)
         return bool(self._batches)
