@@ -44,7 +44,7 @@ def describe(calibration: Calibration) -> list[str]:
     if power is not None:
         lines += [
             f"flagged of {power.images} ranking images after barely visible processing: {list_shares(power.processed)} "
-            f"(unchanged, {100 * rate:g}% are expected)",
+            f"(unchanged, at most {100 * rate:g}% are expected)",
             summary(power, calibration.smallest_p),
         ]
         if tolerances := [name for name in power.tolerances(rate) if name not in calibration.tolerate]:
@@ -202,8 +202,8 @@ def _card_lines(calibration: Calibration) -> list[str]:
     tolerated = f", tolerating {', '.join(calibration.tolerate)}" if calibration.tolerate else ""
     lines = [
         f"Statistic {calibration.statistic}, estimated on {calibration.n_fit:,} images and ranked by "
-        f"{calibration.n_rank:,}{tolerated}; {100 * calibration.false_positive_rate:g}% of good images are expected "
-        f"to be flagged, and the smallest p-value is {calibration.smallest_p:.2g}.",
+        f"{calibration.n_rank:,}{tolerated}; at most {100 * calibration.false_positive_rate:g}% of good images are "
+        f"expected to be flagged, and the smallest p-value is {calibration.smallest_p:.2g}.",
     ]
     if calibration.is_weak:
         lines += ["", f"**This calibration is weak**: {calibration.weakness}."]

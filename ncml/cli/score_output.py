@@ -238,8 +238,7 @@ def format_summary(summary: Row, threshold: float | None = None) -> str:
         above, population = "", "in-distribution"
         if threshold is not None:
             above, population = f" by scores above {threshold:.2f} deviations of good images", "good"
-        at_most = "at most " if summary.get("confidence") else ""
-        expected = f"{at_most}{100 * summary['false_positive_rate']:g}% of {population} images are expected to be"
+        expected = f"at most {100 * summary['false_positive_rate']:g}% of {population} images are expected to be"
         text += f", {summary['flagged']} flagged{above} ({expected})"
     if "discoveries" in summary:
         discoveries = counted(summary["discoveries"], "discovery", "discoveries")

@@ -287,7 +287,7 @@ def test_the_last_line_states_the_threshold_and_json_keeps_its_form(
     code, out, err = run_cli(capsys, *images, "--server", url)
     assert (code, out.count("\n")) == (0, 2)
     assert "places             101.00 at " in out
-    expected = "(5% of good images are expected to be)"
+    expected = "(at most 5% of good images are expected to be)"
     assert err == f"2 images, 1 flagged by scores above 100.00 deviations of good images {expected}\n"
     code, _, err = run_cli(capsys, images[0], "--model", detector_folder)
     local = ncml.load(detector_folder).detector
