@@ -28,8 +28,8 @@ class ModelSelection:
     async def find(self, params: JobParams, task: Task) -> tuple[ModelDescriptor, str | None]:
         """Return the requested model, and its version if the request names one.
 
-        Raises the 503 `Problem` if no worker serves the task, or if the queue refuses what they publish; 422 for an
-        unknown model or class.
+        Raises the 503 `Problem` if no worker serves the task, if the queue refuses what workers publish, or if they may
+        serve the model in a moment; 422 for an unknown model or class.
         """
         worker_count, models = await anyio.to_thread.run_sync(self._monitor.service, task.lane)
         if not worker_count:
@@ -43,12 +43,25 @@ class ModelSelection:
             self._metrics.rejected.labels(reason="no-model").inc()
             detail = "The workers are still loading their models; retry in a few seconds."
             raise Problem(503, detail, kind="no-model")
-        model, version = self.select(models, params.model)
+        model, version = await self.find_in(models, params.model)
         class_name = params.class_name if isinstance(params, Params) else None
         if class_name is not None and class_name not in model.classes:
             remedy = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
             raise invalid_field("class", f"class: {model.name} has no class {class_name!r}; {remedy}.")
         return model, version
+
+    async def find_in(self, models: Sequence[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:
+        """Return what `select` does, but raise the 503 `Problem` for an unknown model while workers load theirs."""
+        try:
+            return self.select(models, name)
+        except Problem as error:
+            if error.status != 422:
+                raise
+            if not await anyio.to_thread.run_sync(self._monitor.has_all_models):
+                self._metrics.rejected.labels(reason="no-model").inc()
+                detail = f"No worker serves {name!r} yet, but not all have loaded their models; retry in a few seconds."
+                raise Problem(503, detail, kind="no-model") from error
+        return self.select(await anyio.to_thread.run_sync(self._monitor.models), name)  # they may have loaded it since
 
     def select(self, models: Sequence[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:
         """Return the model for `name`, `name@version` or a prefix of a version, and the full version if one is given.

@@ -227,6 +227,7 @@ class WorkerInfo(FrozenModel):
     models: tuple[ModelRef, ...]
     started_at: float
     pace: dict[Lane, float] = Field(default={}, description="jobs per second of each lane, while it is busy")
+    has_all_models: bool = Field(default=True, description="false while it has not read all model folders yet")
 
 
 class PublishedWorker(BaseModel):

@@ -71,6 +71,11 @@ class QueueMonitor:
         """Return the models of live workers: one for each name and version, latest workers first."""
         return self._served_models(self._live_workers())
 
+    def has_all_models(self) -> bool:
+        """Return whether there are workers and each has read all of its model folders: it serves no further models."""
+        workers = self._live_workers()
+        return bool(workers) and all(worker.info.has_all_models for worker in workers)
+
     def pictures(self, digest: str) -> bytes | None:
         """Return the pictures of what a detector finds and misses, a JPEG; None if no worker has published them."""
         return self._client.get(pictures_key(digest))

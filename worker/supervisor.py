@@ -81,8 +81,9 @@ class EngineSupervisor:
             catalogue = replace(catalogue, models=tuple(models), pictures=pictures)
         else:
             self._suspect = None
-        served, faults = {model.name: model for model in self.catalogue.models}, self.catalogue.faults
-        if self.is_ready and (catalogue.models, catalogue.faults) == (self.catalogue.models, faults):
+        served = {model.name: model for model in self.catalogue.models}
+        content, published = ((c.models, c.faults, c.is_partial) for c in (catalogue, self.catalogue))
+        if self.is_ready and content == published:
             return  # a folder was tried again, with the same outcome
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})

@@ -160,6 +160,7 @@ class BatchWorker(SimpleWorker):
             models=tuple(ModelRef(name=m.name, version=m.version) for m in models),
             started_at=self._started_at,
             pace={lane: pace.rate for lane, pace in self._paces.items()},
+            has_all_models=self._supervisor.is_ready and not catalogue.is_partial,
         )
         self._publications.publish(info, models)
         self._publications.publish_pictures(catalogue.pictures)

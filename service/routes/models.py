@@ -90,7 +90,7 @@ async def models(
     "/{name}",
     operation_id="get_model",
     summary="Get one model",
-    responses=problem_responses(401, 404, 422, 503, kinds=("no-such-model", "invalid-input", "queue-down")),
+    responses=problem_responses(401, 404, 422, 503, kinds=("no-such-model", "invalid-input", "no-model", "queue-down")),
 )
 async def model(name: Name, jobs: Jobs) -> ServedModel:
     """Return a model by name, or by name and version (at least its first six digits).
@@ -101,7 +101,7 @@ async def model(name: Name, jobs: Jobs) -> ServedModel:
     ```
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
-    return _mark_default(jobs, [_find(jobs, descriptors, name)], descriptors)[0]
+    return _mark_default(jobs, [await _find(jobs, descriptors, name)], descriptors)[0]
 
 
 @router.get(
@@ -110,7 +110,9 @@ async def model(name: Name, jobs: Jobs) -> ServedModel:
     summary="Get pictures of what a detector finds and misses",
     response_class=Response,
     responses={200: {"description": "A JPEG.", "content": {JPEG: BINARY}}}
-    | problem_responses(401, 404, 422, 503, kinds=("no-such-model", "no-pictures", "invalid-input", "queue-down")),
+    | problem_responses(
+        401, 404, 422, 503, kinds=("no-such-model", "no-pictures", "invalid-input", "no-model", "queue-down")
+    ),
 )
 async def pictures(name: Name, jobs: Jobs) -> Response:
     """Return a sheet of altered good images: of each alteration, the first that is missed and the first that is found.
@@ -123,7 +125,7 @@ async def pictures(name: Name, jobs: Jobs) -> Response:
     ```
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
-    detector = _find(jobs, descriptors, name).detector
+    detector = (await _find(jobs, descriptors, name)).detector
     shown = detector and detector.power and detector.power.pictures
     sheet = await anyio.to_thread.run_sync(jobs.queue.monitor.pictures, shown.sha256) if shown else None
     if sheet is None:
@@ -135,11 +137,13 @@ async def pictures(name: Name, jobs: Jobs) -> Response:
     return Response(sheet, 200, {"Cache-Control": "no-store"}, JPEG)
 
 
-def _find(jobs: JobService, served: list[ModelDescriptor], name: str) -> ModelDescriptor:
-    """Return a served model; raise the 404 `Problem` if there is none."""
+async def _find(jobs: JobService, served: list[ModelDescriptor], name: str) -> ModelDescriptor:
+    """Return a served model; raise the 404 `Problem` if there is none, or 503 while workers load theirs."""
     try:
-        return jobs.models.select(served, name)[0]
+        return (await jobs.models.find_in(served, name))[0]
     except Problem as error:
+        if error.status != 422:
+            raise
         raise Problem(404, error.detail, kind="no-such-model") from error
 
 

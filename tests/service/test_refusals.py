@@ -550,6 +550,23 @@ def test_while_no_model_is_loaded_the_response_is_a_503(client, worker) -> None:
     assert "loading" in assert_problem(response, 503)["detail"]
 
 
+def test_an_unknown_model_is_refused_for_good_only_by_workers_that_have_loaded_all_of_theirs(
+    client, worker, info
+) -> None:
+    def responses():
+        scored = client.post("/score?model=next", files=[("image", IMAGE)])
+        return [scored, client.get("/models/next"), client.get("/models/next/pictures")]
+
+    worker.appear_as(info, info.model_copy(update={"name": "w2", "has_all_models": False}))
+    for response in responses():
+        problem = assert_problem(response, 503)
+        assert problem["type"] == "urn:ncml:problem:no-model"
+        assert "No worker serves 'next' yet" in problem["detail"]
+    assert client.post("/score?model=tiny", files=[("image", IMAGE)]).status_code == 200
+    worker.appear_as(info)
+    assert [response.status_code for response in responses()] == [422, 404, 404]
+
+
 def test_without_the_queue_the_response_is_a_503(new_client) -> None:
     client = new_client(redis_url=f"redis://127.0.0.1:{free_port()}")
     for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:

@@ -131,6 +131,10 @@ def test_models_stay_published_until_a_new_engine_has_described_them(
     for catalogue, served in steps:
         supervisor.note(catalogue)
         assert "".join(model.name for model in supervisor.catalogue.models) == served
+        assert supervisor.catalogue.is_partial == catalogue.is_partial
+    supervisor.note(Catalogue((a, b), {"c": "damaged"}, is_partial=True))
+    supervisor.note(Catalogue((a, b), {"c": "damaged"}))
+    assert not supervisor.catalogue.is_partial  # although the models are the same
 
 
 def test_a_folder_that_ends_engines_after_others_are_served_is_not_loaded_again(

@@ -627,6 +627,15 @@ def _version(fleet: Fleet) -> str:
     return next(model.version for model in fleet.queue.monitor.models() if model.name == "synthetic")
 
 
+def test_a_worker_publishes_whether_it_has_read_all_model_folders(fleet: Fleet) -> None:
+    withheld = write_model(fleet.models, "withheld")
+    fleet.start(unusable="withheld")
+    assert not fleet.queue.monitor.has_all_models()
+    (withheld / "released").touch()
+    eventually(fleet.queue.monitor.has_all_models)
+    assert {model.name for model in fleet.queue.monitor.models()} == {"synthetic", "withheld"}
+
+
 def test_a_folder_that_ends_two_engines_is_left_out_and_the_others_are_served(fleet: Fleet) -> None:
     write_model(fleet.models, "lethal")
     fleet.start(unusable="lethal")
