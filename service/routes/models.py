@@ -70,7 +70,7 @@ async def models(
     curl 'localhost:8000/models?limit=50'
     ```
     """
-    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
+    descriptors = await _served_models(jobs)
     names = sorted({model.name for model in descriptors if model.name > after})
     page = set(names[:limit])
     selected = sorted((model for model in descriptors if model.name in page), key=lambda model: model.name)
@@ -100,7 +100,7 @@ async def model(name: Name, jobs: Jobs) -> ServedModel:
     curl localhost:8000/models/cifar10@9f2c61
     ```
     """
-    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
+    descriptors = await _served_models(jobs)
     return _mark_default(jobs, [await _find(jobs, descriptors, name)], descriptors)[0]
 
 
@@ -124,7 +124,7 @@ async def pictures(name: Name, jobs: Jobs) -> Response:
     curl localhost:8000/models/bottles/pictures -o pictures.jpg
     ```
     """
-    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
+    descriptors = await _served_models(jobs)
     detector = (await _find(jobs, descriptors, name)).detector
     shown = detector and detector.power and detector.power.pictures
     sheet = await anyio.to_thread.run_sync(jobs.queue.monitor.pictures, shown.sha256) if shown else None
@@ -135,6 +135,14 @@ async def pictures(name: Name, jobs: Jobs) -> Response:
             kind="no-pictures",
         )
     return Response(sheet, 200, {"Cache-Control": "no-store"}, JPEG)
+
+
+async def _served_models(jobs: JobService) -> list[ModelDescriptor]:
+    """Return the models of live workers; raise the 503 `Problem` if there are none because the queue refuses them."""
+    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
+    if not descriptors and (refusal := await anyio.to_thread.run_sync(jobs.queue.monitor.refusal)):
+        raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="queue-down")
+    return descriptors
 
 
 async def _find(jobs: JobService, served: list[ModelDescriptor], name: str) -> ModelDescriptor:

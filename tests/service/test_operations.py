@@ -170,12 +170,14 @@ def test_workers_that_cannot_publish_to_a_full_disk_are_not_called_missing(
 ) -> None:
     worker.appear_as()
     configure(**NO_WRITES)
-    response = client.post("/score", files=[("image", IMAGE)])
-    assert response.status_code == 503
-    assert response.json()["type"] == "urn:ncml:problem:queue-down"
-    assert response.json()["detail"] == f"The queue refuses new jobs: {REFUSAL}."
+    responses = client.post("/score", files=[("image", IMAGE)]), client.get("/models"), client.get("/models/m")
+    for response in responses:
+        assert response.status_code == 503
+        assert response.json()["type"] == "urn:ncml:problem:queue-down"
+        assert response.json()["detail"] == f"The queue refuses new jobs: {REFUSAL}."
     configure(min_replicas_to_write=0)
     assert client.post("/score", files=[("image", IMAGE)]).json()["type"] == "urn:ncml:problem:no-worker"
+    assert client.get("/models").json()["models"] == []
 
 
 def test_a_command_that_the_queue_refuses_is_explained(client: TestClient, configure) -> None:
