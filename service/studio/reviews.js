@@ -3,6 +3,7 @@
 import { request, requestJson } from "./api.js";
 import { announce, button, disable, h, keepFocus } from "./dom.js";
 import { failure } from "./feedback.js";
+import { jobs } from "./session.js";
 import { thumbnail } from "./thumbnails.js";
 import { updateForm } from "./update.js";
 import { pText } from "./verdict.js";
@@ -10,6 +11,8 @@ import { pText } from "./verdict.js";
 const changes = new EventTarget(); // dispatches "change" when this page has sent or deleted a review
 
 const path = (model) => `models/${encodeURIComponent(model)}/reviews`;
+
+const listReviews = async (model) => (await requestJson(path(model))).reviews;
 
 /** Delete reviews, and ignore those that are already gone. */
 async function remove(model, ids) {
@@ -26,18 +29,50 @@ function ignoreMissing(error) {
   if (error.status !== 404) throw error;
 }
 
+/** The review of an image as it is now, or null: anyone who shares its key can delete it or review the image again. */
+async function latest({ model, id }) {
+  return (await listReviews(model)).find((review) => review.id === id) ?? null;
+}
+
+/** Send a review of a judged image; returns it. */
+function post({ file, job, model }, verdict) {
+  const body = new FormData();
+  body.append("image", file, file.name || "image.png");
+  body.set("job", job);
+  body.set("verdict", verdict);
+  return requestJson(path(model.name), { method: "POST", body, isQuick: false });
+}
+
+/** Keep the review of a judged image, or null, with its reading and, for after a reload, with its job. */
+function remember(reading, review) {
+  reading.review = review;
+  jobs.replace(reading.job, ({ images: [image], ...record }) => ({ ...record, images: [{ ...image, review }] }));
+}
+
 /** Buttons that say what a judged image is; the reading keeps its `review`. */
 export function reviewButtons(reading) {
   const notice = h("div");
   const row = h("div", { class: "row start" });
   const element = h("div", { class: "review" }, row, notice);
+  const listener = new AbortController();
+  changes.addEventListener("change", () => (element.isConnected ? refresh() : listener.abort()), listener);
   show();
+  refresh();
   return element;
+
+  /** Show what has become of the review since. */
+  async function refresh() {
+    const { review } = reading;
+    const now = review && (await latest(review).catch(() => review)); // a button reports failures
+    if (reading.review !== review || now?.created_at === review?.created_at) return;
+    remember(reading, now);
+    show();
+  }
 
   function show() {
     const isFocused = row.contains(document.activeElement);
     row.replaceChildren(...(reading.review ? sent(reading.review) : choices()));
-    if (isFocused) row.querySelector("button").focus();
+    if (isFocused) row.querySelector("button")?.focus(); // without its file there is none
   }
 
   function choices() {
@@ -54,20 +89,24 @@ export function reviewButtons(reading) {
 
   function send(event, verdict) {
     return act(event, async () => {
-      const { file, job, model } = reading;
-      const body = new FormData();
-      body.append("image", file, file.name || "image.png");
-      body.set("job", job);
-      body.set("verdict", verdict);
-      reading.review = await requestJson(path(model.name), { method: "POST", body, isQuick: false });
+      remember(reading, await post(reading, verdict));
       changes.dispatchEvent(new Event("change"));
       announce(`${reading.name} is kept as ${verdict}.`);
     });
   }
 
+  /** Delete the review, but not one that has replaced it. */
   async function undo() {
-    await remove(reading.review.model, [reading.review.id]);
-    reading.review = null;
+    const { model, id, created_at: createdAt } = reading.review;
+    const now = await latest(reading.review);
+    if (now && now.created_at !== createdAt) {
+      remember(reading, now);
+      const remedy = "That review is shown now, and was not deleted.";
+      notice.replaceChildren(failure({ message: "This image has been reviewed again.", remedy, calm: true }));
+      return;
+    }
+    await remove(model, now ? [id] : []);
+    remember(reading, null);
     announce("The review is deleted.");
   }
 
@@ -90,7 +129,7 @@ const day = (date) => new Date(date).toLocaleDateString("en", { day: "numeric", 
 /** The reviews of a detector with this key, and its update. */
 export function reviewSection(model) {
   const list = h("div", { class: "stack" });
-  const update = updateForm(model, { list: fetchReviews, remove: (ids) => remove(model.name, ids) });
+  const update = updateForm(model, { list: () => listReviews(model.name), remove: (ids) => remove(model.name, ids) });
   const heading = h("h3", {}, "Your reviews");
   const element = h("section", { class: "reviews stack" }, heading, list, update.element);
   let thumbnails = new Map(); // of the list by id and name: a change of the list reloads none that it still has
@@ -99,13 +138,9 @@ export function reviewSection(model) {
   load();
   return element;
 
-  async function fetchReviews() {
-    return (await requestJson(path(model.name))).reviews;
-  }
-
   async function load() {
     try {
-      const reviews = await fetchReviews();
+      const reviews = await listReviews(model.name);
       thumbnails = new Map(reviews.map((review) => [thumbnailKey(review), thumbnailOf(review)]));
       keepFocus(list, heading, () => list.replaceChildren(reviews.length ? reviewList(reviews) : noReviews()));
       update.useReviews(reviews);

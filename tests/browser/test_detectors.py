@@ -357,6 +357,28 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     expect(review).to_contain_text("score it again")  # the page has lost the file
 
 
+def test_undo_does_not_delete_the_review_of_another_tab_and_a_reload_keeps_it(
+    studio, images: list[Path], reviewed_detector: str
+) -> None:
+    pages = [studio(model=reviewed_detector) for _ in range(2)]
+    reviews = [page.locator(".reading .review") for page in pages]
+    for page in pages:
+        page.locator("#view-score input[type=file]").first.set_input_files(images[1])
+        page.get_by_role("button", name="Score 1 image").click()
+    for page, review, verdict in zip(pages, reviews, ("good", "defective"), strict=True):
+        page.get_by_role("button", name=f"This image is {verdict}").click()
+        expect(review).to_contain_text(f"Kept as {verdict} until")
+    reviews[0].get_by_role("button", name="Undo").click()
+    expect(reviews[0]).to_contain_text("Kept as defective until")
+    expect(reviews[0]).to_contain_text("This image has been reviewed again.")
+    pages[0].reload()
+    expect(reviews[0]).to_contain_text("Kept as defective until")  # it is kept with its job
+    reviews[0].get_by_role("button", name="Undo").click()
+    expect(reviews[0]).to_have_text("To say what this image is, score it again.")  # the page has lost the file
+    reviews[1].get_by_role("button", name="Undo").click()
+    expect(reviews[1].get_by_role("button", name="This image is good")).to_be_visible()
+
+
 def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> None:
     page = studio("models", model="tiny")
     review = {"verdict": "good", "is_ood": True, "p_value": 0.03, "expires_at": "2030-01-01T00:00:00Z"}
