@@ -218,6 +218,7 @@ class ScoreView {
 
   /** Show why a job failed, that it has expired, or why its result could not be fetched. */
   reportFailure(row, record, files, error) {
+    if (error.status === undefined) error.message = `${subject(record.images)}: ${error.message}`; // it is of the job
     if (error.status === undefined || error.status === 404) error.remedy = this.putBack(record, files);
     const change = (action) => keepFocus(row, viewTitle(row), action);
     const dismiss = () => {
@@ -259,20 +260,19 @@ function summary({ name }, decoded, isDetection) {
   return { name, modelView: isDetection ? canvas.toDataURL("image/jpeg", 0.8) : canvas.toDataURL() };
 }
 
+/** What a job scores: the name of a single image, such as each of a detector, else how many they are. */
+const subject = (images) => (images.length === 1 ? images[0].name : plural(images.length, "image"));
+
 /** The status line of a scoring job. */
 function progressTexts({ conditions, images }) {
-  const scoring = `Scoring ${plural(images.length, "image")}`;
-  const [{ name }] = images;
+  const scoring = `Scoring ${subject(images)}`;
   return {
     labels: {
       queued: `${scoring}: waiting in the queue`,
-      running: conditions.tile ? `Scoring ${name}: splitting it into tiles` : scoring,
+      running: conditions.tile ? `${scoring}: splitting it into tiles` : scoring,
     },
-    describe({ stage, step, total }) {
-      if (stage === "tiles")
-        return { text: `Scoring ${name}: ${step} of ${plural(total, "tile")}`, fraction: step / total };
-      return stage === "judge" && { text: `Judged ${step} of ${plural(total, "image")}`, fraction: step / total };
-    },
+    describe: ({ stage, step, total }) =>
+      stage === "tiles" && { text: `${scoring}: ${step} of ${plural(total, "tile")}`, fraction: step / total },
   };
 }
 

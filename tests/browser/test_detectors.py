@@ -143,6 +143,22 @@ def test_an_image_that_is_not_flagged_has_neither_bright_colours_nor_what_only_d
     assert 100 < brightest(page) < 300
 
 
+def test_the_failure_of_one_of_many_images_names_it(studio, images: list[Path]) -> None:
+    def fail(route: Route) -> None:
+        error = {"detail": "it shows no washer."}
+        body = f"event: failed\ndata: {json.dumps({'error': error})}\n\n"
+        route.fulfill(content_type="text/event-stream", body=body)
+
+    page = studio(model="washer")
+    page.route("**/jobs/*/events", fail, times=1)
+    page.locator("#view-score input[type=file]").first.set_input_files(images[:2])
+    page.get_by_role("button", name="Score 2 images").click()
+    expect(page.locator(".strip .tile")).to_have_count(1)
+    name = page.locator(".waiting li .name")  # of the other one, which can be scored again
+    expect(name).to_have_count(1)
+    expect(page.locator("#view-score .run .failure")).to_contain_text(f"{name.inner_text()}: it shows no washer.")
+
+
 def test_an_image_that_the_browser_cannot_decode_is_shown_as_the_service_drew_it(studio, images: list[Path]) -> None:
     tiff = images[1].with_suffix(".tiff")
     Image.open(images[1]).save(tiff)

@@ -87,7 +87,10 @@ EXPIRED = {"status": 404, "json": {"status": 404, "detail": "There is no such jo
 
 @pytest.mark.parametrize(
     ("end", "message"),
-    [({"content_type": "text/event-stream", "body": FAILED}, "It failed."), (EXPIRED, "This result has expired")],
+    [
+        ({"content_type": "text/event-stream", "body": FAILED}, "3 images: It failed."),
+        (EXPIRED, "This result has expired"),
+    ],
     ids=["failed", "expired"],
 )
 def test_the_images_of_a_score_without_a_result_can_be_scored_again(

@@ -275,7 +275,7 @@ def test_a_scoring_job_is_canceled(studio, site, tiled: bool) -> None:
         page.locator("#view-score").get_by_role("button", name="stripes").click()
         running = page.locator("#view-score .run")
         job = running.get_attribute("data-job")
-        expect(running).to_contain_text("Scoring 1 image")
+        expect(running).to_contain_text("Scoring stripes.png")
         running.get_by_role("button", name="Cancel").click()
         expect(running).to_have_count(0)
         expect(page.get_by_role("status").filter(has_text="Canceled: 1 image was not scored.")).to_be_visible()
