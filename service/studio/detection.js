@@ -123,7 +123,9 @@ export function detectionSteps(reading) {
   const calibration = calibrationOf(reading);
   const { is_ood: isOod } = reading.score.detection;
   const models = h("a", { href: "#models" }, "Models");
-  if (!isOod) return h("p", {}, "This does not mean free of defects: ", models, " lists what this detector misses.");
+  const unmeasured = calibration?.power === null && "what this detector misses has not been measured.";
+  const missed = unmeasured || [models, " lists what this detector misses."];
+  if (!isOod) return h("p", {}, "This does not mean free of defects: ", missed);
   const learns = "If this image is good, say so here: the next version of the detector learns from it.";
   const remedy = "If this image is good, put it into a folder, and make the detector again with ";
   const steps = [

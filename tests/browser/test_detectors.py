@@ -143,6 +143,16 @@ def test_an_image_that_is_not_flagged_has_neither_bright_colours_nor_what_only_d
     assert 100 < brightest(page) < 300
 
 
+def test_a_verdict_does_not_refer_to_a_power_that_was_not_measured(studio, images: list[Path]) -> None:
+    page = studio(model="washer")
+    page.route("**/models", with_models(lambda model: model["detector"].update(power=None), "washer"))
+    page.reload()
+    page.locator("#view-score input[type=file]").first.set_input_files(images[0])
+    page.get_by_role("button", name="Score 1 image").click()
+    verdict = page.locator(".reading .verdict")
+    expect(verdict).to_contain_text("free of defects: what this detector misses has not been measured.")
+
+
 def test_the_failure_of_one_of_many_images_names_it(studio, images: list[Path]) -> None:
     def fail(route: Route) -> None:
         error = {"detail": "it shows no washer."}
