@@ -44,12 +44,14 @@ export function updateForm(model, kept) {
     name,
     h("p", { id: hintId, class: "hint" }, hint),
   );
-  const element = h("div", { class: "stack" }, form(field), updates);
+  const need = h("p", { class: "hint" }, "An update needs a review of a flagged image that is good.");
+  const element = h("div", { class: "stack" }, form(field, need), updates);
   for (const record of jobs.of("update")) if (record.base === base) watch(record, updates, kept);
   return { element, useReviews };
 
   function useReviews(reviews) {
     goodCount = reviews.filter(({ verdict }) => verdict === "good").length;
+    need.hidden = goodCount > 0;
     update();
   }
 

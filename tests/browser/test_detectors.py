@@ -371,11 +371,13 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     expect(rows.get_by_role("img", name="Reviewed image missing.png")).to_be_visible()
     assert len(thumbnails) == 2  # the list has changed, and loads none again
     assert [entry["verdict"] for entry in site.http.get("/models/valve/reviews").json()["reviews"]] == ["good"]
+    expect(section.get_by_text("An update needs")).to_be_hidden()
     axe = Axe().run(page).response
     assert [finding["id"] for finding in axe["violations"] if finding["impact"] in ("serious", "critical")] == []
     section.get_by_role("button", name="Delete the review of missing.png").click()
     expect(section).to_contain_text("None yet.")
     expect(section.get_by_role("button", name="Update detector")).to_have_attribute("aria-disabled", "true")
+    expect(section).to_contain_text("An update needs a review of a flagged image that is good.")
     page.reload()
     expect(page.locator("#pulse")).to_contain_text("Ready")
     page.evaluate("location.hash = 'score'")
