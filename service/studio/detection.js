@@ -114,7 +114,7 @@ export function viewsTable({ score: { detection } }) {
     "details",
     {},
     h("summary", {}, "All views"),
-    h("div", { class: "scroll" }, h("table", {}, h("caption", {}, caption), h("tbody", {}, rows))),
+    h("div", { class: "scroll" }, h("table", { class: "views" }, h("caption", {}, caption), h("tbody", {}, rows))),
   );
 }
 

@@ -169,6 +169,21 @@ def test_the_failure_of_one_of_many_images_names_it(studio, images: list[Path]) 
     expect(page.locator("#view-score .run .failure")).to_contain_text(f"{name.inner_text()}: it shows no washer.")
 
 
+def test_a_phone_shows_the_names_of_views_without_breaking_their_words(studio, images) -> None:
+    page = studio(model="washer", viewport={"width": 390, "height": 844})
+    page.locator("#view-score input[type=file]").first.set_input_files(images[0])
+    page.get_by_role("button", name="Score 1 image").click()
+    page.locator(".reading").get_by_text("All views").click()
+    expect(page.locator(".views th").first).to_be_visible()
+    lines = page.locator(".views th").evaluate_all("""names => names.map(name => {
+        const word = document.createRange();
+        word.setStart(name.firstChild, 0);
+        word.setEnd(name.firstChild, name.firstChild.data.split(" ")[0].length);
+        return word.getClientRects().length;
+    })""")
+    assert set(lines) == {1}
+
+
 def test_an_image_that_the_browser_cannot_decode_is_shown_as_the_service_drew_it(studio, images: list[Path]) -> None:
     tiff = images[1].with_suffix(".tiff")
     Image.open(images[1]).save(tiff)
