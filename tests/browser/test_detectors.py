@@ -170,7 +170,7 @@ def test_the_failure_of_one_of_many_images_names_it(studio, images: list[Path]) 
 
 
 def test_a_phone_shows_the_names_of_views_without_breaking_their_words(studio, images) -> None:
-    page = studio(model="washer", viewport={"width": 390, "height": 844})
+    page = studio(model="washer", viewport={"width": 320, "height": 640})
     page.locator("#view-score input[type=file]").first.set_input_files(images[0])
     page.get_by_role("button", name="Score 1 image").click()
     page.locator(".reading").get_by_text("All views").click()
