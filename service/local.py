@@ -97,21 +97,28 @@ def supervise(supervisor: Supervisor, url: str) -> None:
     while not supervisor.stopping.is_set():
         supervisor.start_due()
         waited_s = time.monotonic() - started
-        if not ready and (ready := is_ready(url)):
+        reason = "" if ready else unreadiness(url)
+        if not ready and not reason:
+            ready = True
             print(f"ncml is ready on {url}  (API: {url}/docs, stop with Ctrl-C)", flush=True)
-        elif not ready and waited_s - reported_s >= 5:
+        elif reason and waited_s - reported_s >= 5:
             reported_s = waited_s
-            report(f"waiting for the workers to load a model ({waited_s:.0f} s)")
+            report(f"waiting ({waited_s:.0f} s): {reason}")
         supervisor.stopping.wait(TICK_S)
 
 
-def is_ready(url: str) -> bool:
-    """Return whether the service reaches its queue and its workers."""
+def unreadiness(url: str) -> str:
+    """Return why the service is not ready; "" if it reaches its queue and its workers."""
     try:
-        with _NO_PROXY.open(f"{url}/readyz", timeout=2) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+        with _NO_PROXY.open(f"{url}/readyz", timeout=2):
+            return ""
+    except urllib.error.HTTPError as error:
+        try:
+            return json.loads(error.read())["detail"].rstrip(".")
+        except (OSError, ValueError, LookupError):
+            return f"{url}/readyz responds with {error.code}"
+    except OSError:
+        return "the service does not respond yet"
 
 
 def report(line: str) -> None:

@@ -5,14 +5,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from service import local
 from service.children import ServeError, Supervisor
 from service.settings import Settings
+from tests.service.live import served
 from worker.queue import JobQueue
 
 
@@ -95,6 +97,19 @@ def test_a_data_directory_with_characters_that_separate_the_parts_of_addresses()
     directory = Path("/srv/C# 100%41?")
     with contextlib.closing(JobQueue.from_url(local.queue_url(directory))) as queue:
         assert queue.redis.connection_pool.connection_kwargs["path"] == f"{directory}/valkey.sock"
+
+
+def test_what_a_start_waits_for_is_named(new_client: Callable[..., TestClient], worker, configure) -> None:
+    assert (
+        local.unreadiness(f"http://127.0.0.1:{local.free_port('127.0.0.1', 0)}") == "the service does not respond yet"
+    )
+    with served(new_client().app) as url:
+        assert not local.unreadiness(url)
+        worker.appear_as()
+        reason = "No worker with a loaded model serves the score or generate lane yet"
+        assert local.unreadiness(url) == reason
+        configure(min_replicas_to_write=1)  # it refuses all writes, as on a full disk
+        assert local.unreadiness(url).startswith("The queue refuses new jobs: ")
 
 
 def test_a_service_is_served_under_the_names_of_its_address() -> None:
