@@ -135,9 +135,9 @@ class Table:
                 while unwritten:
                     unwritten = unwritten[file.write(unwritten) :]
                 os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
                 file.truncate(end)
-                raise
+                raise _with_filename(error, self.part) from error
 
     def finish(self, computed: Mapping[str, Callable[[Row], str]] = {}) -> None:
         """Write the table under its own name, with additional number columns computed from each row."""
@@ -145,10 +145,18 @@ class Table:
         write = _write_parquet if self.path.suffix == ".parquet" else _write_csv
         columns = [*self.columns, *computed]
         rows = (row | {name: compute(row) for name, compute in computed.items()} for row in self.rows())
-        write(new, columns, self.texts, rows)
-        sync(new)
+        try:
+            write(new, columns, self.texts, rows)
+            sync(new)
+        except OSError as error:
+            raise _with_filename(error, new) from error
         new.replace(self.path)
         self.part.unlink()
+
+
+def _with_filename(error: OSError, path: Path) -> OSError:
+    """Return an error that names a file, for messages: that of a write, as to a full disk, does not."""
+    return error if error.filename else OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def _ends_line(file: Any, end: int) -> bool:

@@ -1,5 +1,6 @@
 """A table on disk: rows persist, and a run resumes only its own table."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -57,12 +58,14 @@ def test_rows_that_do_not_reach_the_disk_are_not_added(tmp_path: Path, monkeypat
     made.add([{"file": "a", "x": 1}])
 
     def fail(descriptor: int) -> None:
-        raise OSError("damaged disk")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="damaged disk"):
+        with pytest.raises(OSError, match=f"No space left on device: '{made.part}'"):
             made.add([{"file": "b", "x": 2}])
+        with pytest.raises(OSError, match=r"No space left on device: '.*t\.csv\.new'"):
+            made.finish()
     assert [row["file"] for row in made.rows()] == ["a"]
 
 
