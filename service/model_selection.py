@@ -29,7 +29,7 @@ class ModelSelection:
         """Return the requested model, and its version if the request names one.
 
         Raises the 503 `Problem` if no worker serves the task, if the queue refuses what workers publish, or if they may
-        serve the model in a moment; 422 for an unknown model or class.
+        serve the model in a moment; 422 for an unknown model or class, and for a model that workers cannot use.
         """
         worker_count, models = await anyio.to_thread.run_sync(self._monitor.service, task.lane)
         if not worker_count:
@@ -61,6 +61,9 @@ class ModelSelection:
                 self._metrics.rejected.labels(reason="no-model").inc()
                 detail = f"No worker serves {name!r} yet, but not all have loaded their models; retry in a few seconds."
                 raise Problem(503, detail, kind="no-model") from error
+        faults = await anyio.to_thread.run_sync(self._monitor.faults)
+        if fault := faults.get((name or "").partition("@")[0]):
+            raise invalid_field("model", f"model: {name!r} cannot be used: {fault}")
         return self.select(await anyio.to_thread.run_sync(self._monitor.models), name)  # they may have loaded it since
 
     def select(self, models: Sequence[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:

@@ -228,6 +228,7 @@ class WorkerInfo(FrozenModel):
     started_at: float
     pace: dict[Lane, float] = Field(default={}, description="jobs per second of each lane, while it is busy")
     has_all_models: bool = Field(default=True, description="false while it has not read all model folders yet")
+    faults: dict[str, str] = Field(default={}, description="why model folders cannot be used, by name")
 
 
 class PublishedWorker(BaseModel):

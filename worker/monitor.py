@@ -76,6 +76,10 @@ class QueueMonitor:
         workers = self._live_workers()
         return bool(workers) and all(worker.info.has_all_models for worker in workers)
 
+    def faults(self) -> dict[str, str]:
+        """Return why model folders cannot be used, by name; live workers may serve a model of the same name."""
+        return {name: fault for worker in self._live_workers() for name, fault in worker.info.faults.items()}
+
     def pictures(self, digest: str) -> bytes | None:
         """Return the pictures of what a detector finds and misses, a JPEG; None if no worker has published them."""
         return self._client.get(pictures_key(digest))

@@ -4,8 +4,10 @@ It registers, sends heartbeats and can be suspended as an RQ worker, so RQ's too
 batches computed by one engine process, which keeps the models loaded. Must not import torch: only the engine does.
 """
 
+import itertools
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 BEAT_S = 2.0
 """How often a worker publishes its state, and takes over the jobs of silent workers."""
+
+MAX_FAULTS = 20
+"""Model folders that cannot be used, of which a worker publishes the reason; its log has all."""
 
 TICK_S = 0.1
 """How often leases are renewed, progress is published and cancellations are read while a batch runs."""
@@ -145,6 +150,14 @@ class BatchWorker(SimpleWorker):
             log.warning("RQ's list of workers is damaged: %s", error)
         self._is_registered = True
 
+    def _public_faults(self, faults: Mapping[str, str]) -> dict[str, str]:
+        """Return why model folders cannot be used, of at most `MAX_FAULTS`, without the directories of this machine."""
+        directories = re.compile("|".join(re.escape(f"{path}/") for path in self.settings.engine.directories))
+        return {
+            _encodable(name): _encodable(directories.sub("", fault))
+            for name, fault in itertools.islice(faults.items(), MAX_FAULTS)
+        }
+
     def _beat(self, *, force: bool = False) -> None:
         """Publish this worker and its models; take over the jobs of silent workers."""
         now = time.monotonic()
@@ -161,6 +174,7 @@ class BatchWorker(SimpleWorker):
             started_at=self._started_at,
             pace={lane: pace.rate for lane, pace in self._paces.items()},
             has_all_models=self._supervisor.is_ready and not catalogue.is_partial,
+            faults=self._public_faults(catalogue.faults),
         )
         self._publications.publish(info, models)
         self._publications.publish_pictures(catalogue.pictures)
@@ -382,3 +396,8 @@ class BatchWorker(SimpleWorker):
         elif claims:
             self.metrics.retries.labels("engine").inc(self._finisher.requeue(claims, alone=True))
         self._supervisor.replace(reason)
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, as in names of files that are not UTF-8: JSON cannot hold them."""
+    return text.encode(errors="backslashreplace").decode()

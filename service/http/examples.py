@@ -366,6 +366,7 @@ DETECTOR: dict[str, Any] = MODEL | {
 }
 MODELS: dict[str, Any] = {
     "models": [MODEL, DETECTOR],
+    "unusable": {},
     "next": None,
     "calibration_allowed": False,
     "webhooks_allowed": False,

@@ -29,6 +29,7 @@ class Models(BaseModel):
     """The models that live workers serve."""
 
     models: list[ServedModel]
+    unusable: dict[str, str] = Field(description="why workers cannot use the models in further folders, by name")
     next: str | None = Field(default=None, description="`after` of the next page; null on the last one")
     calibration_allowed: bool = Field(description="whether clients may make models with /calibrate and /update")
     webhooks_allowed: bool = Field(description="whether requests may name a `webhook` (NCML_WEBHOOK_HOSTS)")
@@ -71,11 +72,14 @@ async def models(
     ```
     """
     descriptors = await _served_models(jobs)
-    names = sorted({model.name for model in descriptors if model.name > after})
+    faults = await anyio.to_thread.run_sync(jobs.queue.monitor.faults)
+    served = {model.name for model in descriptors}
+    names = sorted(name for name in served if name > after)
     page = set(names[:limit])
     selected = sorted((model for model in descriptors if model.name in page), key=lambda model: model.name)
     return Models(
         models=_mark_default(jobs, selected, descriptors),
+        unusable={name: fault for name, fault in sorted(faults.items()) if name not in served},
         next=max(page) if len(page) < len(names) else None,
         calibration_allowed=jobs.settings.allow_calibration,
         webhooks_allowed=bool(jobs.settings.webhook_hosts),

@@ -9,6 +9,7 @@ import { modelName } from "./session.js";
  */
 class Catalogue extends EventTarget {
   models = [];
+  unusable = {}; // why models in further folders cannot be used, by name
   loading = null; // the promise of the latest `load`, until it settles
   current = null;
   description = ""; // of all models and limits, as JSON
@@ -29,7 +30,7 @@ class Catalogue extends EventTarget {
 
   async replaceModels() {
     const document = await requestJson("models");
-    const { models } = document;
+    const { models, unusable } = document;
     const { calibration_allowed: calibrationAllowed, webhooks_allowed: webhooksAllowed } = document;
     const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;
     const name = modelName.get() ?? this.current?.name;
@@ -39,7 +40,7 @@ class Catalogue extends EventTarget {
     const currentChanged = identity(current) !== identity(this.current);
     const description = JSON.stringify(document);
     const listChanged = description !== this.description;
-    Object.assign(this, { models, current, description, calibrationAllowed, webhooksAllowed });
+    Object.assign(this, { models, unusable, current, description, calibrationAllowed, webhooksAllowed });
     Object.assign(this, { maxImages, maxTiles, maxBytes });
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));

@@ -3,7 +3,7 @@
 import { catalogue, reference } from "./catalogue.js";
 import { modelDetails } from "./details.js";
 import { h, plural, uid } from "./dom.js";
-import { emptyState } from "./feedback.js";
+import { emptyState, failure } from "./feedback.js";
 import { lanesTable, latencyTable } from "./health.js";
 import { detected, foundSizes, missed, missedKinds } from "./power.js";
 
@@ -18,13 +18,25 @@ export function mount(host) {
     "Models appear here when a worker has loaded them, a few seconds after it starts.",
   );
   const calibrate = h("a", { class: "button", href: "#calibrate" }, "Calibrate a model on your own images");
-  host.append(models.element, placeholder, h("p", { class: "offer" }, calibrate), h("h2", {}, "Health"), health);
+  const unusable = h("div", { class: "stack offer" });
+  host.append(
+    models.element,
+    placeholder,
+    unusable,
+    h("p", { class: "offer" }, calibrate),
+    h("h2", {}, "Health"),
+    health,
+  );
   catalogue.addEventListener("list", showModels);
   showModels();
 
   function showModels() {
     models.show(catalogue.models);
     placeholder.hidden = catalogue.models.length > 0;
+    const faults = Object.entries(catalogue.unusable);
+    unusable.replaceChildren(
+      ...faults.map(([name, remedy]) => failure({ message: `${name} cannot be used`, remedy, calm: true })),
+    );
   }
 
   return {

@@ -31,6 +31,9 @@ def with_models(change: Callable[[Document], object], *names: str) -> Handler:
     return changed(lambda d: [change(model) for model in d["models"] if not names or model["name"] in names])
 
 
-def without_models(*names: str) -> Handler:
-    """Answer /models as if these models were not served."""
-    return changed(lambda d: d.update(models=[model for model in d["models"] if model["name"] not in names]))
+def without_models(*names: str, fault: str | None = None) -> Handler:
+    """Answer /models as if these models were not served: nobody knows of them, or workers cannot use them."""
+    unusable = dict.fromkeys(names, fault) if fault else {}
+    return changed(
+        lambda d: d.update(models=[model for model in d["models"] if model["name"] not in names], unusable=unusable)
+    )

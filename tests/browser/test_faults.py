@@ -192,6 +192,20 @@ def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(
     expect(class_field).to_have_value("dark")
 
 
+def test_a_model_that_workers_cannot_use_is_shown_with_the_reason(studio) -> None:
+    page = studio("score", model="wide")
+    fault = "wide/detector.json has format 4, not 5: make the detector again."
+    page.route("**/models", without_models("wide", fault=fault))
+    expect(page.locator("#notice")).to_contain_text("wide cannot be used: tiny is used instead.")
+    expect(page.locator("#notice")).to_contain_text(fault)
+    page.evaluate("location.hash = 'models'")
+    listed = page.locator("#view-models .failure")
+    expect(listed).to_contain_text("wide cannot be used")
+    expect(listed).to_contain_text(fault)
+    page.unroute_all(behavior="wait")
+    expect(listed).to_have_count(0)
+
+
 def test_two_versions_of_a_model_are_distinguished_during_an_update(studio, site) -> None:
     page = studio("generate")
     version = next(model["version"] for model in site.http.get("/models").json()["models"] if model["name"] == "tiny")

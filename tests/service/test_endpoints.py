@@ -668,10 +668,25 @@ def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
     served = described | {"calibration": described["calibrations"]["default"], "default": True}
     limits = {"max_images": 64, "max_judged_images": 4, "max_tiles": 4096, "max_body_bytes": 64 * 2**20}
     allowed = {"calibration_allowed": False, "webhooks_allowed": False}
-    assert client.get("/models").json() == {"models": [served], "next": None} | allowed | limits
+    assert client.get("/models").json() == {"models": [served], "unusable": {}, "next": None} | allowed | limits
     for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
         assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
     assert client.get("/models/other").status_code == 404
+
+
+def test_models_that_workers_cannot_use_are_listed_with_the_reason(client: TestClient, worker, info) -> None:
+    faults = {
+        "valve": "valve/detector.json has format 4, not 5: make it again.",
+        "tiny": "tiny/config.json is damaged.",
+    }
+    worker.appear_as(info.model_copy(update={"faults": faults}))
+    assert client.get("/models").json()["unusable"] == {"valve": faults["valve"]}  # another worker may serve tiny
+    scored = client.post("/score?model=valve@123456", files=[part(to_png(np.zeros((8, 8, 3), np.uint8)))])
+    assert scored.status_code == 422
+    assert scored.json()["detail"] == f"model: 'valve@123456' cannot be used: {faults['valve']}"
+    shown = client.get("/models/valve")
+    assert shown.status_code == 404
+    assert shown.json()["detail"] == f"model: 'valve' cannot be used: {faults['valve']}"
 
 
 def test_a_model_is_chosen_by_name_or_version(client: TestClient, jobs, worker, model) -> None:

@@ -417,6 +417,8 @@ def test_bad_input_fails_alone_with_a_reason(fleet: Fleet) -> None:
     (broken / "config.json").write_text("{")
     fleet.start(unusable="broken")
     queue = fleet.queue
+    assert queue.monitor.faults().keys() == {"broken"}
+    assert queue.monitor.faults()["broken"].startswith("broken/config.json")
     garbage = queue.submit(score())
     # claimed together with the valid jobs below
     bad = queue.submit(generate(class_name="bad"))
