@@ -86,8 +86,8 @@ def place_known_half_of(
     width: int,
     *,
     keeps: Collection[str],
-    keep: str | None,
-    field: str,
+    keep: str | None = None,
+    field: str = "image",
 ) -> tuple[NDArray[np.uint8], Keep]:
     """Place the known half of a Pillow image as `place_known_half` does."""
     whole, half = _locate_half(image, height, width, _check_keep(keep), field)
