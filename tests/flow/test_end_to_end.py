@@ -433,7 +433,7 @@ def test_schemathesis_finds_no_fault(stack: Stack, tmp_path: Path) -> None:
     flow = ROOT / "tests" / "flow"
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(flow / "schemathesis.toml"),
-        "run", f"{stack.http.base_url}/openapi.json",
+        "run", f"{stack.http.base_url}/openapi.json", "--url", str(stack.http.base_url),
         "--exclude-operation-id", "follow_job", "--exclude-checks", "positive_data_acceptance",
         "--max-examples", "5", "--seed", "1", "--request-timeout", "20",
         "--header", "Prefer: wait=1",
