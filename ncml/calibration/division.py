@@ -108,8 +108,9 @@ def divide(
             f"{MIN_ESTIMATION_SCENES + needed} scenes, {MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a "
             f"rate of {false_positive_rate:g}{remedy}.",
         )
+    estimating = count - _ranking(count, false_positive_rate, confidence)
     is_estimating = np.zeros(count, bool)
-    is_estimating[one_of_each_block(count, count - _ranking(count, false_positive_rate, confidence))] = True
+    is_estimating[one_of_each_block(count, estimating)] = True
     is_estimating_N = is_estimating[scenes_N]
     return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
 

@@ -117,10 +117,8 @@ function showLoad() {
 
 /** The notice that another model replaces the selected one, which the user can accept. */
 function fallback(missing, name) {
-  const fault = catalogue.unusable[missing];
-  const remedy = fault ?? "It is used again as soon as it is available.";
-  const problem = fault ? "cannot be used" : "is not available";
-  const notice = new Refusal(`${missing} ${problem}: ${name} is used instead.`, { remedy, calm: true });
+  const remedy = catalogue.unusable[missing] ?? "It is used again as soon as it is available.";
+  const notice = new Refusal(`${missing} is not available: ${name} is used instead.`, { remedy, calm: true });
   const accept = () => {
     catalogue.select(catalogue.current);
     refresh();

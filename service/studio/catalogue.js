@@ -9,7 +9,7 @@ import { modelName } from "./session.js";
  */
 class Catalogue extends EventTarget {
   models = [];
-  unusable = {}; // why models in further folders cannot be used, by name
+  unusable = {}; // the reason by name
   loading = null; // the promise of the latest `load`, until it settles
   current = null;
   description = ""; // of all models and limits, as JSON
@@ -31,8 +31,6 @@ class Catalogue extends EventTarget {
   async replaceModels() {
     const document = await requestJson("models");
     const { models, unusable } = document;
-    const { calibration_allowed: calibrationAllowed, webhooks_allowed: webhooksAllowed } = document;
-    const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;
     const name = modelName.get() ?? this.current?.name;
     const versions = models.filter((model) => model.name === name);
     const sameVersion = versions.find(({ version }) => version === this.current?.version);
@@ -40,8 +38,12 @@ class Catalogue extends EventTarget {
     const currentChanged = identity(current) !== identity(this.current);
     const description = JSON.stringify(document);
     const listChanged = description !== this.description;
-    Object.assign(this, { models, unusable, current, description, calibrationAllowed, webhooksAllowed });
-    Object.assign(this, { maxImages, maxTiles, maxBytes });
+    Object.assign(this, { models, unusable, current, description });
+    this.calibrationAllowed = document.calibration_allowed;
+    this.webhooksAllowed = document.webhooks_allowed;
+    this.maxImages = document.max_images;
+    this.maxTiles = document.max_tiles;
+    this.maxBytes = document.max_body_bytes;
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }

@@ -46,7 +46,8 @@ function post({ file, job, model }, verdict) {
 /** Keep the review of a judged image, or null, with its reading and, for after a reload, with its job. */
 function remember(reading, review) {
   reading.review = review;
-  jobs.replace(reading.job, ({ images: [image], ...record }) => ({ ...record, images: [{ ...image, review }] }));
+  const withReview = ({ images: [image], ...record }) => ({ ...record, images: [{ ...image, review }] });
+  jobs.write(jobs.all().map((record) => (record.id === reading.job ? withReview(record) : record)));
 }
 
 /** Buttons that say what a judged image is; the reading keeps its `review`. */

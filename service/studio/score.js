@@ -218,7 +218,7 @@ class ScoreView {
 
   /** Show why a job failed, that it has expired, or why its result could not be fetched. */
   reportFailure(row, record, files, error) {
-    if (error.status === undefined) error.message = `${subject(record.images)}: ${error.message}`; // it is of the job
+    if (error.status === undefined) error.message = `${subject(record.images)}: ${error.message}`;
     if (error.status === undefined || error.status === 404) error.remedy = this.putBack(record, files);
     const change = (action) => keepFocus(row, viewTitle(row), action);
     const dismiss = () => {
@@ -246,21 +246,19 @@ class ScoreView {
 }
 
 /** The parameters of a request for an image in tiles. */
-const tiledParameters = (conditions, model, decoded) => ({
-  ...conditions,
-  tile_size: decoded
-    ? tiling(model, decoded.size, catalogue.maxTiles, conditions.tile_size).side
-    : conditions.tile_size,
-});
+const tiledParameters = (conditions, model, decoded) =>
+  decoded
+    ? { ...conditions, tile_size: tiling(model, decoded.size, catalogue.maxTiles, conditions.tile_size).side }
+    : conditions;
 
 /** What the results show of a submitted image, also after a reload. */
 function summary({ name }, decoded, isDetection) {
   if (!decoded) return { name, modelView: null };
-  const canvas = isDetection ? decoded.whole : pixelCanvas(decoded.modelView, "");
-  return { name, modelView: isDetection ? canvas.toDataURL("image/jpeg", 0.8) : canvas.toDataURL() };
+  if (isDetection) return { name, modelView: decoded.whole.toDataURL("image/jpeg", 0.8) };
+  return { name, modelView: pixelCanvas(decoded.modelView, "").toDataURL() };
 }
 
-/** What a job scores: the name of a single image, such as each of a detector, else how many they are. */
+/** The name of the image that a job scores, or how many it scores. */
 const subject = (images) => (images.length === 1 ? images[0].name : plural(images.length, "image"));
 
 /** The status line of a scoring job. */

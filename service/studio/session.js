@@ -20,7 +20,6 @@ export const jobs = {
   all: () => JSON.parse(sessionStorage.getItem(JOB_RECORDS) ?? "[]"),
   of: (view) => jobs.all().filter((record) => record.view === view),
   add: (record) => jobs.write([...jobs.all(), record]),
-  replace: (id, change) => jobs.write(jobs.all().map((record) => (record.id === id ? change(record) : record))),
   remove: (id) => jobs.write(jobs.all().filter((record) => record.id !== id)),
 
   /** Store the newest records of each view, as far as they fit. */
@@ -41,8 +40,8 @@ export const jobs = {
 /** Records without the images of the oldest score or, if none has any, without the oldest of the largest view. */
 function reduced(records) {
   const i = records.findIndex(({ images }) => images?.some(({ modelView }) => modelView));
-  const named = ({ name, review }) => ({ name, review });
-  if (i >= 0) return records.with(i, { ...records[i], images: records[i].images.map(named) });
+  const small = ({ modelView, ...image }) => image;
+  if (i >= 0) return records.with(i, { ...records[i], images: records[i].images.map(small) });
   const size = (group) => JSON.stringify(group).length;
   const views = [...Map.groupBy(records, ({ view }) => view).values()];
   const [oldest] = views.reduce((largest, group) => (size(group) > size(largest) ? group : largest));

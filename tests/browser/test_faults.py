@@ -196,8 +196,7 @@ def test_a_model_that_workers_cannot_use_is_shown_with_the_reason(studio) -> Non
     page = studio("score", model="wide")
     fault = "wide/detector.json has format 4, not 5: make the detector again."
     page.route("**/models", without_models("wide", fault=fault))
-    expect(page.locator("#notice")).to_contain_text("wide cannot be used: tiny is used instead.")
-    expect(page.locator("#notice")).to_contain_text(fault)
+    expect(page.locator("#notice")).to_contain_text(f"wide is not available: tiny is used instead.{fault}")
     page.evaluate("location.hash = 'models'")
     listed = page.locator("#view-models .failure")
     expect(listed).to_contain_text("wide cannot be used")
