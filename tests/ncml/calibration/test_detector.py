@@ -736,8 +736,8 @@ def test_the_rate_holds_after_flagged_good_images_have_joined_those_that_estimat
             return scores > np.sort(ranks)[-4]  # the threshold of 79 ranks at 5 %
 
         after = []
-        for seen in batches:
-            estimating = np.concatenate([estimating, seen[is_flagged(seen, estimating)][:10]])
+        for judged in batches:
+            estimating = np.concatenate([estimating, judged[is_flagged(judged, estimating)][:10]])
             after.append(is_flagged(fresh, estimating).mean())
         flagged.append(after)
     assert np.mean(flagged, 0) == pytest.approx(0.05, abs=0.006)
