@@ -221,7 +221,7 @@ class ReviewCounts(FrozenModel):
         description="flagged images that are good and joined those that estimate, also in earlier updates"
     )
     still_flagged: int = Field(description="how many would be flagged if only images of other scenes had joined")
-    defective: int = Field(description="defective images, which only tested the new version")
+    defective: int = Field(description="defective images, also of earlier updates, which only tested the new version")
     found: int = Field(description="how many of them it flags")
     found_before: int = Field(description="how many the former version flags")
 

@@ -134,7 +134,8 @@ def make_detector(
         holds, and the scales are those of the other images, except of scores that images change by nothing else.
     defective: images that should be flagged; they only test the detector. None is among the good ones.
     check: further good images, which only test it; they show no scene of the others.
-    keep_images: whether the folder keeps copies of the good images, so that the detector can be updated.
+    keep_images: whether the folder keeps copies of the good, reviewed and defective images, so that the detector can be
+        updated.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels, or a mask [H, W]; all images must then have one size.
     align: whether parts may be brought to one position before they are compared, if good images agree better so.
@@ -154,7 +155,7 @@ def make_detector(
         check_labels(taking_part if check is None else taking_part.join(check), defective)
     tests = [images for images in (defective, check) if images is not None]
     judged = None if region is None else _region(functools.reduce(GoodImages.join, tests, taking_part), region)
-    kept_bytes = kept_images.kept_bytes(good, reviewed) if keep_images else 0
+    kept_bytes = kept_images.kept_bytes(good, reviewed, defective) if keep_images else 0
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES + kept_bytes)
     scenes = GoodScenes.find(good, reviewed, group)
     duplicates = scenes.near_duplicates
@@ -188,7 +189,7 @@ def make_detector(
     with _replacing(folder) as written:
         checkpoint.copy(model.folder, written)
         if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
-            kept_images.keep(written, scenes.good, reviewed, group)
+            kept_images.keep(written, scenes.good, reviewed, defective, group)
         else:
             kept_images.discard(written)
         values, digest = save_views(written, views)

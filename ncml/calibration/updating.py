@@ -24,7 +24,7 @@ class UpdatedDetector:
     made: MadeDetector
     before: DetectorCalibration
     found_before: int = 0
-    """How many of the reviewed defective images the former version flags."""
+    """How many of the defective images the former version flags."""
     flagged_before: int = 0
     """How many of the good images that have no part in either version the former one flags."""
 
@@ -63,7 +63,8 @@ def update_detector(
 ) -> UpdatedDetector:
     """Make a new version of a detector, as `make_detector` does, with its own options and the images that it keeps.
 
-    reviewed: images that it flagged although they are good; they join those of earlier updates.
+    reviewed: images that it flagged although they are good; they join those of earlier updates, as do `defective` ones.
+        Of an image that is among both, the later verdict counts.
     folder: where to write it; may be the folder of the model.
 
     Raises `InputError` as `make_detector` does, for a model that is not a detector, and for one that keeps no images.
@@ -72,6 +73,8 @@ def update_detector(
     if before is None:
         raise InputError("update", f"{model.folder.name} is not a detector: make one with ncml adapt.")
     kept = kept_images.read(model.folder, on_progress)
+    joined = _join(kept.reviewed, reviewed, defective)
+    defective = _join(kept.defective, defective, reviewed)
     # Loaded first: the folder may be that of the new version.
     former = Detector.load(model.folder, before, device) if defective or check else None
     made = make_detector(
@@ -81,7 +84,7 @@ def update_detector(
         false_positive_rate=before.false_positive_rate,
         confidence=before.confidence,
         group=kept.group,
-        reviewed=kept.reviewed.join(reviewed).distinct() if kept.reviewed else reviewed.distinct(),
+        reviewed=joined,
         defective=defective,
         check=check,
         keep_images=True,
@@ -97,3 +100,12 @@ def update_detector(
         return UpdatedDetector(made, before)
     (_, found_before), (_, flagged_before) = (count_flagged(former, images) for images in (defective, check))
     return UpdatedDetector(made, before, found_before, flagged_before)
+
+
+def _join(kept: GoodImages | None, new: GoodImages | None, opposite: GoodImages | None) -> GoodImages | None:
+    """Join earlier images and new ones, each once, without the earlier ones whose verdict has changed."""
+    changed = {*opposite.digests} if opposite else set()
+    if kept is not None:
+        kept = kept.take([i for i, digest in enumerate(kept.digests) if digest not in changed])
+    joined = kept.join(new) if kept and new else kept or new
+    return joined.distinct() if joined else None

@@ -81,9 +81,10 @@ def adapt(
         reviewed: Folder of images that the detector flagged although they are good. They join those that estimate, and
             never rank, so that the rate holds.
         defective: Folder of images that should be flagged. They only test the detector: the report says how many it
-            flags.
+            flags. With --update, they join those that it keeps.
         check: Folder of good images that have no part in the detector: the report says how many of them are flagged.
-        keep_images: Keep copies of the good images in the folder of the detector, so that --update can use them.
+        keep_images: Keep copies of the good, reviewed and defective images in the folder of the detector, so that
+            --update can use them.
         update: Detector of which to make a new version, with its own options and the images that it keeps; the images
             in FOLDER join those that estimate.
         region: Judge only this part of the images, in pixels from the left and the top, or where an image of their

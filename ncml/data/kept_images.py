@@ -1,13 +1,14 @@
-"""The good images in the folder of a detector, from which `ncml adapt --update` makes it again.
+"""The images in the folder of a detector, from which `ncml adapt --update` makes it again.
 
 `images/good` has copies of the good images under their own names, `images/reviewed` those of images that were flagged
-although they are good, and `images/made.json` says how scenes were found and what the latter were called. Publishing a
-model leaves them out. Does not import torch.
+although they are good, `images/defective` those of images that test each version, and `images/made.json` says how
+scenes were found and what the latter two were called. Publishing a model leaves them out. Does not import torch.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ncml.paths import copy_file, list_local_files, printable, size_of
 from ncml.progress import OnProgress, ignore_progress
 
 FOLDER, FORMER, NEW, MADE = "images", ".images.former", ".images.new", "made.json"
-GOOD, REVIEWED = "good", "reviewed"
+GOOD, REVIEWED, DEFECTIVE = "good", "reviewed", "defective"
 FORMAT = 1
 
 
@@ -30,6 +31,8 @@ class KeptImages:
     good: GoodImages
     reviewed: GoodImages | None
     """Images that joined those that estimate; None if there are none."""
+    defective: GoodImages | None
+    """Images that should be flagged, which only test each version; None if there are none."""
     group: str
     """How the scenes of the good images are found."""
 
@@ -39,17 +42,17 @@ def are_kept(folder: Path) -> bool:
     return (folder / FOLDER / MADE).is_file()
 
 
-def kept_bytes(good: GoodImages, reviewed: GoodImages | None) -> int:
+def kept_bytes(good: GoodImages, *others: GoodImages | None) -> int:
     """Return the size of the copies that `keep` writes."""
-    return sum(size_of(path) for images in (good, reviewed) if images for path in images.paths)
+    return sum(size_of(path) for images in (good, *others) if images for path in images.paths)
 
 
-def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str) -> None:
+def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, defective: GoodImages | None, group: str) -> None:
     """Copy images into the folder of a detector, in place of those that it keeps, which may be among them.
 
-    Reviewed images are named by their content, because they come from several folders; `made.json` has the names that
-    can state their scenes. Whenever this is interrupted, `read` finds the former images or the new ones. One process at
-    a time may do this in a folder.
+    Reviewed and defective images are named by their content, because they come from several folders; `made.json` has
+    the names that can state their scenes. Whenever this is interrupted, `read` finds the former images or the new ones.
+    One process at a time may do this in a folder.
     """
     _recover(folder)
     new = folder / NEW
@@ -59,11 +62,13 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, group: str
             (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(path, new / GOOD / name)
         scene_names: dict[str, str] = {}
-        if reviewed:
-            (new / REVIEWED).mkdir()
-            for path, digest, name in zip(reviewed.paths, reviewed.digests, reviewed.scene_names, strict=True):
+        for part, images in ((REVIEWED, reviewed), (DEFECTIVE, defective)):
+            if images is None:
+                continue
+            (new / part).mkdir()
+            for path, digest, name in zip(images.paths, images.digests, images.scene_names, strict=True):
                 file = f"{digest}{path.suffix.lower()}"
-                copy_file(path, new / REVIEWED / file)
+                copy_file(path, new / part / file)
                 scene_names[file] = name
         checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group, "scene_names": scene_names})
         if (folder / FOLDER).exists():
@@ -107,17 +112,25 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
     made = checkpoint.read_json(folder / FOLDER / MADE)
     if made.get("format") != FORMAT:
         raise ModelError(f"{folder / FOLDER / MADE} is not of format {FORMAT}: upgrade ncml.")
-    group = str(made.get("group"))
-    good, reviewed = (_open(folder / FOLDER / name, group != IMAGE, on_progress) for name in (GOOD, REVIEWED))
+    group, stored = str(made.get("group")), made.get("scene_names", {})
+    compared = group != IMAGE
+    good = _open(folder / FOLDER / GOOD, compared, on_progress)
     if good is None:
         raise ModelError(f"{folder / FOLDER} has lost its good images: make the detector again.")
-    if reviewed is not None:
-        stored = made.get("scene_names", {})
-        scene_names = tuple(str(stored.get(name, name)) for name in reviewed.names)
-        reviewed = replace(reviewed, names=tuple(map(printable, scene_names)), scene_names=scene_names)
-    return KeptImages(good, reviewed, group)
+    reviewed = _open(folder / FOLDER / REVIEWED, compared, on_progress, stored)
+    defective = _open(folder / FOLDER / DEFECTIVE, False, on_progress, stored)
+    return KeptImages(good, reviewed, defective, group)
 
 
-def _open(folder: Path, seeks_points: bool, on_progress: OnProgress) -> GoodImages | None:
+def _open(
+    folder: Path, seeks_points: bool, on_progress: OnProgress, stored: Mapping[str, object] | None = None
+) -> GoodImages | None:
+    """Open the images of a folder, if there are any, under the names that are stored for their files."""
     files = sorted(list_local_files(folder)) if folder.is_dir() else []
-    return open_folder(folder, files, on_progress, seeks_points=seeks_points) if files else None
+    if not files:
+        return None
+    opened = open_folder(folder, files, on_progress, seeks_points=seeks_points)
+    if stored is None:
+        return opened
+    scene_names = tuple(str(stored.get(name, name)) for name in opened.names)
+    return replace(opened, names=tuple(map(printable, scene_names)), scene_names=scene_names)

@@ -35,7 +35,7 @@ export function updateForm(model, kept) {
   });
   const hint =
     "The new version learns from good images, and is tested with defective ones; the former one remains. " +
-    "It keeps copies of the good images, also when their reviews are deleted. An update takes minutes: what the new " +
+    "It keeps copies of the images, also when their reviews are deleted. An update takes minutes: what the new " +
     "version finds is measured last, and on fewer images if the time of a job runs out.";
   const field = h(
     "div",

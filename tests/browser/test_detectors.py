@@ -325,7 +325,7 @@ def reviewed_detector(site, models: Path, detector_folder: Path) -> Iterator[str
     hidden = models / ".valve"
     shutil.copytree(detector_folder, hidden)
     images = detector_folder.parents[1] / "images"
-    kept_images.keep(hidden, open_folder(images, sorted(images.iterdir())), None, "auto")
+    kept_images.keep(hidden, open_folder(images, sorted(images.iterdir())), None, None, "auto")
     hidden.rename(models / "valve")
     eventually(lambda: site.http.get("/models/valve").status_code == 200)
     yield "valve"

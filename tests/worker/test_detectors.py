@@ -310,7 +310,7 @@ def update(
 ) -> Callable[..., Outcome]:
     """Update the detector, which keeps its images, as the engine does; the new version judges by appearance alone."""
     images = detector_folder.parents[1] / "images"
-    kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, "auto")
+    kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, None, "auto")
     monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"appearance": AppearanceView})
     use_small_scale(monkeypatch)
 
@@ -369,7 +369,7 @@ def test_the_name_that_a_client_gave_the_file_of_a_review_states_its_scene(
     update: Callable[..., Outcome], folder: Path, detector_folder: Path
 ) -> None:
     images = detector_folder.parents[1] / "images"
-    kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, "^([0-9]+)")
+    kept_images.keep(folder, open_folder(images, sorted(images.iterdir())), None, None, "^([0-9]+)")
     _, ranking = divide(np.arange(40), 0.05)
     ranked = reviewed("5f-part.png", without_disc(300)).model_copy(update={"scene_name": f"{ranking[0]:03}-b.png"})
     other = reviewed(f"{ranking[0]:03}-part.png", without_disc(301)).model_copy(update={"scene_name": "part.png"})

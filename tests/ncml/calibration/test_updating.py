@@ -342,6 +342,37 @@ def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, 
     assert ncml.load(folder).score([good_image(900)])[0].ood is not None
 
 
+def test_defective_images_test_later_versions_too(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    folder = tmp_path / "part"
+    bad = write(tmp_path / "bad", black=good_image(1) * 0, dark=brighter(302))
+    made = make_detector(model, good, folder, defective=bad, keep_images=True, **OPTIONS)
+    assert made.calibration.version == kept.calibration.version
+    stored = kept_images.read(folder).defective
+    assert stored is not None
+    assert (set(stored.scene_names), set(stored.digests)) == ({"black.png", "dark.png"}, set(bad.digests))
+    white = write(tmp_path / "white", white=good_image(1) * 0 + 255, again=good_image(1) * 0)
+    updated = update_detector(
+        ncml.load(folder), write(tmp_path / "one", a=brighter(300)), folder, defective=white, power_images=0
+    )
+    assert (updated.made.reviews.defective, updated.found_before) == (3, 3)
+    updated = update_detector(ncml.load(folder), write(tmp_path / "two", a=brighter(301)), folder, power_images=0)
+    assert (updated.made.reviews.images, updated.made.reviews.defective) == (2, 3)
+
+
+def test_of_an_image_with_both_verdicts_the_later_one_counts(kept: MadeDetector, tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(kept.folder, folder)
+    one, two = write(tmp_path / "one", a=brighter(300)), write(tmp_path / "two", b=brighter(301))
+    for reviewed, defective in ((one, two), (two, one)):
+        update_detector(ncml.load(folder), reviewed, folder, defective=defective, power_images=0)
+        stored = kept_images.read(folder)
+        assert stored.reviewed is not None
+        assert stored.defective is not None
+        assert (stored.reviewed.digests, stored.defective.digests) == (reviewed.digests, defective.digests)
+
+
 def test_a_later_update_takes_the_scenes_of_earlier_reviewed_images_from_their_own_names(
     kept: MadeDetector, tmp_path: Path
 ) -> None:
@@ -373,7 +404,7 @@ def test_kept_images_outlive_an_interruption_while_others_take_their_place(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no space"):
-        kept_images.keep(folder, good.take(range(5)), None, "image")
+        kept_images.keep(folder, good.take(range(5)), None, None, "image")
     stored = kept_images.read(folder)
     assert (stored.good.names, stored.group) == (names, "([0-9]+)")
     assert [path.name for path in folder.iterdir() if "images" in path.name] == ["images"]
