@@ -1,7 +1,8 @@
-"""Measure the whole route from a folder of good images to verdicts, on rendered images of parts.
+"""Measure the whole route from a folder of good images to verdicts, on rendered images of parts or on your own ones.
 
     python benchmarks/parts.py [--kinds washer gear | --half choice|report] [--training 200] [--good 40] [--defective 4]
                                [--power] [--json FILE] [--images FOLDER] [--only-write]
+    python benchmarks/parts.py --folders FOLDER... [--group auto|image|folder|PATTERN] [--power] [--json FILE]
 
 For each kind of part: render the images, make a detector from the good ones with the library, as `ncml adapt` does, and
 judge further good images, defective ones of each kind of defect, and foreign ones. Twelve kinds: seven to choose
@@ -9,8 +10,9 @@ scales, neighbourhoods and views on, five only to report (`part_images.kinds`). 
 rendering one takes .1 to 2 s of CPU time. Seconds are CPU time of one thread, so other programs on the machine do not
 change them much.
 
-`--images` keeps the images, in the layout of MVTec AD, and reuses those of the same options. `--power` also measures
-the power on altered images, which takes minutes.
+`--folders` measures with images that exist, in the layout of MVTec AD: `train/good`, `test/good` and `test/DEFECT`
+(`photographs.py` brings two sets to it). `--images` keeps rendered images in that layout, and reuses those of the same
+options. `--power` also measures the power on altered images, which takes minutes.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ from ncml import images
 from ncml.calibration.altered_originals import POWER_IMAGES
 from ncml.calibration.detector import make_detector
 from ncml.data.good_images import open_folder
+from ncml.data.scenes import AUTO, are_compared
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.judging import Detector
+from ncml.paths import sorted_files
 from ncml.results import Detection
 from ncml.runtime import use_full_precision
 
@@ -45,6 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="kinds of part (default: all)")
     parser.add_argument("--half", choices=["choice", "report"], help="the kinds to choose on, or only to report")
+    parser.add_argument("--folders", nargs="+", type=Path, metavar="FOLDER", help="images to measure with instead")
+    parser.add_argument("--group", default=AUTO, help="how the good images of --folders are grouped into scenes")
     parser.add_argument("--training", type=int, default=200, metavar="N", help="good images to adapt to")
     parser.add_argument("--good", type=int, default=40, metavar="N", help="further good images of each kind of part")
     parser.add_argument("--defective", type=int, default=4, metavar="N", help="images of each kind of defect")
@@ -59,17 +65,18 @@ def main() -> None:
         parser.error("--only-write needs --images")
     torch.set_num_threads(1)
     use_full_precision()
-    kinds = options.kinds or [
+    names = options.kinds or [
         name for name, kind in KINDS.items() if options.half is None or kind.for_choice == (options.half == "choice")
     ]
+    kinds = {folder.resolve().name: folder for folder in options.folders or ()} or dict.fromkeys(names)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for kind in kinds:
-            folder = rendered(options.images or Path(temporary), kind, options)
+        for kind, existing in kinds.items():
+            folder = existing or rendered(options.images or Path(temporary), kind, options)
             if options.only_write:
                 print(folder, flush=True)
                 continue
-            results[kind] = measure(folder, Path(temporary) / "detectors" / kind, options.power)
+            results[kind] = measure(folder, Path(temporary) / "detectors" / kind, options.group, options.power)
             print_row(kind, results[kind])
             if options.json:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
@@ -90,23 +97,27 @@ def rendered(root: Path, kind: str, options: argparse.Namespace) -> Path:
     )
 
 
-def measure(folder: Path, out: Path, power: bool) -> dict[str, Any]:
-    """Make a detector from `train/good`, and judge the images of each folder in `test`."""
+def measure(folder: Path, out: Path, group: str, power: bool) -> dict[str, Any]:
+    """Make a detector from `train/good`, and judge the images of each folder in `test`.
+
+    Of images with a `truth.json`, the result says which defective ones are missed, and of how many the box is right.
+    """
     model = ncml.load(ROOT / "models" / "cifar10")
     started = time.process_time()
     training = folder / "train" / GOOD
-    good = open_folder(training, sorted(training.iterdir()))
-    made = make_detector(model, good, out, power_images=POWER_IMAGES if power else 0)
+    good = open_folder(training, sorted_files(training), seeks_points=are_compared(group, has_others=False))
+    made = make_detector(model, good, out, group=group, power_images=POWER_IMAGES if power else 0)
     adapt_seconds = time.process_time() - started
     calibration = DetectorCalibration.read(out, model.version)
     detector = Detector.load(out, calibration)
-    truth = json.loads((folder / "truth.json").read_text())
+    stored = folder / "truth.json"
+    truth = json.loads(stored.read_text()) if stored.is_file() else {}
     started, count = time.process_time(), 0
     detections: dict[str, list[Detection]] = {}
     pointed: dict[str, list[bool]] = {}
     missed: list[str] = []
     for kind in sorted(path for path in (folder / "test").iterdir()):
-        for path in sorted(kind.iterdir()):
+        for path in sorted_files(kind):
             detection = detector.judge(images.open_image(path))
             detections.setdefault(kind.name, []).append(detection)
             count += 1
@@ -123,7 +134,7 @@ def measure(folder: Path, out: Path, power: bool) -> dict[str, Any]:
     return {
         "defective": [sum(flagged[kind][0] for kind in defects), len(defective)],
         "good": flagged[GOOD],
-        "foreign": flagged[FOREIGN],
+        "foreign": flagged.get(FOREIGN, [0, 0]),
         "by defect": {kind: flagged[kind] for kind in defects},
         "box touches the defect": [sum(map(sum, pointed.values())), sum(map(len, pointed.values()))],
         "missed": {name: truth[name] for name in missed},

@@ -42,7 +42,7 @@ from ncml.ood.judging import Detector, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
 from ncml.paths import check_space, printable
-from ncml.progress import OnProgress, ignore_progress
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 DETECTOR_BYTES = 128 * 2**20
 """Space for what a detector adds to a copy of the model, mostly the patches by place."""
@@ -216,7 +216,7 @@ def make_detector(
     reviews = Reviews(  # before minutes of measuring the power: one of the images that test may be refused
         divided.reviewed,
         scores.count_flagged_again(calibration.cutoff),
-        *(count for images in (defective, check) for count in count_flagged(detector, images)),
+        *(count for images in (defective, check) for count in count_flagged(detector, images, on_progress)),
     )
     made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
     on_calibrated(made)
@@ -276,12 +276,17 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def count_flagged(detector: Detector, images: GoodImages | None) -> tuple[int, int]:
+def count_flagged(
+    detector: Detector, images: GoodImages | None, on_progress: OnProgress = ignore_progress
+) -> tuple[int, int]:
     """Return the number of images, and how many of them a detector flags; `InputError` names one without a score."""
     if images is None:
         return 0, 0
-    named = zip(images.names, images.readers(images.all), strict=True)
-    return len(images), sum(is_flagged(detector, reader(), name) for name, reader in named)
+    flagged = 0
+    for done, (name, reader) in enumerate(zip(images.names, images.readers(images.all), strict=True)):
+        flagged += is_flagged(detector, reader(), name)
+        on_progress(Progress("test", done + 1, len(images)))
+    return len(images), flagged
 
 
 def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:

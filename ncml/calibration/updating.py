@@ -98,7 +98,9 @@ def update_detector(
     )
     if former is None:
         return UpdatedDetector(made, before)
-    (_, found_before), (_, flagged_before) = (count_flagged(former, images) for images in (defective, check))
+    (_, found_before), (_, flagged_before) = (
+        count_flagged(former, images, on_progress) for images in (defective, check)
+    )
     return UpdatedDetector(made, before, found_before, flagged_before)
 
 

@@ -12,6 +12,7 @@ const STAGES = {
   read: "Reading images",
   align: "Aligning images",
   rank: "Ranking good images",
+  test: "Testing with defective images",
   power: "Measuring what it finds",
 };
 
