@@ -42,6 +42,8 @@ class S3:
         """Returns the status and the code of an error for a request, or None."""
         self.before: Callable[[str, str], None] = lambda method, path: None
         """Called before a request is answered."""
+        self.fraction = "000"
+        """Of the times in listings; those of single objects are in whole seconds."""
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True, request_handler=_QuietHandler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -99,7 +101,9 @@ class S3:
             body = b"" if method == "HEAD" else REFUSAL % (code.encode(), code.encode())
             start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [body]
-        return self._application(environ, start_response)
+        parts = self._application(environ, start_response)
+        is_listing = "list-type" in environ["QUERY_STRING"]
+        return [part.replace(b".000Z<", f".{self.fraction}Z<".encode()) for part in parts] if is_listing else parts
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class Arrivals:
     def has_changed(self, arrival: Arrival) -> bool:
         """Return whether a file has another state than when it was listed, or is gone."""
         path = arrival.path
-        return state_of(path.renewed() if isinstance(path, StoragePath) else path) != arrival.stamp
+        return path.has_changed() if isinstance(path, StoragePath) else state_of(path) != arrival.stamp
 
     def may_be_incomplete(self, arrival: Arrival) -> bool:
         """Return whether a file that cannot be read may still be written; if so, it is complete later."""

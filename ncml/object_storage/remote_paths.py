@@ -114,9 +114,16 @@ class StoragePath:
         status = self._known_status(with_size=True)
         return "" if status.size is None else str(status.size), status.modified
 
-    def renewed(self) -> StoragePath:
-        """Return the same path without what is known about it."""
-        return StoragePath(self.url)
+    def has_changed(self) -> bool:
+        """Return whether the file is gone, or has another state than the one that is kept, times compared in seconds.
+
+        MinIO, Ceph and R2 list times with milliseconds, but report those of a single file in seconds.
+        """
+        try:
+            current = StoragePath(self.url).state()
+        except InputError:
+            return True
+        return [_without_fraction(cell) for cell in current] != [_without_fraction(cell) for cell in self.state()]
 
     def list_files(self) -> Iterator[StoragePath]:
         """Yield the files below this folder in the order of their keys, without hidden ones, as they are listed."""
@@ -146,6 +153,10 @@ class StoragePath:
         if status is None or (with_size and status.size is None and not status.modified):  # a list of links has neither
             status = self._status = filesystems.read_status(self.url)
         return status
+
+
+def _without_fraction(time: str) -> str:
+    return re.sub(r"(?<=T\d\d:\d\d:\d\d)\.\d+Z$", "Z", time)
 
 
 def read_ahead(paths: Iterable[Path | StoragePath], limit: int) -> Iterator[Path | StoragePath]:

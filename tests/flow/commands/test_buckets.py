@@ -67,6 +67,18 @@ def test_each_object_is_judged_once_through_a_stop_and_a_kill(s3: S3, start: Sta
     assert "Traceback" not in log(tmp_path)
 
 
+def test_objects_are_judged_once_if_times_are_listed_with_milliseconds(s3: S3, start: Start, tmp_path: Path) -> None:
+    s3.fraction = "123"  # as MinIO does, which reports the time of a single object in seconds
+    for i in range(3):
+        s3.put(f"in/{i}.png", image(i))
+    start()
+    eventually(lambda: len(rows(tmp_path)) == 3)
+    s3.put("in/0.png", image(0) + b"longer")
+    eventually(lambda: len(rows(tmp_path)) == 4)
+    assert Counter(row["file"] for row in rows(tmp_path))["s3://line/in/0.png"] == 2
+    assert {row["modified"].partition(".")[2] for row in rows(tmp_path)} == {"123000000Z"}
+
+
 def test_watching_continues_after_an_outage_of_the_storage(s3: S3, start: Start, tmp_path: Path) -> None:
     s3.put("in/0.png", image(0))
     start()
