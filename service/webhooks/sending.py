@@ -1,7 +1,9 @@
 """One attempt to send a message: a signed POST with limits on its time, its response and its redirects (none)."""
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -55,18 +57,24 @@ class Sender:
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
     async def send(self, target: Target, message_id: str, body: str) -> Attempt:
-        """Make one attempt; its faults are part of the result."""
+        """Make one attempt; its faults are part of the result. A status counts, whether or not the rest follows it."""
+        answer: Attempt | None = None
+        fault = ""
         try:
-            async with asyncio.timeout(SEND_S):
-                return await self._post(target, self._signer.headers(message_id, body), body.encode())
+            headers = self._signer.headers(message_id, body)
+            async with asyncio.timeout(SEND_S), self._post(target, headers, body.encode()) as response:
+                answer = Attempt(response.status, retry_after_s=_retry_after_s(response))
+                await _discard(response)
         except TimeoutError:
-            return Attempt(fault=f"it did not answer within {SEND_S:g} s")
+            fault = f"it did not answer within {SEND_S:g} s"
         except (ForbiddenAddress, OSError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
-            return Attempt(fault=str(error) or type(error).__name__)
+            fault = str(error) or type(error).__name__
         except (httpcore2.ProtocolError, ssl.SSLError) as error:
-            return Attempt(fault=f"it does not answer as an HTTP server does ({type(error).__name__})")
+            fault = f"it does not answer as an HTTP server does ({type(error).__name__})"
+        return answer or Attempt(fault=fault)
 
-    async def _post(self, target: Target, headers: dict[str, str], body: bytes) -> Attempt:
+    @contextlib.asynccontextmanager
+    async def _post(self, target: Target, headers: dict[str, str], body: bytes) -> AsyncGenerator[httpcore2.Response]:
         def permits(address: Address) -> bool:  # without encryption, only where the operator knows the network
             return self._receivers.lists(address) or (target.scheme == "https" and is_public(address))
 
@@ -79,12 +87,16 @@ class Sender:
             httpcore2.AsyncConnectionPool(ssl_context=self._tls, network_backend=network) as pool,
             pool.stream("POST", url, headers=list(headers.items()), content=body) as response,
         ):
-            received = 0
-            async for part in response.aiter_stream():
-                received += len(part)
-                if received > MAX_RESPONSE_BYTES:
-                    break
-            return Attempt(response.status, retry_after_s=_retry_after_s(response))
+            yield response
+
+
+async def _discard(response: httpcore2.Response) -> None:
+    """Read a response up to a limit: receivers log one that is not read as failed."""
+    received = 0
+    async for part in response.aiter_stream():
+        received += len(part)
+        if received > MAX_RESPONSE_BYTES:
+            return
 
 
 def _retry_after_s(response: httpcore2.Response) -> float:

@@ -253,7 +253,7 @@ def test_a_redirect_is_not_followed(hooked: TestClient, receiver: Receiver, cana
 
 
 @pytest.mark.parametrize("answer", [
-    b"", b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+    b"", b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
     b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10**6, b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
 ])  # fmt: skip
 def test_a_server_that_does_not_answer_is_left_in_time(
@@ -279,6 +279,32 @@ def test_a_server_that_does_not_answer_is_left_in_time(
         assert time.monotonic() - began < 60
         for connection in connections:
             connection.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize(("status", "accepts", "is_gone"), [(200, True, False), (410, False, True)])
+def test_a_status_counts_if_the_rest_of_the_response_does_not_arrive(
+    status: int, accepts: bool, is_gone: bool, is_open: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sending, "SEND_S", 2.0)
+    released = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(f"HTTP/1.1 {status} Status\r\nContent-Length: 5\r\n\r\n".encode())
+                connection.recv(2**16)
+                if is_open:
+                    released.wait(60)
+
+        threading.Thread(target=serve, daemon=True).start()
+        receivers = Receivers((f"127.0.0.1:{server.getsockname()[1]}",))
+        sender = Sender(receivers, Signer.from_file(write_secret(tmp_path)))
+        target = receivers.check(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        attempt = asyncio.run(sender.send(target, "msg_1", "{}"))
+        released.set()
+    assert (attempt.status, attempt.is_accepted, attempt.is_gone) == (status, accepts, is_gone)
 
 
 def test_the_body_of_a_response_is_read_up_to_a_limit(tmp_path: Path) -> None:
