@@ -42,6 +42,8 @@ class S3:
         """Returns the status and the code of an error for a request, or None."""
         self.before: Callable[[str, str], None] = lambda method, path: None
         """Called before a request is answered."""
+        self.expired = ""
+        """Access key that is refused."""
         self.fraction = "000"
         """Of the times in listings; those of single objects are in whole seconds."""
         self._application = DomainDispatcherApplication(create_backend_app)
@@ -95,7 +97,8 @@ class S3:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.before(method, path)
         self.requests.append((method, path if "list-type" not in environ["QUERY_STRING"] else f"{path}?list"))
-        if refusal := self.refuse(method, path):
+        has_expired = bool(self.expired) and f"Credential={self.expired}/" in environ.get("HTTP_AUTHORIZATION", "")
+        if refusal := ("403 Forbidden", "ExpiredToken") if has_expired else self.refuse(method, path):
             status, code = refusal
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             body = b"" if method == "HEAD" else REFUSAL % (code.encode(), code.encode())

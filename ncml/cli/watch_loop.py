@@ -23,6 +23,7 @@ from ncml.cli.terminal import QUIET_S
 from ncml.data.inventory import counted
 from ncml.errors import InputError, ServiceError, StorageError
 from ncml.object_storage import StoragePath
+from ncml.object_storage.filesystems import open_filesystem
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
 from ncml.paths import Location, printable, printed_path, relative_to
 from ncml.signals import stop_signals
@@ -294,6 +295,8 @@ class Watch:
 
     def _pause_after(self, problem: str) -> None:
         self._report_problem(problem)
+        if isinstance(self._folder, StoragePath):
+            open_filesystem.cache_clear()  # the next one reads the credentials again: these may have expired
         self._stopping.wait(RETRY_S)
 
     def _report_problem(self, problem: str) -> None:

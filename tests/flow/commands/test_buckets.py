@@ -93,6 +93,28 @@ def test_watching_continues_after_an_outage_of_the_storage(s3: S3, start: Start,
     assert [row["error"] for row in rows(tmp_path)] == ["", ""]
 
 
+def test_watching_uses_new_credentials_when_those_in_a_file_have_expired(
+    s3: S3, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_key(name: str) -> None:
+        credentials.write_text(f"[default]\naws_access_key_id = {name}\naws_secret_access_key = a-secret\n")
+
+    credentials = tmp_path / "credentials"
+    write_key("morning")
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    s3.put("in/0.png", image(0))
+    start()
+    eventually(lambda: len(rows(tmp_path)) == 1)
+    s3.expired = "morning"
+    s3.put("in/1.png", image(1))
+    eventually(lambda: "ExpiredToken" in log(tmp_path))
+    write_key("evening")
+    eventually(lambda: len(rows(tmp_path)) == 2)
+    assert [row["error"] for row in rows(tmp_path)] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
