@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,12 @@ FAILED_COMPUTATIONS = (TIMEOUT, "job-engine")
 
 MAX_TIMEOUTS = 3
 """Jobs with one image alone that may exceed a service's time limit for jobs before the image is skipped."""
+
+STOP_S = 5.0
+"""Longest wait for results of a service after a signal: it may be restarting, or have no room for an hour."""
+
+POLL_S = 0.2
+"""Interval at which such a signal is noticed."""
 
 MAX_MESSAGES = 5
 """Unreadable files that are reported individually."""
@@ -96,11 +102,15 @@ class SkippedFiles:
 
 
 def score_batches(
-    paths: Iterable[Location], scorer: Scorer, begin: Callable[[Location], Row] = lambda path: {}
+    paths: Iterable[Location],
+    scorer: Scorer,
+    begin: Callable[[Location], Row] = lambda path: {},
+    stopping: threading.Event | None = None,
 ) -> Iterator[list[Row]]:
     """Yield the rows of the files, batch by batch in their order.
 
     begin: returns the cells of a file that are known before it is scored; with "file" among them, it is not scored.
+    stopping: once it is set, batches that are scored concurrently, as by a service, are waited for `STOP_S` at most.
     """
     batches = _batches(paths, scorer.batch_size, begin)
 
@@ -115,8 +125,19 @@ def score_batches(
     # Daemon threads, unlike those of an executor: at an interruption, requests on their way are not waited for.
     pending = deque(_in_thread(partial(complete, batch)) for batch in itertools.islice(batches, scorer.concurrency))
     while pending:
-        yield pending.popleft().result()
+        future = pending.popleft()
+        if stopping is not None and not _is_done(future, stopping):
+            return
+        yield future.result()
         pending.extend(_in_thread(partial(complete, batch)) for batch in itertools.islice(batches, 1))
+
+
+def _is_done(future: "Future[list[Row]]", stopping: threading.Event) -> bool:
+    """Wait for a result, only for a while once `stopping` is set; return whether it is there."""
+    while not stopping.is_set():
+        if wait([future], POLL_S).done:
+            return True
+    return bool(wait([future], STOP_S).done)
 
 
 def _in_thread(function: Callable[[], list[Row]]) -> "Future[list[Row]]":

@@ -201,7 +201,7 @@ class Watch:
             return dict(zip(STAMP_COLUMNS, arrivals[path].stamp, strict=True))
 
         in_order = iter(complete)
-        for rows in score_batches(arrivals, self._scorer, begin):
+        for rows in score_batches(arrivals, self._scorer, begin, self._stopping):
             self._record([(next(in_order), row) for row in rows])
             if self._stopping.is_set():
                 return

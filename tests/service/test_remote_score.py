@@ -282,6 +282,37 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
     assert capsys.readouterr().err.count("trying again") == is_waited_for
 
 
+def test_a_watch_that_is_stopped_waits_only_for_a_while_for_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service has no room, and is waited for by the client."""
+    monkeypatch.setattr(rows, "STOP_S", 0.05)
+    write(tmp_path / "images", range(80, 84))
+    columns = ["file", "p_value", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    waiting, has_room = threading.Barrier(2), threading.Event()
+
+    def score(paths: list[Path]) -> list[dict]:
+        if paths[0].name == "082.png":
+            waiting.wait(60)
+            assert has_room.wait(300)
+        return [{"file": str(path), "p_value": 0.5, "is_ood": False} for path in paths]
+
+    def stop() -> None:
+        waiting.wait(60)
+        eventually(lambda: len(list(verdicts.rows())) == 2)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    scorer = rows.Scorer(score, 1, 2)
+    watch_loop.Watch(tmp_path / "images", verdicts, scorer, None, None, lambda row: None, judge="a model").run(0.05)
+    assert not has_room.is_set()
+    has_room.set()
+    thread.join(60)
+    assert [row["file"][-7:] for row in verdicts.rows()] == ["080.png", "081.png"]
+
+
 def test_an_interrupted_run_does_not_wait_for_requests_on_their_way() -> None:
     code = """
 import signal, threading
