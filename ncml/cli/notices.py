@@ -13,6 +13,7 @@ import queue
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from ncml.webhooks import SecretError, Signer
 
 SEND_S = 15.0
 """Seconds that an attempt may take in all."""
+
+LAST_S = 15.0
+"""Seconds after a signal in which further messages are begun."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Pauses between attempts: each is twice the previous one."""
@@ -63,6 +67,7 @@ class Notices:
         self._count = 0  # of messages that the table determines so far
         self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._end = math.inf  # monotonic time from which no message is begun
         self._token, self._accepted = self._read_record()
 
     def add(self, kind: str, timestamp: str, data: Mapping[str, Any]) -> None:
@@ -77,9 +82,9 @@ class Notices:
     def sending(self, report: Callable[[str], None]) -> Generator[None]:
         """Send in the background, once the messages of the rows of earlier runs have been added.
 
-        Without a record of this table, its earlier rows are not sent. At the end, what waits is sent if the receiver
-        accepts it; the next run sends the rest. `report` prints a problem. Raises `InputError` if the record cannot be
-        written.
+        Without a record of this table, its earlier rows are not sent. At the end, what waits is sent for `LAST_S` if
+        the receiver accepts it; the next run sends the rest. `report` prints a problem. Raises `InputError` if the
+        record cannot be written.
         """
         if self._accepted is None or self._accepted > self._count:
             self._token, self._accepted = secrets.token_hex(8), self._count
@@ -93,12 +98,13 @@ class Notices:
         try:
             yield
         finally:
+            self._end = time.monotonic() + LAST_S
             self._stopping.set()
             self._waiting.put(None)
             thread.join()
 
     def _send_all(self) -> None:
-        while (message := self._waiting.get()) is not None:
+        while (message := self._waiting.get()) is not None and time.monotonic() < self._end:
             if not self._send(*message):
                 return
             assert self._accepted is not None

@@ -74,6 +74,24 @@ def test_what_was_not_accepted_is_sent_by_the_next_run_under_the_same_id(receive
     assert all(len(bodies) == 1 for bodies in receiver.bodies.values())
 
 
+def test_at_the_end_messages_are_sent_only_for_a_while(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver is slow: all of them would take long."""
+    notices = new(receiver, tmp_path)
+    receiver.status = lambda: (notices._stopping.wait(60) and 200) or 500
+    with notices.sending(print):
+        for i in range(5):
+            add(notices, i)
+        eventually(lambda: receiver.paths)
+        monkeypatch.setattr(module, "LAST_S", 0.0)
+    assert files(receiver) == ["0.png"]
+    monkeypatch.setattr(module, "LAST_S", 60.0)
+    with new(receiver, tmp_path, 5).sending(print):
+        eventually(lambda: len(receiver.messages) == 5)
+    assert files(receiver) == [f"{i}.png" for i in range(5)]
+
+
 def test_a_message_whose_record_was_lost_is_repeated_under_its_id(receiver: Receiver, tmp_path: Path) -> None:
     with new(receiver, tmp_path).sending(print):
         pass
