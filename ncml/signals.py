@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Generator
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -11,3 +13,20 @@ def stop_signals() -> list[signal.Signals]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
     return signals
+
+
+@contextlib.contextmanager
+def interrupting() -> Generator[None]:
+    """Raise `KeyboardInterrupt` also on SIGTERM and SIGHUP, so that unfinished work is stored."""
+
+    def interrupt(signum: int, _: object) -> None:
+        raise KeyboardInterrupt
+
+    earlier = {signum: signal.getsignal(signum) for signum in stop_signals() if signum != signal.SIGINT}
+    for signum in earlier:
+        signal.signal(signum, interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

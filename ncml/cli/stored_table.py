@@ -17,6 +17,7 @@ from ncml.cli.table import Row, Table, check_suffix, part_of
 from ncml.errors import InputError, NcmlError, StorageError
 from ncml.object_storage import StoragePath, filesystems
 from ncml.paths import Location
+from ncml.signals import interrupting
 
 SAVE_S = 60.0
 """Interval at which an unfinished table is stored."""
@@ -45,11 +46,12 @@ def open_table(
     folder = Path(tempfile.mkdtemp(prefix="ncml-"))
     try:
         table = StoredTable(output, folder, columns, texts=texts, constants=constants)
-        try:
-            yield table
-        except BaseException:
-            table.save_rows()
-            raise
+        with interrupting():
+            try:
+                yield table
+            except BaseException:
+                table.save_rows()
+                raise
     except StorageError as error:
         part = folder / f"{output.name}.part"
         if part.exists() or part.with_name(output.name).exists():

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,11 @@ def test_a_table_in_a_bucket_is_read_again_and_only_new_images_are_judged(
     assert all(row["modified"].endswith("Z") for row in listed)
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_its_rows_in_the_bucket_and_another_machine_resumes(
-    run: Run, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run, s3: S3, stop: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fill(s3, 20)
     add = stored_table.StoredTable.add
     calls = 0
@@ -106,7 +110,7 @@ def test_an_interrupted_run_leaves_its_rows_in_the_bucket_and_another_machine_re
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(stop)
         add(self, new)
 
     with monkeypatch.context() as patch:
@@ -114,6 +118,7 @@ def test_an_interrupted_run_leaves_its_rows_in_the_bucket_and_another_machine_re
         assert run("score", "s3://line/in", "-o", "s3://line/verdicts.csv").returncode == 130
     assert "verdicts.csv" not in s3.listed()
     assert len(rows(s3, "verdicts.csv.part")) == 8
+    assert not list(tmp_path.glob("ncml-*"))
     s3.requests.clear()
     done = run("score", "s3://line/in", "-o", "s3://line/verdicts.csv")
     assert done.returncode == 0
