@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +56,26 @@ def test_strips_equal_one_pass(levels: tuple[tuple[int, int], ...]) -> None:
     whole = bits_map(net, image)
     assert whole.shape == image.shape[:2]
     assert torch.allclose(bits_map(net, image, strip_pixels=16 * 24), whole, atol=1e-9, rtol=0)
+
+
+MEASURE_MEMORY = """
+import numpy as np
+import ncml
+from ncml.ood.views.likelihood_maps import bits_map
+from tests.memory import peak
+network = ncml.load("detector-base").network
+image = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+bits_map(network, image[:64, :64])
+before = peak()
+bits_map(network, image)
+print(peak() - before)
+"""
+
+
+def test_a_large_image_takes_less_memory_than_one_pass() -> None:
+    command, root = [sys.executable, "-c", MEASURE_MEMORY], Path(__file__).parents[3]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 900e6, "one pass takes 1.1 GB"
 
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
