@@ -4,7 +4,7 @@ import errno
 import filecmp
 import itertools
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from ncml.paths import sync
@@ -13,7 +13,7 @@ MTIME_S = 2.0
 """Precision of modification times on the least precise file systems."""
 
 
-def unused_path(target: Path, reserved: Collection[Path] = ()) -> Path:
+def unused_path(target: Path, reserved: Set[Path] = frozenset()) -> Path:
     """Return a path or, if it is reserved or there is a file already, the next one with a number. Raises `OSError`."""
     return next(path for path in _numbered(target) if path not in reserved and not path.exists())
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Watch:
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._began = self._reported_at = time.monotonic()
         self._problem, alarmed_at = "", 0
+        reserved: set[Path] = set()
         for row in table.rows():
             alarmed_at = self._note(row) or alarmed_at
             if move_flagged is None:
@@ -83,7 +84,8 @@ class Watch:
             assert isinstance(folder, Path)
             if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
                 # this process was killed before it could move the image, or did not move images
-                target = self._recorded_target(row) or self._choose_target(path)
+                target = self._recorded_target(row) or self._choose_target(path, reserved)
+                reserved.add(target)
                 self._to_move[path] = target, self._states[row["file"]]
                 if printable(target) != row[MOVED_TO]:
                     self._print(f"{path}, which an earlier run flagged, is moved to {target}")
@@ -215,9 +217,11 @@ class Watch:
             and not ("error" in row and self._arrivals.may_be_incomplete(arrival))
         ]
         targets: dict[Path, Path] = {}
+        reserved = {target for target, _ in self._to_move.values()}
         for arrival, row in recorded:
             if row.get("is_ood") and self._move_flagged is not None and isinstance(arrival.path, Path):
-                targets[arrival.path] = self._choose_target(arrival.path, targets.values())
+                targets[arrival.path] = self._choose_target(arrival.path, reserved)
+                reserved.add(targets[arrival.path])
             row[MOVED_TO] = printable(targets[arrival.path]) if arrival.path in targets else ""
         if not self._write([to_cells(row) for _, row in recorded]):
             return
@@ -267,12 +271,16 @@ class Watch:
             self._notices.add("stream.alarm", row["modified"], self._table.constants | counts)
         return self._judged
 
-    def _choose_target(self, path: Path, reserved: Collection[Path] = ()) -> Path:
-        """Return where to move an image: to a name that neither a file nor another image that is moved has."""
+    def _choose_target(self, path: Path, reserved: set[Path]) -> Path:
+        """Return where to move an image: to a name that neither a file nor another image that is moved has.
+
+        reserved: where those images are moved; a list would take minutes if thousands wait, as after the first start
+        with `--move-flagged`.
+        """
         assert self._move_flagged is not None
         target = self._move_flagged / relative_to(path, self._folder)
         try:
-            return unused_path(target, [*(other for other, _ in self._to_move.values()), *reserved])
+            return unused_path(target, reserved)
         except OSError:
             return target  # the move reports why the folder cannot be read, and is tried again
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import ncml
 from ncml.cli import main as cli
+from ncml.cli.earlier_rows import stamp
 from ncml.cli.rows import Row, Scorer
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
@@ -204,6 +205,26 @@ def test_a_flagged_image_is_moved_although_an_earlier_run_moved_none(
     assert (
         f"{folder / 'noise.png'}, which an earlier run flagged, is moved to {moved}" in (tmp_path / "log").read_text()
     )
+
+
+def test_many_flagged_images_that_an_earlier_run_did_not_move_are_not_compared_with_each_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, comparisons = ["file", "is_ood", "bytes", "modified", "moved_to", "error"], Counter[str]()
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    for number in range(200):
+        path = folder / f"{number}.png"
+        path.touch()
+        verdicts.add([{"file": printable(path), "is_ood": 1} | stamp(path)])
+
+    def is_equal(path: Path, other: object) -> bool:
+        comparisons["=="] += 1
+        return str(path) == str(other)
+
+    monkeypatch.setattr(type(tmp_path), "__eq__", is_equal)
+    watch = Watch(folder, verdicts, Scorer(lambda _: [], 1), None, tmp_path / "flagged", print, judge="a model")
+    assert len(watch._to_move) == 200
+    assert comparisons["=="] < 10 * 200
 
 
 def test_a_flagged_image_whose_file_name_is_not_utf_8_is_moved_after_a_restart(folder: Path, tmp_path: Path) -> None:

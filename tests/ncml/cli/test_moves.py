@@ -66,7 +66,7 @@ def test_a_relative_link_is_replaced_by_its_file(source: Path, target: Path, tmp
 
 def test_an_unused_path_is_not_a_reserved_one(target: Path) -> None:
     (target / "1.png").touch()
-    reserved = [target / "1-1.png"]
+    reserved = {target / "1-1.png"}
     assert unused_path(target / "1.png", reserved) == target / "1-2.png"
     assert unused_path(target / "1-1.png", reserved) == target / "1-1-1.png"
 
