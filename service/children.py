@@ -26,6 +26,8 @@ STOP_GRACE_S = 15.0
 """Time between the request to stop a child and killing it."""
 BACKOFF_S = (0.5, 30.0)
 """First and longest pause before a child that died is restarted; each pause is twice the previous one."""
+MAX_REASON = 200
+"""Characters of the last line of a child's log that are reported if it ends by itself."""
 MAX_LOG_BYTES = 32 * 2**20
 """Size at which the log of a child becomes its previous log, and a new one begins."""
 INVALID_SETUP_STATUS = 2
@@ -125,14 +127,16 @@ class Supervisor:
             self._write_record()
 
     def _schedule_restart(self, child: Child, status: int, now: float) -> None:
+        last_line = _last_line(self.logs[child.name])
         if status == INVALID_SETUP_STATUS:
-            last_line = self.logs[child.name].read_text(errors="replace").strip().rpartition("\n")[2]
             raise ServeError(f"the {child.name} cannot run with this setup: {last_line.removeprefix('ncml: ')}")
         first_pause_s, longest_pause_s = BACKOFF_S
         if now - child.started > longest_pause_s:  # it was healthy
             child.pause_s = first_pause_s
         child.due = now + child.pause_s
-        cause = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+        cause = f"was killed by signal {-status}"
+        if status >= 0:
+            cause = f"exited with status {status}" + (last_line and f" ({last_line[:MAX_REASON]})")
         self.report(f"the {child.name} {cause}; restarting it in {child.pause_s:g} s ({self.logs[child.name]})")
         child.pause_s = min(2 * child.pause_s, longest_pause_s)
 
@@ -165,6 +169,13 @@ class Supervisor:
 
 def _previous(log: Path) -> Path:
     return log.with_suffix(".previous.log")
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log; "" if it is empty or was deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        return log.read_text(errors="replace").strip().rpartition("\n")[2]
+    return ""
 
 
 def _limit_size(log: Path) -> None:

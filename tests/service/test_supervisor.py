@@ -84,6 +84,19 @@ def test_a_child_with_an_invalid_setup_ends_the_stack(tmp_path: Path) -> None:
         supervisor.start_due()
 
 
+def test_the_reason_for_which_a_child_ends_is_reported_from_its_log(tmp_path: Path) -> None:
+    messages: list[str] = []
+    child = Child("queue", python("print('loading'); print('Bad file format'); raise SystemExit(1)"))
+    supervisor = Supervisor([[child]], tmp_path, messages.append)
+    supervisor.start_due()
+    assert child.process is not None
+    child.process.wait()
+    supervisor.start_due()
+    assert messages == [
+        f"the queue exited with status 1 (Bad file format); restarting it in 0.5 s ({tmp_path / 'queue.log'})"
+    ]
+
+
 def test_children_are_stopped_by_stages_and_no_descendant_remains(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     polite = python(
