@@ -2,7 +2,7 @@
 
 import { Refusal } from "./api.js";
 import { greyLevels, h } from "./dom.js";
-import { numberField, selectField, slider } from "./fields.js";
+import { explainGreyLevels, numberField, selectField, slider } from "./fields.js";
 
 export function conditionFields({ onChange }) {
   let isDetector = false;
@@ -15,7 +15,7 @@ export function conditionFields({ onChange }) {
   const noise = slider({
     label: "Noise level",
     field: "noise",
-    term: "grey levels",
+    explanation: explainGreyLevels(),
     min: 0,
     max: 10,
     step: 0.5,

@@ -3,11 +3,11 @@
 import { isGenerator } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
 import { greyLevels, h, plural } from "./dom.js";
-import { explain } from "./fields.js";
 import { markdown } from "./markdown.js";
 import { detectorPower, powerTable } from "./power.js";
 import { reviewSection } from "./reviews.js";
 import { sampleGrid } from "./samples.js";
+import { explainTerm } from "./terms.js";
 import { pText } from "./verdict.js";
 
 const METRIC_NAMES = {
@@ -59,7 +59,9 @@ function detectorFacts(model) {
     {},
     h("h3", {}, "Detector"),
     weakness && h("p", { class: "caution" }, h("strong", {}, "This detector is weak"), `: ${weakness}.`),
-    [flagged, made, ...sentences].map((text) => h("p", { class: "hint" }, text)),
+    h("p", { class: "hint" }, flagged),
+    h("p", { class: "hint" }, made, explainTerm("scenes")),
+    sentences.map((text) => h("p", { class: "hint" }, text)),
     power ? detectorPower(model) : h("p", { class: "hint" }, "What it finds has not been measured."),
   );
 }
@@ -123,7 +125,7 @@ function calibrationFacts({ calibration, calibrations }) {
   return h(
     "div",
     {},
-    h("h3", {}, "Calibration", explain(statistic)),
+    h("h3", {}, "Calibration", explainTerm(statistic)),
     h("p", { class: "hint" }, summary),
     weakness && h("p", { class: "caution" }, h("strong", {}, "This calibration is weak"), `: ${weakness}.`),
     names.length > 1 && h("p", { class: "hint" }, `Available calibrations: ${names.join(", ")}.`),

@@ -2,33 +2,10 @@
 
 import { button, h, uid } from "./dom.js";
 
-const EXPLANATIONS = {
-  "bits/dim":
-    "Bits per dimension: the average number of bits that the model needs to encode one red, green or blue value of " +
-    "the image. Lower means more likely. Without a model, every value takes 8 bits.",
-  multiscale_corr:
-    "An OOD score: how far an image lies from held-out images. It combines, at several noise levels, the likelihood, " +
-    "the gradient of the log-density and the variation of the bits across pixels, and adds correlations between " +
-    "neighbouring pixels that the model does not explain. Higher means more out-of-distribution.",
-  multiscale:
-    "An OOD score: how far an image lies from held-out images. It combines, at several noise levels, the likelihood, " +
-    "the gradient of the log-density and the variation of the bits across pixels. " +
-    "Higher means more out-of-distribution.",
-  "grey levels":
-    "A colour value is one of 256 levels, from 0 to 255. " +
-    "Noise of 10 grey levels moves each value by about 10, up or down.",
-  guidance: "The influence of the class. Above 1, images show their class more clearly and vary less.",
-  temperature: "Below 1, likely values become more likely and images smoother. Above 1, images vary more.",
-  solver:
-    "A solver turns a noisy sample into a clean image. tweedie does it in one step. heun takes several steps and " +
-    "adds no noise; euler-maruyama and predictor-corrector add noise at each step.",
-};
-
-/** A question-mark button that explains a term; nothing for a term without an explanation. */
-export function explain(term) {
-  if (!(term in EXPLANATIONS)) return [];
+/** A question-mark button that explains a term in a text. */
+export function explain(term, text) {
   const id = uid();
-  const explanation = h("span", { popover: "auto", id, class: "explanation" }, EXPLANATIONS[term]);
+  const explanation = h("span", { popover: "auto", id, class: "explanation" }, text);
   const place = () => {
     const [{ left, top, bottom }, { clientWidth, clientHeight }] = [
       questionMark.getBoundingClientRect(),
@@ -48,11 +25,18 @@ export function explain(term) {
   return [questionMark, explanation];
 }
 
+export const explainGreyLevels = () =>
+  explain(
+    "grey levels",
+    "A colour value is one of 256 levels, from 0 to 255. " +
+      "Noise of 10 grey levels moves each value by about 10, up or down.",
+  );
+
 /**
- * A labelled slider for the parameter `field`. `format(value)` is its text; `term` is explained beside the label. A
+ * A labelled slider for the parameter `field`. `format(value)` is its text; `explanation` stands beside the label. A
  * value that is set is kept exactly, also between two steps.
  */
-export function slider({ label, field, term, min, max, step = 1, value, format = String, hint, onInput }) {
+export function slider({ label, field, explanation, min, max, step = 1, value, format = String, hint, onInput }) {
   const [id, hintId] = [uid(), hint && uid()];
   const output = h("output", { for: id, "aria-live": "off" });
   let [exact, maximum] = [value, max];
@@ -62,7 +46,7 @@ export function slider({ label, field, term, min, max, step = 1, value, format =
     onInput?.();
   };
   const input = h("input", { type: "range", id, min, max, step, value, "aria-describedby": hintId, oninput });
-  const heading = h("span", {}, h("label", { for: id }, label), term && explain(term));
+  const heading = h("span", {}, h("label", { for: id }, label), explanation);
 
   function show() {
     const text = format(exact);
@@ -104,14 +88,14 @@ export function slider({ label, field, term, min, max, step = 1, value, format =
 }
 
 /** A labelled select; `offer` replaces its [value, label] options and keeps the selected one if it is among them. */
-export function selectField({ label, field, term, onChange, hint }) {
+export function selectField({ label, field, explanation, onChange, hint }) {
   const id = uid();
   const select = h("select", { id, onchange: onChange });
   return {
     element: h(
       "div",
       { class: "field", "data-field": field },
-      h("span", {}, h("label", { for: id }, label), term && explain(term)),
+      h("span", {}, h("label", { for: id }, label), explanation),
       select,
       hint,
     ),

@@ -6,10 +6,10 @@ import { chips } from "./chips.js";
 import { curl, endpoint, imageField, terminal } from "./curl.js";
 import { detectionFigure, detectionMap, detectionSteps, viewsTable } from "./detection.js";
 import { greyLevels, h, plural } from "./dom.js";
-import { explain } from "./fields.js";
 import { flipTest } from "./flip.js";
 import { mapDetails, modelView } from "./map.js";
 import { reviewButtons } from "./reviews.js";
+import { explainTerm } from "./terms.js";
 import { framedImage, tileMapDetails, VIEWS } from "./tiles.js";
 import { calibrationOf, headline, pText, verdict } from "./verdict.js";
 
@@ -82,7 +82,7 @@ function verdictFacts(reading) {
     h("h3", {}, title),
     h("p", {}, text),
     scan && h("p", { class: "hint" }, tilesText(scan, score)),
-    caution && h("p", { class: "caution" }, caution),
+    caution && h("p", { class: "caution" }, caution, caution.includes("scenes") && explainTerm("scenes")),
     score.detection ? [detectionSteps(reading), reviewButtons(reading)] : !scan && h("p", {}, nextStep(kind)),
   );
 }
@@ -102,7 +102,7 @@ function likelihood(reading) {
   const { score, conditions } = reading;
   const nats = score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");
   // The explanation of the unit holds without noise only: with noise, the likelihood is a density.
-  const unit = [" bits/dim", !conditions.noise && explain("bits/dim")];
+  const unit = [" bits/dim", !conditions.noise && explainTerm("bits/dim")];
   return h(
     "section",
     { class: "likelihood" },
@@ -144,7 +144,7 @@ function placement({ score, conditions }, { histograms, n_rank: ranked }) {
     holder.replaceChildren(...chart);
   }
   show(names[0]);
-  tabs.element.append(...explain(names[0]));
+  tabs.element.append(...explainTerm(names[0]));
   return h("div", { class: "placed" }, tabs.element, holder);
 }
 

@@ -2,7 +2,8 @@
 
 import { catalogue } from "./catalogue.js";
 import { greyLevels, h, plural } from "./dom.js";
-import { selectField, slider } from "./fields.js";
+import { explainGreyLevels, selectField, slider } from "./fields.js";
+import { explainTerm } from "./terms.js";
 
 const NOISE_STEP = 0.5; // grey levels
 const MAX_STEPS = 32; // unless the default of a model is higher
@@ -38,7 +39,7 @@ function refinementFields({ steps: initialSteps, trajectory }) {
   const noise = slider({
     label: "Initial noise",
     field: "noise",
-    term: "grey levels",
+    explanation: explainGreyLevels(),
     min: trajectory ? NOISE_STEP : 0,
     max: 10,
     step: NOISE_STEP,
@@ -56,7 +57,13 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     onInput: update,
   });
   const hint = h("p", { class: "hint" });
-  const solver = selectField({ label: "Solver", field: "solver", term: "solver", onChange: update, hint });
+  const solver = selectField({
+    label: "Solver",
+    field: "solver",
+    explanation: explainTerm("solver"),
+    onChange: update,
+    hint,
+  });
   const effectiveSolver = (model) =>
     solver.value || ([1, model.steps].includes(steps.value) ? model.solver : model.stepped_solver);
 
@@ -105,7 +112,7 @@ function tiltFields() {
   const guidance = slider({
     label: "Guidance",
     field: "guidance",
-    term: "guidance",
+    explanation: explainTerm("guidance"),
     min: 0.5,
     max: 10,
     step: 0.5,
@@ -115,7 +122,7 @@ function tiltFields() {
   const temperature = slider({
     label: "Temperature",
     field: "temperature",
-    term: "temperature",
+    explanation: explainTerm("temperature"),
     min: 0.5,
     max: 1.5,
     step: 0.05,

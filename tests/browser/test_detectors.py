@@ -264,6 +264,21 @@ def test_a_detector_is_described_by_its_own_version_and_good_images(studio, site
     expect(page.locator(".reading header .hint")).to_have_text(f"washer {version}")
 
 
+def test_scenes_are_explained_where_they_are_counted(studio, images: list[Path]) -> None:
+    page = studio("models", model="washer")
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    explanation = page.locator(".explanation:popover-open")
+    page.locator("tr.details:visible").get_by_role("button", name="Explain scenes").press("Enter")
+    expect(explanation).to_contain_text("crops of one photograph show the same scene")
+    page.get_by_role("link", name="Score", exact=True).click()
+    page.locator("#view-score input[type=file]").first.set_input_files(images[0])
+    page.get_by_role("button", name="Score 1 image").click()
+    caution = page.locator(".reading .caution")
+    expect(caution).to_contain_text("it ranks among 19 scenes")
+    caution.get_by_role("button", name="Explain scenes").press("Enter")
+    expect(explanation).to_contain_text("crops of one photograph show the same scene")
+
+
 def test_each_alteration_has_a_picture_that_is_missed_and_one_that_is_found(studio, site) -> None:
     power = site.http.get("/models/washer").json()["detector"]["power"]
     page = studio("models", model="tiny")
