@@ -308,6 +308,30 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
     assert box["x"] + box["width"] <= 390
 
 
+def test_forced_colours_show_what_is_selected_and_a_phone_more_than_a_colour(studio) -> None:
+    style = "(e, [name, pseudo]) => getComputedStyle(e, pseudo)[name]"
+    page = studio("generate", forced_colors="active")
+    selected, other = (page.locator(f'.tabs a[href="#{view}"]') for view in ("generate", "score"))
+    assert selected.evaluate(style, ["textDecorationLine", None]) == "underline"
+    assert other.evaluate(style, ["textDecorationLine", None]) == "none"
+    chosen, offered = (page.locator(f"#view-generate .chips label:nth-child({n}) span") for n in (1, 2))
+    assert chosen.evaluate(style, ["backgroundColor", None]) != offered.evaluate(style, ["backgroundColor", None])
+    track = page.locator("#view-generate input[type=range]").first
+    assert track.evaluate(style, ["forcedColorAdjust", None]) == "none"  # else it has no track
+    page.locator('.tabs a[href="#score"]').click()
+    page.locator("#view-score input[type=file]").first.set_input_files(
+        [ROOT / "docs" / "cat.jpg", ROOT / "docs" / "brick.png"]
+    )
+    page.get_by_role("button", name="Score 2 images").click()
+    tiles = page.locator(".strip .tile")
+    expect(tiles).to_have_count(2)
+    assert tiles.evaluate_all("all => all.map((e) => getComputedStyle(e).borderTopWidth)") == ["4px", "1px"]
+    page.emulate_media(forced_colors="none")
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert other.evaluate(style, ["boxShadow", None]) != "none"  # now the selected one
+    assert selected.evaluate(style, ["boxShadow", None]) == "none"
+
+
 def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path) -> None:
     tab.expected_messages = ["Failed to load resource"]
     page = studio("score", reduced_motion="reduce")
