@@ -85,7 +85,7 @@ export function detectionMap(reading) {
   const { map, covered, width, height, view } = detection;
   if (!map?.length || !hasPicture(reading)) return null;
   return showMap("Map: where it differs from good images", () => {
-    const label = `Local scores of the view ${viewName(view)}`;
+    const label = `Map of ${reading.name} in the view ${viewName(view)}; it is brightest where the image differs most`;
     const layer = pixelCanvas(heatmap(map, ...colourRange(detection)), label);
     layer.className = "heat";
     place(layer, covered, width, height);
@@ -104,17 +104,26 @@ export function viewsTable({ score: { detection } }) {
     h(
       "tr",
       {},
-      h("th", { scope: "row" }, viewName(view), view === deciding && h("span", { class: "badge" }, "decides")),
+      h("th", { scope: "row" }, viewName(view), view === deciding && [" ", h("span", { class: "badge" }, "decides")]),
       h("td", {}, DETECTOR_VIEWS[view] ?? ""),
-      h("td", { class: "number" }, standardised.toFixed(2)),
+      h("td", { class: "number" }, standardised.toFixed(2).replace("-", "−")),
     ),
+  );
+  const head = h(
+    "tr",
+    {},
+    ["View", "What differs", "Score"].map((heading) => h("th", { scope: "col" }, heading)),
   );
   const caption = `Views, in deviations of good images above their median; the largest is flagged above ${threshold.toFixed(2)}`;
   return h(
     "details",
     {},
     h("summary", {}, "All views"),
-    h("div", { class: "scroll" }, h("table", { class: "views" }, h("caption", {}, caption), h("tbody", {}, rows))),
+    h(
+      "div",
+      { class: "scroll" },
+      h("table", { class: "views" }, h("caption", {}, caption), h("thead", {}, head), h("tbody", {}, rows)),
+    ),
   );
 }
 

@@ -72,11 +72,12 @@ async function fetchMap(reading) {
 
 /** An image of a size with the frame of a box in it, grey if it `isCalm`; `layers` lie between the two. */
 export function framed({ box, width, height }, image, caption, { layers = [], more, isCalm = false } = {}) {
-  const frame = h("span", { class: isCalm ? "box calm" : "box" });
-  place(frame, box, width, height);
   const position = `${box.left} pixels from the left and ${box.top} from the top`;
+  const label = `Frame of ${box.width} × ${box.height} pixels, ${position}, in an image of ${width} × ${height}`;
+  const frame = h("span", { class: isCalm ? "box calm" : "box", role: "img", "aria-label": label });
+  place(frame, box, width, height);
   const over = h("div", { class: "over whole" }, image, layers, frame);
-  return h("figure", {}, over, h("figcaption", { class: "hint", title: position }, caption), more);
+  return h("figure", {}, over, h("figcaption", { class: "hint", title: `Frame: ${position}` }, caption), more);
 }
 
 /** Place an element over the part `box` of an image of a size. */
