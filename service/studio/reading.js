@@ -3,6 +3,7 @@
 import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
 import { chips } from "./chips.js";
+import { csv } from "./csv.js";
 import { curl, endpoint, imageField, terminal } from "./curl.js";
 import { detectionFigure, detectionMap, detectionSteps, viewsTable } from "./detection.js";
 import { greyLevels, h, plural } from "./dom.js";
@@ -13,7 +14,7 @@ import { explainTerm } from "./terms.js";
 import { framedImage, tileMapDetails, VIEWS } from "./tiles.js";
 import { calibrationOf, headline, pText, verdict } from "./verdict.js";
 
-export { headline, verdict };
+export { csv, headline, verdict };
 
 /** The image of a reading for the strip, or the type of a file that the page cannot show. */
 export function stripImage({ name, modelView: src }) {

@@ -1,4 +1,4 @@
-// The scored images: a strip to select one, the selected one in detail, and a CSV table of all.
+// The scored images: a strip to select one, and the selected one in detail.
 
 import { Refusal } from "./api.js";
 import { button, h, keepFocus, plural, save, viewTitle } from "./dom.js";
@@ -21,12 +21,6 @@ export function verdictText(reading) {
   const { label, title } = articles.verdict(reading);
   return `${reading.name}: ${label}. ${title}.`;
 }
-
-const COLUMNS = [
-  ...["image", "bits_per_dim", "nats", "statistic", "ood_score", "threshold", "p_value", "out_of_distribution"],
-  ...["view", "box_left", "box_top", "box_width", "box_height", "class", "noise"],
-  ...["model", "version", "calibration", "calibration_version"],
-];
 
 /** The readings, newest first. `isRunning()` is whether jobs are running; `onClear(readings)` follows their removal. */
 export class Results {
@@ -100,7 +94,7 @@ export class Results {
   }
 
   download() {
-    save(new Blob([csv(this.readings)], { type: "text/csv" }), "scores.csv");
+    save(new Blob([articles.csv(this.readings)], { type: "text/csv" }), "scores.csv");
   }
 
   render() {
@@ -158,25 +152,3 @@ export class Results {
 
 const nothingScored = () =>
   emptyState("No scores yet", "Drop your own images, or click an example to score it immediately.");
-
-function csv(readings) {
-  const lines = [COLUMNS, ...readings.map(csvRow)].map((cells) => cells.map(csvCell).join());
-  return lines.map((line) => `${line}\r\n`).join("");
-}
-
-function csvRow({ name, score, scan, model, conditions }) {
-  const { bpd, log_likelihood: nats, score: worst, ood, detection } = score;
-  const { score: oodScore = worst, threshold, p_value: pValue } = ood ?? {};
-  const { calibration, calibration_version: calibrationVersion } = ood ?? {};
-  const { view, box: { left, top, width, height } = {} } = scan ?? detection ?? {};
-  const statistic = scan ? "tiles" : ood?.statistic; // as in the tables of the command line
-  const isOod = ood && (ood.is_ood ? "yes" : "no");
-  const noise = scan ? "" : (conditions.noise ?? 0);
-  return [
-    ...[name, bpd, nats, statistic, oodScore, threshold, pValue, isOod],
-    ...[view, left, top, width, height, conditions.class, noise],
-    ...[model.name, model.version, calibration, calibrationVersion],
-  ];
-}
-
-const csvCell = (value) => (/[",\r\n]/.test(value ?? "") ? `"${value.replaceAll('"', '""')}"` : (value ?? ""));
