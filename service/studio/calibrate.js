@@ -171,12 +171,14 @@ class CalibrationForm {
     this.files = [...this.files, ...added];
     if (!this.name.value) this.name.value = suggestedName(usable);
     this.showFiles();
+    announce(this.summary.textContent);
   }
 
   clear() {
     this.selection++;
     Object.assign(this, { files: [], skipped: 0, repeated: 0 });
     this.showFiles();
+    announce(this.summary.textContent);
   }
 
   showFiles() {

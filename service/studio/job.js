@@ -1,7 +1,7 @@
 // Follows a submitted job to its result, with a status line, a progress bar and a Cancel button.
 
 import { cancel, Refusal, result } from "./api.js";
-import { button, disable, h, plural } from "./dom.js";
+import { announce, button, disable, h, plural } from "./dom.js";
 import { follow, retry } from "./events.js";
 import { failure } from "./feedback.js";
 
@@ -9,6 +9,15 @@ const LABELS = { queued: "Waiting in the queue", running: "Started" };
 const EXPIRED = "This result has expired: the service keeps results for one hour.";
 const MAX_FETCHES = 5; // of a result, until the user is asked
 const LOST = "Connection lost: trying again. The job continues meanwhile.";
+
+const ANNOUNCEMENT_MS = 30_000; // between announcements of progress, of whichever job
+
+let announcedAt = performance.now();
+function announceProgress(text) {
+  if (performance.now() < announcedAt + ANNOUNCEMENT_MS) return;
+  announcedAt = performance.now();
+  announce(text);
+}
 
 /** Follow a job to its result; resolves to null if it was canceled, throws if it failed. */
 async function jobResult(id, onEvent = () => {}) {
@@ -83,6 +92,7 @@ export function jobMonitor(id, { notice, labels = LABELS, describe = () => null,
     text = description?.text ?? (position === undefined ? labels[event.status] : waiting) ?? text;
     if (description) bar.value = description.fraction;
     status.textContent = event.lost ? LOST : text;
+    announceProgress(status.textContent);
     status.classList.toggle("lost", event.lost === true);
   }
 

@@ -22,6 +22,13 @@ export function verdictText(reading) {
   return `${reading.name}: ${label}. ${title}.`;
 }
 
+/** How many images were scored and, of those with verdicts, flagged. */
+export function countText(readings) {
+  const verdicts = readings.flatMap(({ score }) => score.ood ?? []);
+  const flagged = verdicts.filter(({ is_ood: isOod }) => isOod).length;
+  return `${plural(readings.length, "image")} scored${verdicts.length ? `, ${flagged} flagged` : ""}`;
+}
+
 /** The readings, newest first. `isRunning()` is whether jobs are running; `onClear(readings)` follows their removal. */
 export class Results {
   readings = [];
@@ -99,7 +106,7 @@ export class Results {
 
   render() {
     this.header.hidden = !this.readings.length;
-    this.count.textContent = `${plural(this.readings.length, "image")} scored`;
+    this.count.textContent = countText(this.readings);
     this.strip.hidden = this.readings.length < 2;
     for (const [reading, item] of this.items) {
       item.firstChild.setAttribute("aria-pressed", reading === this.selected);

@@ -1,6 +1,6 @@
 // Shared by the views that generate images: a form that submits a job, and the list of runs.
 
-import { button, h, onSubmit } from "./dom.js";
+import { announce, button, h, onSubmit } from "./dom.js";
 import { clearRefusals, reveal, showRefusal } from "./feedback.js";
 import { Run } from "./run.js";
 import { Sender } from "./send.js";
@@ -20,6 +20,7 @@ export function jobForm(label, submitJob, isReady = () => true, busyLabel = "Sub
     clearRefusals(element, notice);
     try {
       await sender.run(submitJob);
+      announce("Submitted");
     } catch (error) {
       showRefusal(element, notice, error);
     }

@@ -10,7 +10,7 @@ import { dropZone, folderButton } from "./fields.js";
 import { pixelCanvas } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { PendingImage, PendingImages } from "./pending.js";
-import { loadArticles, Results, verdictText } from "./results.js";
+import { countText, loadArticles, Results, verdictText } from "./results.js";
 import { Sender } from "./send.js";
 import { jobs } from "./session.js";
 import { checkSize, inFieldOfTileSize, joined, refusedImage, split } from "./submission.js";
@@ -26,6 +26,8 @@ class ScoreView {
   running = h("div");
   stage = h("div", { class: "stage" });
   jobCount = 0; // of followed jobs, oldest first
+  runningCount = 0; // of those that have not ended
+  unannounced = []; // readings
   results = new Results({
     isRunning: () => this.running.children.length > 0,
     onClear: (readings) => this.forget(readings),
@@ -133,6 +135,7 @@ class ScoreView {
     }
     for (const image of images) image.lock(false);
     if (refusals.length) showRefusal(this.form, this.notice, joined(refusals, submitted));
+    else announce(`${plural(submitted, "image")} submitted`);
   }
 
   /** Submit a group as one job, without the images that are refused; returns how many were submitted. */
@@ -175,6 +178,7 @@ class ScoreView {
   /** Follow a job and show its results. `files` are those of its images, unless the page was reloaded since. */
   async watch(record, files = []) {
     const order = this.jobCount++;
+    this.runningCount++;
     const notice = h("div");
     const monitor = jobMonitor(record.id, { notice, fraction: null, ...progressTexts(record) });
     monitor.status.className = "grow";
@@ -198,6 +202,15 @@ class ScoreView {
       this.reportFailure(row, record, files, error);
     }
     this.results.render();
+    this.runningCount--;
+    this.announceScores();
+  }
+
+  /** Announce the scores once all jobs have ended: screen readers would read the verdict of each job. */
+  announceScores() {
+    if (this.runningCount || !this.unannounced.length) return;
+    announce(`${countText(this.unannounced)}. ${verdictText(this.unannounced[0])}`);
+    this.unannounced = [];
   }
 
   /** Forget a job without a result, and list its images again if possible; returns what to do. */
@@ -240,7 +253,7 @@ class ScoreView {
 
   addReadings(readings) {
     const isSelected = this.results.add(readings);
-    announce(`${plural(readings.length, "image")} scored. ${verdictText(readings[0])}`);
+    this.unannounced.push(...readings);
     if (isSelected) reveal(this.results.article);
   }
 }

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, Request, Route, expect
 
+from tests.browser.announcements import RECORD_ANNOUNCEMENTS
 from tests.browser.answers import changed, with_members, with_models, without_models
 from tests.browser.layout import rectangles
 
@@ -126,7 +127,7 @@ def test_a_failure_is_announced_once(studio, tmp_path: Path, view: str) -> None:
         page.locator("#view-calibrate input[type=file]").first.set_input_files(tmp_path / "images.zip")
     page.locator(f"#view-{view} button[type=submit]").click()
     expect(page.locator("article.run").get_by_role("alert")).to_contain_text("It failed.")  # which is announced
-    expect(page.locator("#live")).to_have_text("")
+    expect(page.locator("#live")).to_have_text("Submitted")
 
 
 def test_a_map_that_cannot_be_fetched_does_not_cost_the_score(studio, tab, images: list[Path]) -> None:
@@ -719,6 +720,31 @@ def test_a_dialog_stays_open_while_its_text_is_selected(studio) -> None:
     expect(dialog).to_be_visible()
     page.mouse.click(box["x"] - 60, box["y"] - 60)
     expect(dialog).to_have_count(0)
+
+
+def test_many_scores_are_announced_once_they_are_all_there(studio, site, images: list[Path]) -> None:
+    page = studio("score")
+    view = page.locator("#view-score")
+    page.route("**/models", with_members(max_images=1))  # a job for each
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    select_images(page, images)
+    page.evaluate(RECORD_ANNOUNCEMENTS)
+    with site.paused():
+        view.get_by_role("button", name="Score 3 images").click()
+        expect(view.locator(".run")).to_have_count(3)
+        expect(page.locator("#live")).to_have_text("3 images submitted")
+    expect(page.locator("#live")).to_have_text(re.compile(r"^3 images scored, \d flagged\. \w+\.png: "))
+    expect(view.get_by_text(re.compile(r"^3 images scored, \d flagged$"))).to_be_visible()
+    assert len(page.evaluate("window.announced")) == 2
+
+
+def test_selected_files_of_a_calibration_are_announced(studio, images: list[Path]) -> None:
+    page = studio("calibrate")
+    page.locator("#view-calibrate input[type=file]").first.set_input_files(images[:2])
+    expect(page.locator("#live")).to_have_text(re.compile("^2 files, "))
+    page.locator("#view-calibrate").get_by_role("button", name="Clear").click()
+    expect(page.locator("#live")).to_have_text("No images yet.")
 
 
 def test_announcements_are_made_inside_an_open_dialog(studio) -> None:

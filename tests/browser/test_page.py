@@ -8,6 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.browser.announcements import RECORD_ANNOUNCEMENTS
 from tests.browser.answers import with_members, with_models
 from tests.browser.conftest import KEY
 from tests.browser.layout import rectangles
@@ -306,6 +307,16 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
     [box] = rectangles(page.get_by_role("dialog"))
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 390
+
+
+def test_the_start_and_the_progress_of_a_long_job_are_announced(studio) -> None:
+    page = studio("generate", model="wide")
+    page.evaluate(RECORD_ANNOUNCEMENTS)
+    page.evaluate("performance.now = ((now) => () => 1000 * now())(performance.now.bind(performance))")
+    job = long_run(page)
+    expect(page.locator("#live")).to_have_text(re.compile("Sampling row|Refining"))
+    assert page.evaluate("window.announced").count("Submitted") == 1
+    page.locator(f'article.run[data-job="{job}"]').get_by_role("button", name="Cancel").click()
 
 
 def test_forced_colours_show_what_is_selected_and_a_phone_more_than_a_colour(studio) -> None:
