@@ -685,7 +685,7 @@ def test_an_image_is_sent_to_the_other_views(studio) -> None:
     cell = page.locator("#view-generate .cell:enabled")
     cell.click()
     page.get_by_role("button", name="Score it").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("How likely is this image?")
+    expect(page.get_by_role("heading", level=1)).to_have_text("How unusual is this image?")
     page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading h2")).to_have_text(re.compile(r"^image-\d+\.png$"))
     page.get_by_role("link", name="Generate").click()
