@@ -1,6 +1,6 @@
 // The files that are dropped on the page, also those in folders.
 
-/** The dropped `files`, those of folders in the order of their paths, and the `unreadable` names in them. */
+/** The dropped `files`, those of folders in the order of their paths, each with its `path`, and the `unreadable` names in them. */
 export async function droppedFiles({ files, items }) {
   const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean); // only available right now
   if (!entries.some((entry) => entry.isDirectory)) return { files: [...files], unreadable: [] };
@@ -11,7 +11,10 @@ export async function droppedFiles({ files, items }) {
 async function filesOf(entries, unreadable) {
   const read = async (entry) => {
     try {
-      if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+      if (entry.isFile) {
+        const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+        return [Object.assign(file, { path: entry.fullPath.slice(1) })];
+      }
       return await filesOf(await folderEntries(entry.createReader()), unreadable);
     } catch {
       unreadable.push(entry.name);

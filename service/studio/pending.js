@@ -32,7 +32,7 @@ export class PendingImage {
 
   constructor(file, onRemove) {
     this.file = file;
-    this.name = file.name || "pasted image";
+    this.name = file.path || file.webkitRelativePath || file.name || "pasted image";
     this.previews = h("span", { class: "previews" });
     this.hint = h("span", { class: "hint" }, "Loading");
     const attributes = { type: "button", class: "quiet out", "aria-label": `Remove ${this.name}` };
@@ -41,7 +41,7 @@ export class PendingImage {
       "li",
       {},
       this.previews,
-      h("span", { class: "words" }, h("span", { class: "name", title: file.name }, this.name), this.hint),
+      h("span", { class: "words" }, h("span", { class: "name", title: this.name }, h("bdi", {}, this.name)), this.hint),
       this.removeButton,
     );
   }

@@ -150,7 +150,7 @@ export class Results {
           h("span", { class: "mono" }, articles.headline(reading)),
           h("span", { "aria-hidden": "true" }, symbol),
         ),
-        h("span", { class: "name" }, name),
+        h("span", { class: "name" }, h("bdi", {}, name)),
         h("span", { class: "visually-hidden" }, label),
       ),
     );

@@ -36,7 +36,7 @@ export function refusedImage(error, images) {
   const image = match && (match[1] ? images[match[1]] : onlyImage);
   if (!image) throw error;
   image.element.classList.add("bad");
-  error.imageName = image.file.name || "The pasted image";
+  error.imageName = image.file.name ? image.name : "The pasted image";
   return image;
 }
 

@@ -893,7 +893,7 @@ DROP_FOLDER = """async () => {
     const image = await exampleFile("stripes", 8, 8);
     const entries = [
         { isFile: true, name: "gone.png", file: (_, reject) => reject(new DOMException("gone", "NotFoundError")) },
-        { isFile: true, name: image.name, file: (resolve) => resolve(image) },
+        { isFile: true, name: image.name, fullPath: `/lot/${image.name}`, file: (resolve) => resolve(image) },
         { isDirectory: true, name: "locked", createReader: () => ({ readEntries: (_, fail) => fail(new Error()) }) },
     ];
     const batches = [entries, []];
@@ -908,7 +908,7 @@ DROP_FOLDER = """async () => {
 def test_files_of_a_dropped_folder_that_cannot_be_read_are_named_and_the_others_taken(studio) -> None:
     page = studio("score")
     page.evaluate(DROP_FOLDER)
-    expect(page.locator("#view-score .waiting li")).to_contain_text("stripes.png")
+    expect(page.locator("#view-score .waiting li")).to_contain_text("lot/stripes.png")
     notice = page.get_by_role("status").filter(has_text="gone.png, locked could not be read.")
     expect(notice).to_be_in_viewport()
     notice.get_by_role("button", name="Dismiss").click()
@@ -917,6 +917,28 @@ def test_files_of_a_dropped_folder_that_cannot_be_read_are_named_and_the_others_
     expect(notice).to_be_visible()
     page.evaluate(DROP, ["stripes"])
     expect(notice).to_have_count(0)
+
+
+def test_images_of_one_name_from_two_folders_are_distinguished(studio, images: list[Path], tmp_path: Path) -> None:
+    names = [f"lot/camera-{camera}/part.png" for camera in ("left", "right")]
+    for name, image in zip(names, images, strict=False):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        image.rename(path)
+    page = studio("score")
+    view = page.locator("#view-score")
+    with page.expect_file_chooser() as chooser:
+        view.get_by_role("button", name="Select a folder").click()
+    chooser.value.set_files(tmp_path / "lot")
+    expect(view.locator(".waiting li")).to_have_count(2)
+    assert sorted(view.locator(".waiting .name").all_inner_texts()) == names
+    view.get_by_role("button", name="Score 2 images").click()
+    tiles = view.locator(".strip .tile")
+    expect(tiles).to_have_count(2)
+    assert sorted(tiles.locator(".name").all_inner_texts()) == names
+    [tile, end] = rectangles(tiles.first, tiles.first.locator(".name bdi"))
+    assert end["right"] <= tile["right"]  # the end of the path is visible, and its start is cut off
+    assert end["left"] < tile["left"]
 
 
 def test_of_several_images_dropped_on_complete_the_one_in_use_is_named(studio) -> None:
