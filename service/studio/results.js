@@ -157,5 +157,4 @@ export class Results {
   }
 }
 
-const nothingScored = () =>
-  emptyState("No scores yet", "Drop your own images, or click an example to score it immediately.");
+const nothingScored = () => emptyState("No scores yet", "Add images of your own: their scores appear here.");

@@ -85,6 +85,7 @@ class ScoreView {
   useModel() {
     if (!catalogue.current) return;
     this.conditions.useModel(catalogue.current);
+    this.examples.element.hidden = Boolean(catalogue.current.detector); // it judges images of one kind
     this.pending.show();
     this.results.refresh();
   }

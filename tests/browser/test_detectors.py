@@ -76,6 +76,7 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     for name in ("Generate", "Complete", "Trajectory"):
         expect(page.get_by_role("link", name=name, exact=True)).to_be_hidden()
     view = page.locator("#view-score")
+    expect(view.get_by_text("Or score an example:")).to_be_hidden()  # none is of the kind that it judges
     view.locator("input[type=file]").first.set_input_files(images)
     expect(view.locator(".waiting li").first).to_contain_text("96 × 72 pixels")
     expect(view.locator(".waiting li").first.locator("canvas")).to_have_count(1)  # it is not cropped
