@@ -29,9 +29,15 @@ export function modelDetails(model) {
         "details",
         {},
         h("summary", {}, "Model card: training and measurements"),
-        h("div", { class: "prose" }, markdown(card)),
+        h("div", { class: "prose" }, markdown(ownFirst(card))),
       ),
   );
+}
+
+/** A card with the section on its detector, if it has one, before what it says about the base of the detector. */
+function ownFirst(card) {
+  const [base, ...own] = card.split(/^(?=## Detector$)/m);
+  return [...own, base].join("\n\n");
 }
 
 function verdictFacts(model) {

@@ -284,6 +284,17 @@ def test_scenes_are_explained_where_they_are_counted(studio, images: list[Path])
     expect(explanation).to_contain_text("crops of one photograph show the same scene")
 
 
+def test_the_card_of_a_detector_begins_with_its_own_section(studio) -> None:
+    page = studio("models", model="washer")
+    card = "# base\n\nTrained.\n\n## Learning curve\n\nIt fell.\n\n## Detector\n\n- flags 5%"
+    page.route("**/models", with_models(lambda model: model.update(card=card), "washer"))
+    page.reload()
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    details = page.locator("tr.details:visible")
+    details.locator("summary", has_text="Model card").click()
+    assert details.locator(".prose h4").all_inner_texts() == ["Detector", "base", "Learning curve"]
+
+
 def test_each_alteration_has_a_picture_that_is_missed_and_one_that_is_found(studio, site) -> None:
     power = site.http.get("/models/washer").json()["detector"]["power"]
     page = studio("models", model="tiny")
