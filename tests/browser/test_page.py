@@ -343,6 +343,19 @@ def test_forced_colours_show_what_is_selected_and_a_phone_more_than_a_colour(stu
     assert selected.evaluate(style, ["boxShadow", None]) == "none"
 
 
+def test_at_400_percent_zoom_most_of_the_screen_is_left_to_the_content(studio) -> None:
+    page = studio("generate", viewport={"width": 320, "height": 225})
+    [tabs] = rectangles(page.locator(".tabs"))
+    assert tabs["bottom"] == 225
+    assert tabs["height"] < 0.2 * 225
+    button = page.locator("#view-generate .send .primary")
+    expect(button).not_to_be_in_viewport()  # it does not lie over the fields
+    button.focus()
+    [focused] = rectangles(button)
+    assert focused["bottom"] <= tabs["top"]
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
 def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path) -> None:
     tab.expected_messages = ["Failed to load resource"]
     page = studio("score", reduced_motion="reduce")
