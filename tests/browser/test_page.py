@@ -356,6 +356,23 @@ def test_at_400_percent_zoom_most_of_the_screen_is_left_to_the_content(studio) -
     assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
+TARGETS = """() => [...document.querySelectorAll("a, button, summary, select, label.check, input[type=range]")]
+    .filter((e) => e.checkVisibility() && !e.closest("p, .skip, .hint") && !e.matches(".skip, .explain"))
+    .map((e) => [e.textContent, e.getBoundingClientRect()])
+    .filter(([, { width, height }]) => Math.min(width, height) < 24).map(([text]) => text)"""
+"""Controls outside of sentences that are narrower or lower than 24 pixels; question marks react around their circle."""
+
+
+def test_a_phone_has_no_control_that_is_smaller_than_a_finger_can_hit(studio) -> None:
+    page = studio("score", **PHONE)
+    page.locator("#view-score").get_by_role("button", name="gradient").tap()
+    expect(page.locator(".reading .big")).to_be_visible()
+    for view in VIEWS:
+        page.locator(f'.tabs a[href="#{view}"]').tap()
+        expect(page.locator(f"#view-{view}")).to_be_visible()
+        assert page.evaluate(TARGETS) == [], view
+
+
 def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path) -> None:
     tab.expected_messages = ["Failed to load resource"]
     page = studio("score", reduced_motion="reduce")
