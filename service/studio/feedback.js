@@ -1,6 +1,6 @@
-// Messages: failures with their remedies, empty states, dialogs.
+// Messages: failures with their remedies, and empty states.
 
-import { button, h, plural, uid } from "./dom.js";
+import { button, h, plural } from "./dom.js";
 
 const MAX_NAMES = 5; // that a message lists
 
@@ -97,27 +97,3 @@ export function reveal(element) {
 }
 
 const scrollBehavior = () => (matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth");
-
-/** Open a modal dialog, which its button, Escape or a click beside it closes and removes. */
-export function openDialog(title, ...content) {
-  const id = uid();
-  const header = h(
-    "header",
-    { class: "row" },
-    h("h2", { id }, title),
-    button("Close", () => dialog.close(), "quiet"),
-  );
-  const dialog = h(
-    "dialog",
-    {
-      "aria-labelledby": id,
-      onclose: () => dialog.remove(),
-      onpointerdown: (event) => event.target === dialog && dialog.close(),
-    },
-    h("div", { class: "sheet" }, header, ...content),
-    h("div", { class: "live visually-hidden", "aria-live": "polite" }),
-  );
-  document.body.append(dialog);
-  dialog.showModal();
-  return dialog;
-}

@@ -1,7 +1,7 @@
 // The dialog for the API key.
 
+import { openDialog } from "./dialog.js";
 import { announce, button, h, onSubmit, uid } from "./dom.js";
-import { openDialog } from "./feedback.js";
 import { apiKey } from "./session.js";
 
 /** Open the dialog; `onChange` is called once the key is set or removed. */

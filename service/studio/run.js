@@ -2,8 +2,9 @@
 
 import { resultFile } from "./api.js";
 import { curl, endpoint, imageField, quoted, terminal } from "./curl.js";
+import { openDialog } from "./dialog.js";
 import { announce, button, copyButton, h, keepFocus, plural, save, seconds, viewTitle } from "./dom.js";
-import { attempt, failure, openDialog } from "./feedback.js";
+import { attempt, failure } from "./feedback.js";
 import { createCanvas, pngBlob } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { gridImages, previewFetcher, sampledArea } from "./preview.js";
