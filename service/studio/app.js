@@ -2,7 +2,7 @@
 
 import { Refusal } from "./api.js";
 import { catalogue, isGenerator } from "./catalogue.js";
-import { button, h } from "./dom.js";
+import { announce, button, h, keepFocus } from "./dom.js";
 import { droppedFiles } from "./drop.js";
 import { failure, listed } from "./feedback.js";
 import { fetchMetrics, load } from "./metrics.js";
@@ -70,7 +70,9 @@ async function route(navigated) {
   document.title = `${title.textContent} · ncml studio`;
   if (!navigated) return;
   scrollTo(0, 0);
-  title.focus({ preventScroll: true });
+  if (document.activeElement === modelSelect)
+    announce(title.textContent); // the arrow keys of the list led here
+  else title.focus({ preventScroll: true });
 }
 addEventListener("hashchange", () => {
   showCurrent(); // which may lead to another view
@@ -137,7 +139,13 @@ function showProblem(problem) {
   if (text === problemText) return; // a repeated alert would be announced again
   problemText = text;
   const retry = problem?.calm || problem?.status === 401 ? undefined : refresh;
-  notice.replaceChildren(...(problem ? [failure(problem, retry, problem.action)] : []));
+  replace(notice, ...(problem ? [failure(problem, retry, problem.action)] : []));
+}
+
+/** Replace messages; if a button of theirs has the focus, the heading of the view gets it. */
+function replace(area, ...messages) {
+  const heading = document.querySelector("section:not([hidden]) h1");
+  keepFocus(area, heading, () => area.replaceChildren(...messages));
 }
 
 async function keepRefreshing() {
@@ -193,7 +201,7 @@ addEventListener("drop", async (event) => {
   const { files, unreadable } = await droppedFiles(event.dataTransfer);
   takeFiles(files);
   if (unreadable.length) {
-    const dismiss = button("Dismiss", () => unreadableFiles.replaceChildren(), "small");
+    const dismiss = button("Dismiss", () => replace(unreadableFiles), "small");
     const reason = { message: `${listed(unreadable)} could not be read.`, calm: files.length > 0 };
     unreadableFiles.replaceChildren(failure(reason, undefined, dismiss));
   }

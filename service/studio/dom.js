@@ -46,12 +46,12 @@ const ignoreDisabled = (event) => {
 };
 addEventListener("click", ignoreDisabled, { capture: true });
 
-/** Perform `change()`, which removes elements of `area`; if one of them has the focus, the heading `target` gets it. */
+/** Perform `change()`, which removes elements of `area`; if one of them has the focus, `target` gets it. */
 export function keepFocus(area, target, change) {
   const isFocused = area.contains(document.activeElement);
   change();
   if (!isFocused) return;
-  target.tabIndex = -1;
+  if (target.tabIndex < 0) target.tabIndex = -1; // a heading
   target.focus({ preventScroll: true });
 }
 

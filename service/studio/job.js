@@ -1,7 +1,7 @@
 // Follows a submitted job to its result, with a status line, a progress bar and a Cancel button.
 
 import { cancel, Refusal, result } from "./api.js";
-import { announce, button, disable, h, plural } from "./dom.js";
+import { announce, button, disable, h, keepFocus, plural, viewTitle } from "./dom.js";
 import { follow, retry } from "./events.js";
 import { failure } from "./feedback.js";
 
@@ -12,7 +12,7 @@ const LOST = "Connection lost: trying again. The job continues meanwhile.";
 
 const ANNOUNCEMENT_MS = 30_000; // between announcements of progress, of whichever job
 
-let announcedAt = performance.now();
+let announcedAt = 0;
 function announceProgress(text) {
   if (performance.now() < announcedAt + ANNOUNCEMENT_MS) return;
   announcedAt = performance.now();
@@ -56,7 +56,7 @@ export async function persistentResult(id, notice, onEvent = () => {}) {
         const dismiss = button("Dismiss", () => reject(Object.assign(error, { isDismissed: true })), "small");
         notice.replaceChildren(failure(error, resolve, dismiss));
       });
-      notice.replaceChildren();
+      keepFocus(notice, viewTitle(notice), () => notice.replaceChildren());
     }
   }
 }
@@ -67,6 +67,7 @@ export async function persistentResult(id, notice, onEvent = () => {}) {
  * reported in `notice` until the next event. `result(onProgress)` resolves as `persistentResult` does.
  */
 export function jobMonitor(id, { notice, labels = LABELS, describe = () => null, fraction = 0 }) {
+  announcedAt = performance.now(); // its start is announced where it is submitted
   const status = h("p", { class: "hint grow" }, labels.queued);
   const bar = h("progress", { max: 1, value: fraction, "aria-label": "Progress" });
   const cancelButton = button("Cancel", cancelJob, "small");

@@ -1,7 +1,7 @@
 // The images that are selected but not yet submitted, each with what the model will see of it.
 
 import { catalogue, reference } from "./catalogue.js";
-import { announce, disable, h, plural } from "./dom.js";
+import { announce, disable, h, keepFocus, plural, viewTitle } from "./dom.js";
 import { imageFiles, isTiff, UNDISPLAYABLE } from "./feedback.js";
 import { cropPreview, pixelCanvas, preprocess, withBitmap } from "./image.js";
 import { tiling } from "./tiling.js";
@@ -104,20 +104,34 @@ export class PendingImages {
 
   add(files) {
     const accepted = imageFiles(files, this.skipped);
-    const added = accepted.map((file) => new PendingImage(file, (image) => this.remove([image])));
+    const added = accepted.map((file) => new PendingImage(file, (image) => this.discard([image])));
     this.images = [...this.images, ...added];
     this.render();
-    if (accepted.length) announce(`${plural(this.images.length, "image")} ready to score`);
+    if (accepted.length) this.announce();
+  }
+
+  announce() {
+    announce(`${plural(this.images.length, "image")} ready to score`);
   }
 
   remove(images) {
-    this.images = this.images.filter((image) => !images.includes(image));
-    this.render();
+    const others = this.images.filter((image) => !images.includes(image));
+    const next = others[this.images.indexOf(images[0])] ?? others.at(-1);
+    keepFocus(this.list, next?.removeButton ?? viewTitle(this.list), () => {
+      this.images = others;
+      this.render();
+    });
+  }
+
+  /** Remove images that the user does not want to score. */
+  discard(images) {
+    this.remove(images);
+    this.announce();
   }
 
   clear() {
     this.skipped.replaceChildren();
-    this.remove(this.images);
+    this.discard(this.images);
   }
 
   get listed() {

@@ -2,7 +2,7 @@
 
 import { cancel, submit } from "./api.js";
 import { reference } from "./catalogue.js";
-import { announce, button, h } from "./dom.js";
+import { announce, button, h, keepFocus } from "./dom.js";
 import { failure } from "./feedback.js";
 import { persistentResult } from "./job.js";
 import { jobs } from "./session.js";
@@ -20,7 +20,7 @@ export function sampleGrid(model) {
 }
 
 class SampleGrid {
-  element = h("div", { class: "samples" });
+  element = h("section", { class: "samples", "aria-label": "Samples" });
 
   constructor(model) {
     this.model = model;
@@ -38,12 +38,17 @@ class SampleGrid {
 
   offer() {
     const samples = this.requests[0].class ? `${PER_CLASS} of each class` : `${WITHOUT_CLASSES} samples`;
-    this.element.replaceChildren(button(`Generate ${samples}`, () => this.generate(), "small"));
+    this.replace(button(`Generate ${samples}`, () => this.generate(), "small"));
+  }
+
+  /** Replace the content of the grid; if a button in it has the focus, the grid gets it. */
+  replace(...elements) {
+    keepFocus(this.element, this.element, () => this.element.replaceChildren(...elements));
   }
 
   /** Submit the jobs of the grid, which are stored as one record. */
   async generate() {
-    this.element.replaceChildren(h("p", { class: "hint" }, "Submitting"));
+    this.replace(h("p", { class: "hint" }, "Submitting"));
     const model = reference(this.model);
     const samples = [];
     try {
@@ -71,7 +76,7 @@ class SampleGrid {
     const status = h("p", { class: "hint grow" }, "Generating samples with seeds from 0");
     const header = h("div", { class: "row" }, status, bar, button("Cancel", cancelAll, "small"));
     const notice = h("div");
-    this.element.replaceChildren(header, notice, h("ul", { class: "classes" }, rows));
+    this.replace(header, notice, h("ul", { class: "classes" }, rows));
     try {
       for (const [i, { id, label }] of samples.entries()) {
         const result = await persistentResult(id, notice);
@@ -95,15 +100,17 @@ class SampleGrid {
       discard(samples);
       this.generate();
     };
-    header.replaceChildren(
+    const elements = [
       h("p", { class: "hint grow" }, "Samples with seeds from 0, not hand-picked"),
       button("Generate again", repeat, "small"),
-    );
+    ];
+    keepFocus(header, this.element, () => header.replaceChildren(...elements));
+    announce(`Samples of ${this.model.name} generated`);
   }
 
   fail(error, samples) {
     discard(samples);
-    this.element.replaceChildren(failure(error, () => this.generate()));
+    this.replace(failure(error, () => this.generate()));
   }
 }
 

@@ -106,7 +106,7 @@ class ScoreView {
 
   clear() {
     this.notice.replaceChildren();
-    this.pending.clear();
+    keepFocus(this.clearButton, this.zone.control, () => this.pending.clear());
   }
 
   submitAll() {
@@ -207,7 +207,7 @@ class ScoreView {
     this.announceScores();
   }
 
-  /** Announce the scores once all jobs have ended: screen readers would read the verdict of each job. */
+  /** Announce the scores once all jobs have ended, not the verdict of each. */
   announceScores() {
     if (this.runningCount || !this.unannounced.length) return;
     announce(`${countText(this.unannounced)}. ${verdictText(this.unannounced[0])}`);

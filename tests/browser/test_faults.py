@@ -739,6 +739,52 @@ def test_many_scores_are_announced_once_they_are_all_there(studio, site, images:
     assert len(page.evaluate("window.announced")) == 2
 
 
+def test_the_focus_stays_where_images_are_removed(studio, images: list[Path]) -> None:
+    page = studio("score")
+    select_images(page, images)
+    view, live = page.locator("#view-score"), page.locator("#live")
+    view.get_by_role("button", name="Remove second.png").press("Enter")
+    expect(live).to_have_text("2 images ready to score")
+    expect(view.get_by_role("button", name="Remove third.png")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(view.get_by_role("button", name="Remove first.png")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(view.locator("h1")).to_be_focused()
+    select_images(page, images)
+    view.get_by_role("button", name="Clear").press("Enter")
+    expect(live).to_have_text("0 images ready to score")
+    expect(view.locator("input[type=file]")).to_be_focused()
+
+
+def test_a_notice_that_is_closed_with_the_keyboard_leaves_the_focus_in_its_view(studio, tab) -> None:
+    tab.expected_messages = [ABORTED]
+    page = studio("score")
+    page.evaluate(DROP_FOLDER)
+    page.get_by_role("status").filter(has_text="gone.png").get_by_role("button", name="Dismiss").press("Enter")
+    expect(page.locator("#view-score h1")).to_be_focused()
+    page.route("**/models", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        pass
+    try_again = page.locator("#notice").get_by_role("button", name="Try again")
+    try_again.focus()
+    page.unroute("**/models")
+    try_again.press("Enter")
+    expect(page.locator("#view-score h1")).to_be_focused()
+
+
+def test_the_list_of_models_keeps_the_focus_where_a_model_has_no_such_view(studio) -> None:
+    page = studio("generate")
+    page.route("**/models", with_models(lambda model: model.update(generates=False), "wide"))
+    page.reload()
+    expect(page.locator("#view-generate")).to_be_visible()
+    models = page.locator("#model")
+    models.focus()
+    models.select_option("wide")
+    expect(page.locator("#view-score")).to_be_visible()
+    expect(page.locator("#live")).to_have_text("How unusual is this image?")
+    expect(models).to_be_focused()
+
+
 def test_selected_files_of_a_calibration_are_announced(studio, images: list[Path]) -> None:
     page = studio("calibrate")
     page.locator("#view-calibrate input[type=file]").first.set_input_files(images[:2])

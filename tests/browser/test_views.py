@@ -1232,8 +1232,9 @@ def test_samples_that_are_canceled_elsewhere_are_offered_again(studio) -> None:
     page.locator("#view-models").get_by_role("button", name="tiny").click()
     offer = page.get_by_role("button", name="Generate 4 of each class")
     with page.expect_request("**/jobs/unknown/events"):
-        offer.click()
+        offer.press("Enter")
     expect(page.locator(".samples")).to_contain_text("Generating samples")
+    expect(page.locator(".samples")).to_be_focused()  # instead of the button, which is gone
     canceled = {"content_type": "text/event-stream", "body": "event: canceled\ndata: {}\n\n"}
     held_routes[0].fulfill(**canceled)
     expect(offer).to_be_visible()
