@@ -100,14 +100,15 @@ class CalibrationForm {
     Object.assign(this, { notice, update });
     const id = uid();
     const hintId = uid();
+    const nameHint = "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.";
     this.name = h("input", {
       id,
+      title: nameHint, // which browsers add to their refusal
       "aria-describedby": hintId,
       required: true,
       pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*",
       maxlength: 64,
     });
-    const nameHint = "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.";
     const nameField = h(
       "div",
       { class: "field", "data-field": "name" },

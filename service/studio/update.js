@@ -33,6 +33,7 @@ export function updateForm(model, kept) {
   const name = h("input", {
     ...{ id, "aria-describedby": hintId, required: true, maxlength: 64, value: nextName(base) },
     pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*",
+    title: "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.",
   });
   const hint =
     "The new version learns from good images, and is tested with defective ones; the former one remains. " +
