@@ -21,9 +21,14 @@ export function modelDetails(model) {
   return h(
     "div",
     { class: "stack" },
-    h("div", { class: "columns" }, verdictFacts(model), h("dl", {}, facts)),
+    h(
+      "div",
+      { class: "columns" },
+      verdictFacts(model),
+      h("section", { class: "stack" }, h("dl", {}, facts), model.detector && reviewSection(model)),
+    ),
     isGenerator(model) && sampleGrid(model).element,
-    model.detector && reviewSection(model),
+    model.detector && powerSection(model), // last, because its pictures fill many screens
     card &&
       h(
         "details",
@@ -45,11 +50,11 @@ function verdictFacts(model) {
   return model.calibration ? calibrationFacts(model) : notCalibrated();
 }
 
-/** How a detector was made, at which size it judges, and what it finds. */
+/** How a detector was made, and at which size it judges. */
 function detectorFacts(model) {
   const { detector } = model;
   const { n_fit: estimated, n_rank: ranked, estimation_scenes: fitScenes, ranking_scenes: rankScenes } = detector;
-  const { false_positive_rate: rate, rate_bound: bound, confidence, weakness, descriptions, notes, power } = detector;
+  const { false_positive_rate: rate, rate_bound: bound, confidence, weakness, descriptions, notes } = detector;
   const percent = (share) => `${pText(100 * share)}%`;
   const flagged = confidence
     ? `Flags at most ${percent(rate)} of good images, with a confidence of ${percent(confidence)}.`
@@ -68,8 +73,13 @@ function detectorFacts(model) {
     h("p", { class: "hint" }, flagged),
     h("p", { class: "hint" }, made, explainTerm("scenes")),
     sentences.map((text) => h("p", { class: "hint" }, text)),
-    power ? detectorPower(model) : h("p", { class: "hint" }, "What it finds has not been measured."),
   );
+}
+
+function powerSection(model) {
+  const unmeasured = h("p", { class: "hint" }, "What it finds has not been measured.");
+  const content = model.detector.power ? detectorPower(model) : unmeasured;
+  return h("section", { class: "stack" }, h("h3", {}, "What it finds and misses"), content);
 }
 
 function modelFacts(model) {

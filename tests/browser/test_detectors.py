@@ -284,6 +284,15 @@ def test_scenes_are_explained_where_they_are_counted(studio, images: list[Path])
     expect(explanation).to_contain_text("crops of one photograph show the same scene")
 
 
+def test_a_phone_shows_the_reviews_of_a_detector_before_its_many_pictures(studio) -> None:
+    page = studio("models", model="washer", viewport={"width": 360, "height": 740})
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    details = page.locator("tr.details:visible")
+    pictures = details.get_by_role("heading", name="What it finds and misses")
+    reviews, pictures = rectangles(details.get_by_role("heading", name="Your reviews"), pictures)
+    assert reviews["y"] < pictures["y"]
+
+
 def test_the_card_of_a_detector_begins_with_its_own_section(studio) -> None:
     page = studio("models", model="washer")
     card = "# base\n\nTrained.\n\n## Learning curve\n\nIt fell.\n\n## Detector\n\n- flags 5%"
