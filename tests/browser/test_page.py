@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.announcements import RECORD_ANNOUNCEMENTS
 from tests.browser.answers import with_members, with_models
-from tests.browser.conftest import KEY
+from tests.browser.conftest import ARGS, CHROMIUM, KEY, Tab
 from tests.browser.layout import rectangles
 
 ROOT = Path(__file__).parents[2]
@@ -371,6 +371,19 @@ def test_a_phone_has_no_control_that_is_smaller_than_a_finger_can_hit(studio) ->
         page.locator(f'.tabs a[href="#{view}"]').tap()
         expect(page.locator(f"#view-{view}")).to_be_visible()
         assert page.evaluate(TARGETS) == [], view
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_text_of_twice_the_size_fits_the_screen(site, browser: Browser, width: int) -> None:
+    large = browser.browser_type.launch(
+        executable_path=CHROMIUM, args=[*ARGS, "--blink-settings=defaultFontSize=32"]
+    )  # as in the settings of a browser
+    page = Tab(large).open(f"{site.url}/#generate", viewport={"width": width, "height": 900})
+    expect(page.locator("#view-generate form")).to_be_visible()
+    assert page.evaluate("parseFloat(getComputedStyle(document.documentElement).fontSize)") == 32
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    expect(page.get_by_role("link", name="API docs")).to_be_in_viewport(ratio=1)
+    large.close()
 
 
 def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path) -> None:
