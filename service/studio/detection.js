@@ -46,7 +46,7 @@ function drawnFigure(reading, caption) {
   const { width, height } = reading.score.detection;
   const reason = modelView === null ? "This browser cannot display the file" : "The storage of this tab is full";
   return fetchedFigure(reading, (src) => {
-    const image = h("div", { class: "over whole" }, h("img", { width, height, src, alt: name }));
+    const image = h("div", { class: "over whole" }, h("img", { width, height, src, alt: `${name} with its map` }));
     const source = `${reason}: this is the map on the image in grey, as the service drew it.`;
     return h("figure", {}, image, h("figcaption", { class: "hint" }, `${caption}. ${source}`));
   });

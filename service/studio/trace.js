@@ -208,6 +208,7 @@ export class Trace {
     const { finalImages, width, height } = frames;
     const hasDifference = finalImages !== null && frame.stage !== "end";
     this.differenceHint.hidden = hasDifference;
+    imageContext.canvas.setAttribute("aria-label", `The images in this frame: ${frameLabel(frame)}`);
     for (const context of [imageContext, differenceContext]) {
       context.clearRect(0, 0, context.canvas.width, context.canvas.height);
     }

@@ -200,6 +200,7 @@ def test_an_image_that_the_browser_cannot_decode_is_shown_as_the_service_drew_it
     expect(reading.locator(".label")).to_have_text("Flagged")
     caption = reading.locator("figcaption").first
     expect(caption).to_contain_text("This browser cannot display the file: this is the map on the image in grey")
+    expect(reading.get_by_role("img", name=f"{tiff.name} with its map")).to_be_visible()
     size = "(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
     assert reading.locator(".over img").evaluate(size) == [96, 72]
     expect(reading.locator("details.map")).to_have_count(0)  # it is shown above

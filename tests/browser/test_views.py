@@ -1106,6 +1106,7 @@ def test_a_trace_shows_every_row_and_its_refinement(studio) -> None:
     assert labels[:32] == [*(f"Sampling, row {row}" for row in range(1, 32)), "Noisy sample"]
     assert counts[:32] == [4 * 32 * row for row in range(1, 33)]  # in all four images
     assert labels[-1] == "Refined image"
+    expect(trace.get_by_role("img", name="The images in this frame: Refined image")).to_be_visible()
     assert sum(name.startswith("Refinement") for name in labels) >= 1
     thumbnails = trace.locator(".thumbs canvas").evaluate_all("all => all.map((canvas) => canvas.toDataURL())")
     assert len(set(thumbnails)) == len(thumbnails) == 9
