@@ -371,6 +371,8 @@ def test_a_phone_has_no_control_that_is_smaller_than_a_finger_can_hit(studio) ->
         page.locator(f'.tabs a[href="#{view}"]').tap()
         expect(page.locator(f"#view-{view}")).to_be_visible()
         assert page.evaluate(TARGETS) == [], view
+    key = page.locator("#key")
+    assert key.evaluate("e => e.scrollWidth <= e.clientWidth")  # its text fits
 
 
 @pytest.mark.parametrize("width", [390, 1280])
