@@ -38,7 +38,7 @@ from ncml.ood.power import explain_weakness
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "largest view"
-FORMAT = 5
+FORMAT = 6
 FILE, TENSORS, NEW_TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.NEW_DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95

@@ -25,7 +25,6 @@ from ncml.ood.exported import IS_LOST
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.views import alignment, appearance, likelihood
 from ncml.ood.views.appearance import GRID, AppearanceView
-from ncml.ood.views.bank import Bank
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
@@ -71,8 +70,8 @@ class FeaturesGraph(ViewGraph):
         self.view = view
         self.alignment = None if view.template is None else AlignmentGraph(view.template, *self.input_size, CELL)
         # Patches are stored in fp16, and half as large so.
-        self.patches = "patches_MF" if isinstance(view.reference, Bank) else "patches_hwNF"
-        self.stored = nn.Buffer(getattr(view.reference, self.patches).half())
+        self.bank_MF = nn.Buffer(view.bank.patches_MF.half())
+        self.places_hwNF = None if view.places is None else nn.Buffer(view.places.patches_hwNF.half())
         self.network = view.network
 
     def forward(self, image_HWC: Tensor, other: Tensor | None = None) -> dict[str, Candidates]:
@@ -81,8 +80,10 @@ class FeaturesGraph(ViewGraph):
         other: the grey image that a template is compared with, or the image at the size of its areas.
         Returns also, as `IS_LOST`, whether the part was not found, if there is a template.
         """
-        reference = dataclasses.replace(self.view.reference, **{self.patches: self.stored.float()})
-        view = dataclasses.replace(self.view, reference=reference)
+        bank, places = dataclasses.replace(self.view.bank, patches_MF=self.bank_MF.float()), self.view.places
+        if places is not None and self.places_hwNF is not None:
+            places = dataclasses.replace(places, patches_hwNF=self.places_hwNF.float())
+        view = dataclasses.replace(self.view, bank=bank, places=places)
         if self.alignment is None or other is None:
             cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
             return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool), other)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.ood.conformal import Floats
-from ncml.ood.views.bank import nearest, sample
+from ncml.ood.views.bank import BANK, nearest, sample
 from ncml.ood.views.patches import Candidates, deviations
 
 SHARE = 0.05
@@ -37,7 +37,7 @@ class Areas:
     def estimate(cls, areas: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
         """Keep areas of good images, [r, c, G] each; return them and the score of each image without its own scene."""
         deviation_G = deviations(areas)
-        areas_MG, scenes_M = sample([areas_rcG / deviation_G for areas_rcG in areas], scenes_N)
+        areas_MG, scenes_M = sample([areas_rcG / deviation_G for areas_rcG in areas], scenes_N, BANK)
         scores = [
             float(cls(areas_MG[scenes_M != scene], deviation_G).candidates(areas_rcG).scores_K)
             for areas_rcG, scene in zip(areas, scenes_N.tolist(), strict=True)

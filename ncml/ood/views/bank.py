@@ -28,6 +28,12 @@ from ncml.ood.views.patches import Candidates
 
 BANK = 4_000
 """Patches, or areas, in a bank."""
+POOL = 40_000
+"""Patches, of all scenes alike, among which those of a bank are chosen."""
+PROJECTED = 64
+"""Dimensions in which they are compared, those of a random projection."""
+FOLDS = 5
+"""Parts into which scenes are divided; the images of each are scored by a bank of the others."""
 NEIGHBOURS = 3
 """Patches of other scenes whose mean distance is the usual one."""
 LEAST_USUAL = 0.1
@@ -52,29 +58,38 @@ class Bank:
     """By what the distances of each ring are divided, from the border inwards; at least 1."""
 
     @classmethod
-    def estimate(cls, features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Self, Floats]:
-        """Keep patches of good images; return the bank and the score of each image without its own scene."""
-        patches_MF, scenes_M = sample(features, scenes_N)
-        usual_M = _usual(patches_MF, scenes_M)
-        bank = cls(patches_MF, usual_M, usual_M.new_ones(RINGS))
-        maps = [
-            bank._without(scenes_M == scene).map(features_hwF.float())
-            for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True)
-        ]
-        bank = replace(bank, border_R=_border(maps))
-        return bank, np.array([float(bank._candidates(map_hw).scores_K) for map_hw in maps])
+    def estimate(
+        cls, features: Sequence[Tensor], inside: Sequence[Tensor], scenes_N: NDArray[np.int64]
+    ) -> tuple[Self, Floats]:
+        """Keep patches of good images; return the bank and the score of each image by a bank of other scenes."""
+        shown = [features_hwF[inside_hw] for features_hwF, inside_hw in zip(features, inside, strict=True)]
+        pool_PF, scenes_P = sample(shown, scenes_N, POOL)
+        folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
+        maps: dict[int, Tensor] = {}
+        for fold in np.unique(folds_N).tolist():
+            is_other_P = torch.from_numpy(~np.isin(scenes_P.cpu().numpy(), scenes_N[folds_N == fold]))
+            bank = cls._covering(pool_PF[is_other_P], scenes_P[is_other_P])
+            for i in np.flatnonzero(folds_N == fold).tolist():
+                maps[i] = bank.map(features[i].float(), inside[i])
+        ordered = [maps[i] for i in range(len(features))]
+        bank = replace(cls._covering(pool_PF, scenes_P), border_R=_border(ordered))
+        return bank, np.array([float(bank._candidates(map_hw).scores_K) for map_hw in ordered])
 
-    def _without(self, is_own_M: Tensor) -> Bank:
-        return replace(self, patches_MF=self.patches_MF[~is_own_M], usual_M=self.usual_M[~is_own_M])
+    @classmethod
+    def _covering(cls, pool_PF: Tensor, scenes_P: Tensor) -> Self:
+        """Make a bank of patches that cover a pool, whose scenes are given."""
+        chosen_M = cover(pool_PF, BANK)
+        usual_M = _usual(pool_PF[chosen_M], scenes_P[chosen_M])
+        return cls(pool_PF[chosen_M], usual_M, usual_M.new_ones(RINGS))
 
-    def candidates(self, query_hwF: Tensor) -> Candidates:
+    def candidates(self, query_hwF: Tensor, inside_hw: Tensor) -> Candidates:
         """Return the score of an image, with a map of how unusual each patch is."""
-        return self._candidates(self.map(query_hwF))
+        return self._candidates(self.map(query_hwF, inside_hw))
 
-    def map(self, query_hwF: Tensor) -> Tensor:
-        """Return how unusual each patch is, before the border is taken into account, [h, w]."""
+    def map(self, query_hwF: Tensor, inside_hw: Tensor) -> Tensor:
+        """Return how unusual each patch is, before the border is taken into account, [h, w]; 0 where not shown."""
         distance_hw, index_hw = nearest(query_hwF, self.patches_MF)
-        relative_hw = (distance_hw / self.usual_M[index_hw])[None, None]
+        relative_hw = torch.where(inside_hw, distance_hw / self.usual_M[index_hw], 0.0)[None, None]
         return F.avg_pool2d(relative_hw, SMOOTHED, 1, SMOOTHED // 2, count_include_pad=False)[0, 0]
 
     def _candidates(self, map_hw: Tensor) -> Candidates:
@@ -115,6 +130,29 @@ def nearest(query_hwF: Tensor, bank_MF: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
+def cover(pool_PF: Tensor, count: int) -> Tensor:
+    """Return the positions of patches that cover a pool, each of them the farthest from those before it.
+
+    So a bank has what few patches show, such as an edge of a part on even ground, as PatchCore's has; of patches chosen
+    at random, nearly all would show the ground. (Gonzalez, Theoretical Computer Science 38, 1985: the farthest patch of
+    the pool is at most twice as far as with the best choice.)
+    """
+    if len(pool_PF) <= count:
+        return torch.arange(len(pool_PF), device=pool_PF.device)
+    generator = torch.Generator().manual_seed(0)
+    projection_FJ = torch.randn(pool_PF.shape[1], PROJECTED, generator=generator).to(pool_PF.device)
+    projected_PJ = pool_PF @ projection_FJ
+    squares_P = projected_PJ.square().sum(1)
+    chosen = [0]
+    distance_P = torch.full_like(squares_P, torch.inf)
+    for _ in range(count - 1):
+        last = chosen[-1]
+        distance_P = torch.minimum(distance_P, squares_P - 2 * (projected_PJ @ projected_PJ[last]) + squares_P[last])
+        chosen.append(int(distance_P.argmax()))
+    return torch.tensor(chosen, device=pool_PF.device)
+
+
+@torch.inference_mode()
 def _usual(patches_MF: Tensor, scenes_M: Tensor) -> Tensor:
     """Return the mean distance of each patch from its nearest ones of other scenes, [M]."""
     parts: list[Tensor] = []
@@ -149,16 +187,16 @@ def _border(maps: Sequence[Tensor]) -> Tensor:
     return (mean_R1[:-1] / mean_R1[-1].clamp(min=1e-6)).clamp(min=1)
 
 
-def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Return patches for a bank, the same number of every scene, and the scene of each."""
+def sample(features: Sequence[Tensor], scenes_N: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
+    """Return patches at random, of features [..., F], about as many of every scene, and the scene of each."""
     rng = np.random.default_rng(0)
     scenes, counts = np.unique(scenes_N, return_counts=True)
     count_of = dict(zip(scenes.tolist(), counts.tolist(), strict=True))
     parts: list[Tensor] = []
     labels: list[Tensor] = []
-    for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True):
-        patches_PF = features_hwF.flatten(0, 1)
-        share = max(1, BANK // (len(scenes) * count_of[scene]))
+    for features_F, scene in zip(features, scenes_N.tolist(), strict=True):
+        patches_PF = features_F.reshape(-1, features_F.shape[-1])
+        share = max(1, size // (len(scenes) * count_of[scene]))
         selected = np.sort(rng.permutation(len(patches_PF))[:share])
         parts.append(patches_PF[selected].float())
         labels.append(torch.full((len(selected),), scene))

@@ -1,14 +1,13 @@
 """The view `features`: patches of an image, compared with patches of good images (as in PatchCore, Roth et al., 2022).
 
-`patches.py` describes patches. Each feature is divided by its deviation over the patches of good images. Patches are
-compared in one of two ways:
+`patches.py` describes patches. Each feature is divided by its deviation over the patches of good images. The score
+`patches` (`bank.py`) compares patches with those of good images anywhere, and further scores depend on what is shown:
 
-- `places` (`places.py`), where good images have the same things at the same places: with those of good images at about
-  the same place. If they agree better so, parts are first brought to one position (`alignment.py`). A further score
+- parts, where good images have the same things at the same places: with those of good images at about the same place
+  (`places.py`). If they agree better so, parts are first brought to one position (`alignment.py`). A further score
   there, `stains` (`stains.py`), recognises what soft stains do to patches.
-- `patches` (`bank.py`), for textures and images of several aspect ratios: with those of good images anywhere. Two
-  further scores there: `areas` (`areas.py`) compares larger cells, and `marks` (`marks.py`) recognises what scratches,
-  spots and pits do to patches.
+- textures, and images of several aspect ratios: `areas` (`areas.py`) compares larger cells, and `marks` (`marks.py`)
+  recognises what scratches, spots and pits do to patches.
 
 Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). The
 score `colour_spots` (`colour_spots.py`) compares colours of the image as it is judged.
@@ -96,11 +95,12 @@ class FeaturesView:
     """To which images are aligned; None: they are not."""
     deviation_F: Tensor
     """Standard deviation of each feature over the patches of good images, by which it is divided."""
-    reference: Places | Bank
+    places: Places | None
+    """None for textures, as are `stains`."""
     stains: Stains | None
-    """None where patches are compared anywhere."""
+    bank: Bank
     areas: Areas | None
-    """None where patches are compared by place, as are `marks`."""
+    """None for parts, as are `marks`."""
     marks: Marks | None
     spots: ColourSpots
     agreement: float | None
@@ -109,14 +109,14 @@ class FeaturesView:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the scores."""
-        parts = (self.reference, self.stains, self.areas, self.marks, self.spots)
+        parts = (self.places, self.stains, self.bank, self.areas, self.marks, self.spots)
         return tuple(part.name for part in parts if part is not None)
 
     @property
     def description(self) -> str:
         """The judged size, in one sentence."""
         size = f"a longer side of up to {MOST_SIDE} pixels" if self.size is None else f"{self.size[1]}x{self.size[0]}"
-        where = "anywhere" if isinstance(self.reference, Bank) else "at the same place"
+        where = "anywhere" if self.places is None else "at the same place and anywhere"
         before = "" if self.template is None else "parts are brought to one position, and "
         return f"{before}patches are compared {where} at {size}, where marks under about 3 pixels vanish"
 
@@ -183,22 +183,21 @@ class FeaturesView:
         marked: Mapping[int, Marked] | None = None,
     ) -> Estimated:
         """Estimate from described images: by place with stained patches by position, else anywhere with marked ones."""
+        places: Places | None = None
+        stains: Stains | None = None
         areas: Areas | None = None
         marks: Marks | None = None
-        stains: Stains | None = None
         scores: dict[str, Floats] = {}
         if stained is not None:
             neighbourhood = NEIGHBOURHOOD if described.template is None else ALIGNED_NEIGHBOURHOOD
-            reference, scores[Places.name] = Places.estimate(
-                described.features, described.inside, scenes_N, neighbourhood
-            )
+            places, scores[Places.name] = Places.estimate(described.features, described.inside, scenes_N, neighbourhood)
             averaged = [
                 Averaged.of(features_hwF.float(), inside_hw)
                 for features_hwF, inside_hw in zip(described.features, described.inside, strict=True)
             ]
             stains, scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
-        else:
-            reference, scores[Bank.name] = Bank.estimate(described.features, scenes_N)
+        bank, scores[Bank.name] = Bank.estimate(described.features, described.inside, scenes_N)
+        if stained is None:
             areas, scores[Areas.name] = Areas.estimate(described.areas, scenes_N)
             marks, scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)
         spots, scores[ColourSpots.name] = ColourSpots.estimate(
@@ -209,8 +208,9 @@ class FeaturesView:
             described.size,
             described.template,
             described.deviation_F,
-            reference,
+            places,
             stains,
+            bank,
             areas,
             marks,
             spots,
@@ -251,13 +251,12 @@ class FeaturesView:
             assert small_HWC is not None
             scores[Areas.name] = self.areas.candidates(describe_areas(self.network, small_HWC))
         query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
-        if isinstance(self.reference, Bank):
-            scores[Bank.name] = self.reference.candidates(query_hwF)
-        else:
-            map_hw = self.reference.map(query_hwF, inside_hw.to(query_hwF.device))
-            scores[Places.name] = Candidates.of(map_hw)
+        shown_hw = inside_hw.to(query_hwF.device)
+        scores[Bank.name] = self.bank.candidates(query_hwF, shown_hw)
+        if self.places is not None:
+            scores[Places.name] = Candidates.of(self.places.map(query_hwF, shown_hw))
         if self.stains is not None:
-            scores[Stains.name] = self.stains.candidates(query_hwF, inside_hw.to(query_hwF.device))
+            scores[Stains.name] = self.stains.candidates(query_hwF, shown_hw)
         if self.marks is not None:
             scores[Marks.name] = self.marks.candidates(query_hwF)
         scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
@@ -265,8 +264,8 @@ class FeaturesView:
 
     def store(self) -> Stored:
         """Return the patches in fp16, and the digest of the network's weights."""
-        tensors: dict[str, NDArray[Any]] = {"deviation": self.deviation_F.cpu().numpy()} | self.reference.store()
-        for part in (self.template, self.stains, self.areas, self.marks, self.spots):
+        tensors: dict[str, NDArray[Any]] = {"deviation": self.deviation_F.cpu().numpy()}
+        for part in (self.template, self.places, self.stains, self.bank, self.areas, self.marks, self.spots):
             if part is not None:
                 tensors |= part.store()
         values = {
@@ -293,21 +292,22 @@ class FeaturesView:
         size = size and (int(size[0]), int(size[1]))
         agreement = None if size is None else float(stored.values["agreement"])
         template: Template | None = None
+        places: Places | None = None
         stains: Stains | None = None
         areas: Areas | None = None
         marks: Marks | None = None
-        if size is None or "bank" in tensors:
-            reference = Bank.load(tensors, len(deviation_F))
+        bank = Bank.load(tensors, len(deviation_F))
+        if size is None or "places" not in tensors:
             areas = Areas.load(tensors)
             marks = Marks.load(tensors, len(deviation_F))
         else:
             cells = size[0] // CELL, size[1] // CELL
             template = Template.load(tensors) if stored.values["aligned"] else None
             neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
-            reference = Places.load(tensors, cells, len(deviation_F), neighbourhood)
+            places = Places.load(tensors, cells, len(deviation_F), neighbourhood)
             stains = Stains.load(tensors, cells, len(deviation_F))
         spots = ColourSpots.load(tensors)
-        return cls(network, size, template, deviation_F, reference, stains, areas, marks, spots, agreement)
+        return cls(network, size, template, deviation_F, places, stains, bank, areas, marks, spots, agreement)
 
 
 def _describe(
