@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NoReturn
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -16,17 +18,24 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def interrupting() -> Generator[None]:
-    """Raise `KeyboardInterrupt` also on SIGTERM and SIGHUP, so that unfinished work is stored."""
+def handling(handler: Callable[[int], None]) -> Generator[Mapping[int, Any]]:
+    """Call `handler` with each signal that requests a stop, instead of its earlier handler; yield the earlier ones.
 
-    def interrupt(signum: int, _: object) -> None:
-        raise KeyboardInterrupt
-
-    earlier = {signum: signal.getsignal(signum) for signum in stop_signals() if signum != signal.SIGINT}
-    for signum in earlier:
-        signal.signal(signum, interrupt)
+    Outside the main thread, where handlers cannot be set, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    earlier = {int(number): signal.getsignal(number) for number in stop_signals()}
+    for number in earlier:
+        signal.signal(number, lambda received, _: handler(received))
     try:
-        yield
+        yield earlier
     finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+        for number, former in earlier.items():
+            signal.signal(number, former)
+
+
+def interrupt(number: int) -> NoReturn:
+    """Handle a signal as Ctrl-C, so that unfinished work is stored."""
+    raise KeyboardInterrupt

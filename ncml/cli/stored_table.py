@@ -17,7 +17,7 @@ from ncml.cli.table import Row, Table, check_suffix, part_of
 from ncml.errors import InputError, NcmlError, StorageError
 from ncml.object_storage import StoragePath, filesystems
 from ncml.paths import Location
-from ncml.signals import interrupting
+from ncml.signals import handling, interrupt
 
 SAVE_S = 60.0
 """Interval at which an unfinished table is stored."""
@@ -46,7 +46,7 @@ def open_table(
     folder = Path(tempfile.mkdtemp(prefix="ncml-"))
     try:
         table = StoredTable(output, folder, columns, texts=texts, constants=constants)
-        with interrupting():
+        with handling(interrupt):
             try:
                 yield table
             except BaseException:

@@ -26,7 +26,7 @@ from ncml.object_storage import StoragePath
 from ncml.object_storage.filesystems import open_filesystem
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
 from ncml.paths import Location, printable, printed_path, relative_to
-from ncml.signals import stop_signals
+from ncml.signals import handling
 
 RETRY_S = 5.0
 """Pause before a folder, a table or a service that cannot be used is tried again."""
@@ -150,19 +150,13 @@ class Watch:
     def _stopped_by_signals(self) -> Generator[None]:
         """Finish the images in progress at the first signal; the second one interrupts."""
 
-        def stop(signum: int, _: object) -> None:
+        def stop(signum: int) -> None:
             self._stopping.set()
             self._changed.set()
             signal.signal(signum, earlier[signum])
 
-        earlier = {int(signum): signal.getsignal(signum) for signum in stop_signals()}
-        for signum in earlier:
-            signal.signal(signum, stop)
-        try:
+        with handling(stop) as earlier:
             yield
-        finally:
-            for signum, handler in earlier.items():
-                signal.signal(signum, handler)
 
     @contextlib.contextmanager
     def _woken_by_changes(self) -> Generator[None]:

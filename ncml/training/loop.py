@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 from ncml.data.dataset import Dataset
-from ncml.signals import stop_signals
+from ncml.signals import handling
 from ncml.training.objective import held_out_bits
 from ncml.training.running_loss import MAX_RISE, SMALL_RISE
 from ncml.training.trainer import Trainer
@@ -101,14 +99,5 @@ def train_loop(
 def _collecting_signals() -> Generator[list[int]]:
     """Yield a list that collects requests to stop, which have no other effect, so that no step is interrupted."""
     signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
+    with handling(signals.append):
         yield signals
-        return
-    handlers = {
-        number: signal.signal(number, lambda received, _: signals.append(received)) for number in stop_signals()
-    }
-    try:
-        yield signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
