@@ -127,7 +127,7 @@ class Supervisor:
             self._write_record()
 
     def _schedule_restart(self, child: Child, status: int, now: float) -> None:
-        last_line = _last_line(self.logs[child.name])
+        last_line = "" if status < 0 else _last_line(self.logs[child.name])
         if status == INVALID_SETUP_STATUS:
             raise ServeError(f"the {child.name} cannot run with this setup: {last_line.removeprefix('ncml: ')}")
         first_pause_s, longest_pause_s = BACKOFF_S

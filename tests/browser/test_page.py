@@ -325,8 +325,9 @@ def test_forced_colours_show_what_is_selected_and_a_phone_more_than_a_colour(stu
     selected, other = (page.locator(f'.tabs a[href="#{view}"]') for view in ("generate", "score"))
     assert selected.evaluate(style, ["textDecorationLine", None]) == "underline"
     assert other.evaluate(style, ["textDecorationLine", None]) == "none"
-    chosen, offered = (page.locator(f"#view-generate .chips label:nth-child({n}) span") for n in (1, 2))
-    assert chosen.evaluate(style, ["backgroundColor", None]) != offered.evaluate(style, ["backgroundColor", None])
+    selected_chip, other_chip = (page.locator(f"#view-generate .chips label:nth-child({n}) span") for n in (1, 2))
+    backgrounds = [chip.evaluate(style, ["backgroundColor", None]) for chip in (selected_chip, other_chip)]
+    assert backgrounds[0] != backgrounds[1]
     track = page.locator("#view-generate input[type=range]").first
     assert track.evaluate(style, ["forcedColorAdjust", None]) == "none"  # else it has no track
     page.locator('.tabs a[href="#score"]').click()

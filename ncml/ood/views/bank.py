@@ -78,9 +78,9 @@ class Bank:
     @classmethod
     def _covering(cls, pool_PF: Tensor, scenes_P: Tensor) -> Self:
         """Make a bank of patches that cover a pool, whose scenes are given."""
-        chosen_M = cover(pool_PF, BANK)
-        usual_M = _usual(pool_PF[chosen_M], scenes_P[chosen_M])
-        return cls(pool_PF[chosen_M], usual_M, usual_M.new_ones(RINGS))
+        positions_M = cover(pool_PF, BANK)
+        usual_M = _usual(pool_PF[positions_M], scenes_P[positions_M])
+        return cls(pool_PF[positions_M], usual_M, usual_M.new_ones(RINGS))
 
     def candidates(self, query_hwF: Tensor, inside_hw: Tensor) -> Candidates:
         """Return the score of an image, with a map of how unusual each patch is."""
@@ -143,13 +143,13 @@ def cover(pool_PF: Tensor, count: int) -> Tensor:
     projection_FJ = torch.randn(pool_PF.shape[1], PROJECTED, generator=generator).to(pool_PF.device)
     projected_PJ = pool_PF @ projection_FJ
     squares_P = projected_PJ.square().sum(1)
-    chosen = [0]
+    positions = [0]
     distance_P = torch.full_like(squares_P, torch.inf)
     for _ in range(count - 1):
-        last = chosen[-1]
+        last = positions[-1]
         distance_P = torch.minimum(distance_P, squares_P - 2 * (projected_PJ @ projected_PJ[last]) + squares_P[last])
-        chosen.append(int(distance_P.argmax()))
-    return torch.tensor(chosen, device=pool_PF.device)
+        positions.append(int(distance_P.argmax()))
+    return torch.tensor(positions, device=pool_PF.device)
 
 
 @torch.inference_mode()

@@ -95,16 +95,16 @@ def test_a_bank_covers_what_few_patches_show() -> None:
     """A thousand patches of even ground, and one of an edge: nearly every random choice of 20 would miss it."""
     pool_PF = torch.randn(1001, FEATURES, generator=torch.Generator().manual_seed(0))
     pool_PF[700] += 20
-    chosen = cover(pool_PF, 20).tolist()
-    assert 700 in chosen
-    assert len({*chosen}) == 20
-    farthest = [float(torch.cdist(pool_PF, pool_PF[part]).amin(1).max()) for part in (chosen, chosen[:10])]
+    positions = cover(pool_PF, 20).tolist()
+    assert 700 in positions
+    assert len({*positions}) == 20
+    farthest = [float(torch.cdist(pool_PF, pool_PF[part]).amin(1).max()) for part in (positions, positions[:10])]
     assert farthest[0] < farthest[1]
     assert cover(pool_PF[:20], 20).tolist() == [*range(20)]
 
 
 def test_an_image_is_scored_by_a_bank_without_its_scene() -> None:
-    """Images of two scenes that all others lack: where each is two scenes of its own, a copy is found in the bank."""
+    """Two equal images unlike all others: as one scene, neither is in the bank that scores them; as two, one may be."""
     odd = [good_patches(seed, border=1.0) for seed in (50, 50)]
     odd = [features_hwF + 30 for features_hwF in odd]
     features = [*odd, *(good_patches(seed, border=1.0) for seed in range(10))]
