@@ -27,19 +27,21 @@ class ViewDetection:
     score: float
     """The score of the view, in its own unit."""
     standardised: float
-    """The score in deviations of good images above their median, less the view's margin: views have this in common."""
+    """The score in deviations of good images above their median: views have this in common."""
+    part: float
+    """The part of the view in the score of the image, at least 0: parts are as the squares of weighted deviations."""
     box: Box
     """The part of the image that the view points at."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """An image of any size, judged by a detector. Score, box and map are those of the deciding view."""
+    """An image of any size, judged by a detector. Box and map are those of the view with the largest part."""
 
     view: str
-    """The view in which the image differs most from good ones."""
+    """The view with the largest part in the score."""
     score: float
-    """Its standardised score."""
+    """The sum of the parts of all views."""
     p_value: float
     """The p-value over all views: one rank among good images, or scenes of them."""
     threshold: float
@@ -70,7 +72,7 @@ class Detection:
     """Local scores of the view, evenly spaced over `covered`; empty for a view without a map."""
 
     def verdict(self, calibration: str) -> Verdict:
-        """Return the verdict of the deciding view, with the name of the calibration."""
+        """Return the verdict, with the name of the calibration."""
         return Verdict(
             statistic=self.view,
             score=self.score,
@@ -202,7 +204,7 @@ class Scan:
     """A large image, judged by its tiles. Score, threshold, box and grid are those of one view."""
 
     view: View
-    """The view in which the image differs most from good ones."""
+    """The view with the largest part in the score."""
     score: float
     p_value: float | None
     """The p-value over all views; None if tiles are not calibrated."""

@@ -351,6 +351,20 @@ FAULTS = (
         "ncml/calibration/test_updating.py",
     ),
     Fault(
+        "detector: what is ordinary in a view counts as unusual",
+        "ncml/ood/detector_calibration.py",
+        "self.weight * max(0.0, self.standardise(score)) ** 2",
+        "self.weight * self.standardise(score) ** 2",
+        "ncml/calibration/test_good_scores.py",
+    ),
+    Fault(
+        "detector: processing and marks weigh the same",
+        "ncml/ood/weights.py",
+        "np.append(np.full(good, 0.5 / good), 0.5 * _shares(are_processed_M))",
+        "np.append(np.full(good, 0.5 / good), np.full(len(are_processed_M), 0.5 / len(are_processed_M)))",
+        "ncml/ood/test_weights.py",
+    ),
+    Fault(
         "detector: a bank of other weights is used",
         "ncml/ood/judging.py",
         "if file_digest(path) != digest:",

@@ -125,7 +125,7 @@ class DetectorCalibration(FrozenModel):
     rate_bound: float = Field(
         description="share of good images that this very detector flags at most, with a confidence of 95%"
     )
-    threshold: float = Field(description="threshold of the largest standardised score of all views")
+    threshold: float = Field(description="score above which an image is flagged")
     smallest_p: float = Field(description="smallest possible p-value, 1 / (ranking_scenes + 1)")
     n_fit: int = Field(description="good images from which the views are estimated")
     n_rank: int = Field(description="other good images, among which an image is ranked")

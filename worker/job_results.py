@@ -38,7 +38,7 @@ class Timing(FrozenModel):
 class Ood(FrozenModel):
     """The verdict of a calibrated model. A higher score and a smaller p-value mean more out-of-distribution."""
 
-    statistic: str = Field(description="the statistic that decides; of a detector, the view")
+    statistic: str = Field(description="the statistic that decides; of a detector, the view with the largest part")
     score: float = Field(description="OOD score, the value of this statistic")
     p_value: float = Field(
         description="share of the ranking images (of a detector: scenes) that score at least as high, image included"
@@ -65,9 +65,8 @@ class ViewDetection(FrozenModel):
     """An image in one view of a detector. A higher score means more out-of-distribution."""
 
     score: float = Field(description="score of the view, in its own unit")
-    standardised: float = Field(
-        description="the score in deviations of good images above their median, less the view's margin"
-    )
+    standardised: float = Field(description="the score in deviations of good images above their median")
+    part: float = Field(description="the part of the view in the score of the image, at least 0")
     box: Box = Field(description="the part of the image that the view points at")
 
 
@@ -76,10 +75,8 @@ class DetectionValues(FrozenModel):
 
     width: int = Field(description="Width of the image in pixels.")
     height: int
-    view: str = Field(
-        description="The view in which the image differs most from good ones. Score, box and map belong to this view."
-    )
-    score: float = Field(description="Standardised score of this view: higher means more out-of-distribution.")
+    view: str = Field(description="The view with the largest part in the score. Box and map belong to this view.")
+    score: float = Field(description="Sum of the parts of all views: higher means more out-of-distribution.")
     p_value: float = Field(
         description="The rank of this score among good images, or scenes of them: small for an image unlike them."
     )

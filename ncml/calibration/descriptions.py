@@ -89,7 +89,8 @@ def describe_detector(made: MadeDetector) -> list[str]:
     lines = [
         f"{made.folder}: {estimating} estimate, and {ranking} rank",
         f"sizes of the good images: {_sizes(calibration)}",
-        f"an image is flagged above {calibration.threshold:.2f} deviations of good images in any view",
+        f"an image is flagged if its score is above {calibration.threshold:.2f}",
+        f"weights in the score: {_weights(calibration)}",
         *calibration.descriptions.values(),
         *calibration.notes,
     ]
@@ -196,6 +197,11 @@ def _sizes(calibration: DetectorCalibration) -> str:
     by_count = sorted((calibration.sizes or {}).items(), key=lambda item: -item[1])
     listed = ", ".join(f"{size} ({count})" for size, count in by_count[:3])
     return listed + (f" and {len(by_count) - 3} more" if len(by_count) > 3 else "")
+
+
+def _weights(calibration: DetectorCalibration) -> str:
+    by_weight = sorted(calibration.scales.items(), key=lambda item: -item[1].weight)
+    return ", ".join(f"{name} {scale.weight:.2f}" for name, scale in by_weight)
 
 
 def _card_lines(calibration: Calibration) -> list[str]:

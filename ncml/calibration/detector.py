@@ -1,8 +1,9 @@
 """Calibrate a folder of good images: the one place where a detector is assembled.
 
 1. Find the scenes, and divide them between estimation and ranking.
-2. Estimate the views, and standardise their scores, on the estimation images.
-3. Rank the largest standardised score of the ranking images; the views are those that will be loaded from the folder.
+2. Estimate the views on the estimation images, standardise their scores, and weight them by what they find in altered
+   estimation images.
+3. Rank the scores of the ranking images; the views are those that will be loaded from the folder.
 4. Measure the power on altered ranking images.
 
 Shapes: N good images.
@@ -63,7 +64,7 @@ class Suspect:
     position: int
     """Its position among the good images."""
     score: float
-    """Its largest standardised score."""
+    """Its score."""
     view: str
 
 
@@ -173,7 +174,7 @@ def make_detector(
         on_progress=on_progress,
     )
     views, scores, lost = measure(divided)
-    suspects = _suspects(good, scores.largest_N[: len(good)], scores.deciding_N)
+    suspects = _suspects(good, scores.combined_N[: len(good)], scores.leading_views_N)
     without = scores.threshold_without({suspect.position for suspect in suspects}, false_positive_rate, confidence)
     before = None
     left_out: tuple[str, ...] = ()
@@ -312,7 +313,8 @@ def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
 def _estimate_time(pass_seconds: float, divided: DividedImages, power_images: int) -> str:
     """Return a line that estimates the time to the calibration, and to the power, from that of one pass."""
     estimating, ranking = len(divided.estimating), len(divided.ranking)
-    calibrating = pass_seconds * (ESTIMATION_PASSES * estimating + JUDGING_PASSES * ranking)
+    judging = ranking + len(ALTERATIONS)
+    calibrating = pass_seconds * (ESTIMATION_PASSES * estimating + JUDGING_PASSES * judging)
     line = f"about {calibrating:.0f} s until the detector is calibrated"
     if power_images:
         measuring = pass_seconds * JUDGING_PASSES * min(power_images, ranking) * len(ALTERATIONS)
@@ -320,12 +322,12 @@ def _estimate_time(pass_seconds: float, divided: DividedImages, power_images: in
     return line
 
 
-def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> list[Suspect]:
+def _suspects(good: GoodImages, scores_N: np.ndarray, views_N: list[str]) -> list[Suspect]:
     """Return the images that are unlike the others, the most unlike first."""
     typical = Scale.estimate(scores_N)
     order = np.argsort(-scores_N)
     return [
-        Suspect(good.names[i], good.paths[i], i, float(scores_N[i]), deciding[i])
+        Suspect(good.names[i], good.paths[i], i, float(scores_N[i]), views_N[i])
         for i in order.tolist()
         if typical.standardise(float(scores_N[i])) > SUSPICIOUS
     ]

@@ -1,15 +1,16 @@
-"""The scores of good images, standardised by those that estimate, and the refusal of images without a finite one.
+"""The scores of good images: how they are standardised and weighted, and the refusal of images without a finite one.
 
-Shapes: N good images, the reviewed ones last; V scores of views.
+Shapes: N good images, the reviewed ones last; M altered images; V scores of views.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml.data.inventory import counted, enumerated
 from ncml.data.scenes import Integers
@@ -20,6 +21,7 @@ from ncml.ood.detector_calibration import MIN_DEVIATION, Scale
 from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import SceneRanks, cutoff
 from ncml.ood.views.view import Pixels
+from ncml.ood.weights import learn_weights
 
 MAX_NAMES = 20
 """Names of images that an error lists at most."""
@@ -50,7 +52,10 @@ class GoodScores:
 
     scores: Mapping[str, Floats]
     """By name, [N]; of an image that estimates, computed without the images of its scene."""
-    margins: Mapping[str, float]
+    altered: Mapping[str, Floats]
+    """Of images that estimate, altered; by name, [M]."""
+    are_processed_M: NDArray[np.bool_]
+    """Whether the whole of an altered image has changed, or only a region."""
     least_deviations: Mapping[str, float]
     """Of the scores that have one (`Estimated.least_deviations`)."""
     only_scaled: frozenset[str]
@@ -63,32 +68,32 @@ class GoodScores:
 
     @functools.cached_property
     def scales(self) -> dict[str, Scale]:
-        """How each score is standardised.
+        """How each score is standardised and weighted.
 
         Reviewed images were chosen for being unusual, so they have a part in the scale of a score only if that is all
-        that images change of it.
+        that images change of it, and the weights are learned without them.
         """
-        return self._scales(self.estimating)
+        return self._weighted(self._scales(self.estimating))
 
     @functools.cached_property
-    def _standardised_VN(self) -> Floats:
-        return self._standardise(self.scales)
+    def _squares_VN(self) -> Floats:
+        return _squares(self.scales, self.scores)
 
     @property
-    def largest_N(self) -> Floats:
-        """The largest standardised score of each image."""
-        return self._standardised_VN.max(0)
+    def combined_N(self) -> Floats:
+        """The score of each image."""
+        return np.sqrt(self._squares_VN.sum(0))
 
     @property
-    def deciding_N(self) -> list[str]:
-        """The name of that score."""
+    def leading_views_N(self) -> list[str]:
+        """The view score with the largest part in that of each image."""
         names = list(self.scores)
-        return [names[i] for i in self._standardised_VN.argmax(0)]
+        return [names[i] for i in self._squares_VN.argmax(0)]
 
     @property
     def ranks(self) -> SceneRanks:
-        """The ranking images by their largest standardised score."""
-        return self._rank(self.largest_N)
+        """The ranking images by their score."""
+        return self._rank(self.combined_N)
 
     def threshold_without(self, positions: Set[int], rate: float, confidence: float | None) -> float | None:
         """Return the threshold if images at these positions did not rank; None if none of them does, or too few others.
@@ -98,7 +103,7 @@ class GoodScores:
         others = np.array([i for i in self.ranking.tolist() if i not in positions], np.int64)
         if not 0 < len(others) < len(self.ranking):
             return None
-        ranks = SceneRanks.rank(self.largest_N[others], self.scenes_N[others])
+        ranks = SceneRanks.rank(self.combined_N[others], self.scenes_N[others])
         try:
             return ranks.threshold(cutoff(ranks.scenes, rate, confidence))
         except InputError:  # too few scenes
@@ -107,7 +112,7 @@ class GoodScores:
     def count_flagged_again(self, cutoff: float) -> int:
         """Return how many reviewed images would be flagged if those of their scene had no part in the detector.
 
-        For each scene, scores that are only scaled are standardised without it, and the threshold follows from them.
+        For each scene, scores that are only scaled are standardised without it, and weights and threshold follow.
         The other scores of ranking images are those under views that have seen the scene.
         """
         is_reviewed_N = np.arange(len(self.scenes_N)) >= len(self.scenes_N) - self.reviewed
@@ -116,25 +121,41 @@ class GoodScores:
             is_own_N = self.scenes_N == scene
             others = self._scales(self.estimating[~is_own_N[self.estimating]])
             changed = {name: others[name] if name in self.only_scaled else scale for name, scale in self.scales.items()}
-            largest_N = self._standardise(changed).max(0)
-            count += int((largest_N[is_own_N & is_reviewed_N] > self._rank(largest_N).threshold(cutoff)).sum())
+            combined_N = np.sqrt(_squares(self._weighted(changed), self.scores).sum(0))
+            count += int((combined_N[is_own_N & is_reviewed_N] > self._rank(combined_N).threshold(cutoff)).sum())
         return count
 
     def _scales(self, estimating: Integers) -> dict[str, Scale]:
-        unreviewed = estimating[estimating < len(self.scenes_N) - self.reviewed]
         return {
             name: Scale.estimate(
-                scores_N[estimating if name in self.only_scaled else unreviewed],
-                self.margins[name],
+                scores_N[estimating if name in self.only_scaled else self._unreviewed(estimating)],
                 self.least_deviations.get(name, MIN_DEVIATION),
             )
             for name, scores_N in self.scores.items()
         }
 
-    def _standardise(self, scales: Mapping[str, Scale]) -> Floats:
-        return np.stack(
-            [(scores_N - scales[name].zero) / scales[name].deviation for name, scores_N in self.scores.items()]
-        )
+    def _weighted(self, scales: Mapping[str, Scale]) -> dict[str, Scale]:
+        """Return scales with the weights that are learned from scores that they standardise."""
+        good = {name: scores_N[self._unreviewed(self.estimating)] for name, scores_N in self.scores.items()}
+        weights_V = learn_weights(_standardise(scales, good), _standardise(scales, self.altered), self.are_processed_M)
+        return {
+            name: replace(scale, weight=weight)
+            for (name, scale), weight in zip(scales.items(), weights_V.tolist(), strict=True)
+        }
 
-    def _rank(self, largest_N: Floats) -> SceneRanks:
-        return SceneRanks.rank(largest_N[self.ranking], self.scenes_N[self.ranking])
+    def _unreviewed(self, positions: Integers) -> Integers:
+        return positions[positions < len(self.scenes_N) - self.reviewed]
+
+    def _rank(self, combined_N: Floats) -> SceneRanks:
+        return SceneRanks.rank(combined_N[self.ranking], self.scenes_N[self.ranking])
+
+
+def _standardise(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:
+    """Return standardised scores, [V, N]."""
+    return np.stack([(scores[name] - scale.median) / scale.deviation for name, scale in scales.items()])
+
+
+def _squares(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:
+    """Return what each view adds to the square of the score of each image, [V, N]."""
+    weights_V = np.array([scale.weight for scale in scales.values()])
+    return weights_V[:, None] * np.maximum(0, _standardise(scales, scores)) ** 2

@@ -1,19 +1,24 @@
-"""The views of a detector, estimated from good images, and the scores of all good images."""
+"""The views of a detector, estimated from good images, and the scores of all good images and of altered ones."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml.calibration.division import DividedImages
 from ncml.calibration.good_scores import GoodScores, check_finite
 from ncml.data.good_images import GoodImages
 from ncml.data.scenes import Integers
+from ncml.images.alterations import ALTERATIONS, SIZES
 from ncml.images.region import Region
+from ncml.images.tiling import Box
 from ncml.network import efficientnet
+from ncml.ood.conformal import Floats
+from ncml.ood.detection import scores_of
 from ncml.ood.judging import VIEWS
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.view import Reader, View
@@ -48,7 +53,6 @@ def measure_good_images(
     images, estimating, ranking = divided.images, divided.estimating, divided.ranking
     views: dict[str, View] = {}
     scores: dict[str, np.ndarray] = {}
-    margins: dict[str, float] = {}
     least_deviations: dict[str, float] = {}
     only_scaled: list[str] = []
     lost: set[int] = set()
@@ -71,9 +75,10 @@ def measure_good_images(
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
             check_finite(name, own_N, [images.names[i] for i in estimating])
-            margins[name] = estimated.view.margin(name)
             scores[name] = np.empty(len(images))
             scores[name][estimating] = own_N
+    unreviewed = images.take(estimating[estimating < len(images) - divided.reviewed])
+    altered, are_processed_M = _measure_altered(views, unreviewed, region, on_progress)
     for done, (index, reader) in enumerate(zip(ranking, region_readers(images, ranking, region), strict=True)):
         image_HWC = reader()
         for view in views.values():
@@ -86,7 +91,8 @@ def measure_good_images(
         check_finite(name, scores_N[ranking], [images.names[i] for i in ranking])
     good_scores = GoodScores(
         scores,
-        margins,
+        altered,
+        are_processed_M,
         least_deviations,
         frozenset(only_scaled),
         divided.scenes_N,
@@ -95,6 +101,40 @@ def measure_good_images(
         divided.reviewed,
     )
     return MeasuredImages(views, good_scores, [images.names[i] for i in sorted(lost)])
+
+
+def _measure_altered(
+    views: Mapping[str, View], images: GoodImages, region: Region | None, on_progress: OnProgress
+) -> tuple[dict[str, Floats], NDArray[np.bool_]]:
+    """Return the scores of altered images by name, [M], and whether the whole of each has changed.
+
+    Every alteration is applied to one image, inside the region, unless it is too large.
+    """
+    readers = images.readers(images.all)
+    rows: list[dict[str, float]] = []
+    names: list[str] = []
+    are_processed: list[bool] = []
+    # All kinds of one size before the next, so that a kind is not confined to one part of the folder.
+    ordered = [alteration for size in range(SIZES) for alteration in ALTERATIONS[size::SIZES]]
+    for number, alteration in enumerate(ordered):
+        position = number * len(readers) // len(ordered)
+        image_HWC = readers[position]()
+        height, width = image_HWC.shape[:2]
+        box = Box(0, 0, width, height) if region is None else region.rectangle()
+        if alteration.fits(box.height, box.width):
+            other_HWC = readers[(position + 1) % len(readers)]()
+            altered_HWC = alteration.apply(image_HWC, number, other_HWC=other_HWC, region=box).image_HWC
+            judged_HWC = altered_HWC if region is None else region.crop(altered_HWC)
+            rows.append({})
+            for view in views.values():
+                rows[-1] |= scores_of(view.measure(judged_HWC))
+            names.append(f"{images.names[position]} ({alteration.name})")
+            are_processed.append(not alteration.is_local)
+        on_progress(Progress("weigh views", number + 1, len(ordered)))
+    altered = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    for name, scores_M in altered.items():
+        check_finite(name, scores_M, names)
+    return altered, np.array(are_processed)
 
 
 def region_readers(images: GoodImages, indices: Integers, region: Region | None) -> list[Reader]:

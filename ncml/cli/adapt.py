@@ -205,6 +205,7 @@ def _result(made: "MadeDetector") -> dict[str, Any]:
         "folder": str(made.folder),
         "calibration": calibration.version,
         "views": list(calibration.scales),
+        "weights": {name: scale.weight for name, scale in calibration.scales.items()},
         "threshold": calibration.threshold,
         "false_positive_rate": calibration.false_positive_rate,
         "rate_bound": calibration.rate_bound,

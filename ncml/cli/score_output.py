@@ -237,7 +237,7 @@ def format_summary(summary: Row, threshold: float | None = None) -> str:
     if "false_positive_rate" in summary:
         above, population = "", "in-distribution"
         if threshold is not None:
-            above, population = f" by scores above {threshold:.2f} deviations of good images", "good"
+            above, population = f" by scores above {threshold:.2f}", "good"
         expected = f"at most {100 * summary['false_positive_rate']:g}% of {population} images are expected to be"
         text += f", {summary['flagged']} flagged{above} ({expected})"
     if "discoveries" in summary:

@@ -139,7 +139,7 @@ def _describe(m: LocalModel | RemoteModel, selected: Any) -> str:
     share = f"{share} on average" if confidence is None else f"at most {share} with {100 * confidence:g}% confidence"
     if selected is not m.detector:
         return f"the calibration {selected.name} of {m.name}{where}, which flags {share}"
-    scores = f"scores above {selected.threshold:.2f} deviations of good images"
+    scores = f"scores above {selected.threshold:.2f}"
     return f"the detector {m.name}{where}, which flags {scores} ({share})"
 
 

@@ -46,7 +46,7 @@ def _read_detection(document: Document) -> Detection:
     values = _select(Detection, document)
     values |= {name: Box(**document[name]) for name in ("box", "covered")}
     values["views"] = {
-        name: ViewDetection(view["score"], view["standardised"], Box(**view["box"]))
+        name: ViewDetection(view["score"], view["standardised"], view["part"], Box(**view["box"]))
         for name, view in document["views"].items()
     }
     values["differences"] = tuple(document.get("differences", ()))

@@ -36,6 +36,9 @@ STAIN_CONTRAST = 25
 CANDIDATES = 16
 """Random places of which a part is erased, replaced, missing or moved where that changes the image most."""
 
+SIZES = 3
+"""Of each kind in `ALTERATIONS`."""
+
 MAX_SHARE = 0.5
 """An altered region is at most this share of the image's height and width."""
 

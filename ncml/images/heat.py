@@ -63,9 +63,9 @@ def overlay(image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: flo
 def detection_range(grid_hw: NDArray[np.floating], score: float, threshold: float) -> tuple[float, float]:
     """Return the range in which the map of a detector's view is rendered, so that colours mean the same in all images.
 
-    Local scores of views have no common unit, so colours follow the standardised score of the image, for which the
-    map's maximum counts: it is black at 0, the median of good images, and brightest from the threshold on. The map's
-    median is black, and what lies between is interpolated, but brightest only from `BRIGHTEST_SHARE` on.
+    Local scores of views have no common unit, so colours follow the score of the image, for which the map's maximum
+    counts: it is black at 0, where no view exceeds its median of good images, and brightest from the threshold on. The
+    map's median is black, and what lies between is interpolated, but brightest only from `BRIGHTEST_SHARE` on.
     """
     if not grid_hw.size:
         return 0.0, 1.0

@@ -5,6 +5,7 @@ Shapes: H rows and W columns of an image, h and w of a map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,9 +27,9 @@ def detect(
 ) -> Detection:
     """Judge an image by its measurements, which are those of the judged region if there is one."""
     H, W = image_HWC.shape[:2]
-    standardised = calibration.standardise(scores_of(measurements))
-    view = max(standardised, key=lambda name: standardised[name])
-    score = standardised[view]
+    squares = calibration.squares(scores_of(measurements))
+    view = max(squares, key=lambda name: squares[name])
+    score = math.sqrt(sum(squares.values()))
     measurement = measurements[view]
     is_lost = any(own.is_lost for own in measurements.values())
     covered = Box(0, 0, W, H) if calibration.region is None else calibration.region.box
@@ -43,7 +44,12 @@ def detect(
         height=H,
         width=W,
         views={
-            name: ViewDetection(score=own.score, standardised=standardised[name], box=_box(own, covered))
+            name: ViewDetection(
+                score=own.score,
+                standardised=calibration.scales[name].standardise(own.score),
+                part=squares[name] / score if score else 0.0,
+                box=_box(own, covered),
+            )
             for name, own in measurements.items()
         },
         at_least_as_unusual=calibration.ranks.count_at_or_above(score),

@@ -1,12 +1,11 @@
 """A detector's calibration, without the networks and banks of its views. Does not import torch.
 
 A detector judges an image at its own size by several views (`ncml.ood.views`). Each score of a view is standardised by
-the estimation images: z = (s - median) / deviation - margin, where the deviation is that of a normal distribution with
-the same mean excess over the median; so a score with a long upper tail does not decide more often than others. Scores
-that find what is far from good images have a margin, and leave more of the false-positive rate to those of small marks
-and missing parts, which exceed good images by less. The largest z is the score of the image, one function that is fixed
-before a ranking image is looked at. It is ranked once (`ncml.ood.scene_ranks`), so the p-value is valid for any number
-of views.
+the estimation images: z = (s - median) / deviation, where the deviation is that of a normal distribution with the same
+mean excess over the median. The score of the image is the root of the sum over views of weight x max(0, z)^2, with
+weights that are learned from altered estimation images (`ncml.ood.weights`): what is ordinary in one view does not make
+up for what is unusual in another. This function is fixed before a ranking image is looked at. Its values are ranked
+once (`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
 
 `detector.json` holds the calibration, `detector.safetensors` the arrays of the views, and `detector.jpg` examples of
 what it finds and misses.
@@ -37,8 +36,8 @@ from ncml.ood.detector_power import DetectorPower
 from ncml.ood.power import explain_weakness
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
-NAME, STATISTIC = DETECTOR, "largest view"
-FORMAT = 6
+NAME, STATISTIC = DETECTOR, "weighted views"
+FORMAT = 7
 FILE, TENSORS, NEW_TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.NEW_DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95
@@ -47,33 +46,38 @@ MIN_DEVIATION = 1e-6
 CLIP = 10.0
 """Excesses over the median count as at most this many times their own median: an outlier does not hide a view."""
 HIGH_THRESHOLD = 15.0
-"""Threshold from which a detector is weak unless its power is measured; in the benchmarks, thresholds are 2 to 7."""
+"""Threshold from which a detector is weak unless its power is measured; in the benchmarks, thresholds are 1 to 4."""
 NORMAL_EXCESS = 0.7979
 """Mean excess over the median of the upper half of a standard normal distribution."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a score of a view is standardised."""
+    """How a score of a view is standardised, and its weight in the score of an image."""
 
-    zero: float
-    """The score that is 0 when standardised: the median of good images plus the view's margin."""
+    median: float
+    """Of good images."""
     deviation: float
+    weight: float = 1.0
 
     @classmethod
-    def estimate(cls, scores_N: Floats, margin: float = 0.0, least_deviation: float = MIN_DEVIATION) -> Self:
-        """Estimate from the scores of good images. margin: in deviations; least_deviation: in units of the score."""
+    def estimate(cls, scores_N: Floats, least_deviation: float = MIN_DEVIATION) -> Self:
+        """Estimate from the scores of good images, with weight 1. least_deviation: in units of the score."""
         median = float(np.median(scores_N))
         deviation = max(least_deviation, abs(median) * MIN_DEVIATION)
         excess = scores_N[scores_N > median] - median
         if len(excess):
             clipped = np.minimum(excess, CLIP * np.median(excess))
             deviation = max(deviation, float(clipped.mean()) / NORMAL_EXCESS)
-        return cls(median + margin * deviation, deviation)
+        return cls(median, deviation)
 
     def standardise(self, score: float) -> float:
         """Return the standardised score."""
-        return (score - self.zero) / self.deviation
+        return (score - self.median) / self.deviation
+
+    def square(self, score: float) -> float:
+        """Return what the score adds to the square of that of the image."""
+        return self.weight * max(0.0, self.standardise(score)) ** 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class DetectorCalibration:
     scales: Mapping[str, Scale]
     """By score of a view."""
     ranks: SceneRanks
-    """The standardised scores of the ranking images."""
+    """The scores of the ranking images."""
     n_fit: int
     """Number of estimation images."""
     estimation_scenes: int
@@ -130,7 +134,7 @@ class DetectorCalibration:
 
     @functools.cached_property
     def threshold(self) -> float:
-        """The standardised score above which an image is flagged."""
+        """The score above which an image is flagged."""
         return self.ranks.threshold(self.cutoff)
 
     @property
@@ -148,9 +152,7 @@ class DetectorCalibration:
         if self.power is not None:
             return self.power.weakness
         if self.threshold > HIGH_THRESHOLD:
-            return (
-                f"good images that rank reach {self.threshold:.0f} deviations of the others, which hides most defects"
-            )
+            return f"good images that rank score up to {self.threshold:.0f}, far above others, which hides most defects"
         return ""
 
     @property
@@ -168,8 +170,8 @@ class DetectorCalibration:
         """Whether parts are brought to one position before they are compared."""
         return bool(self.views.get("features", {}).get("aligned"))
 
-    def standardise(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return the standardised score of each view.
+    def squares(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return what each view adds to the square of the score of the image.
 
         Raises `InputError` for one that is not finite: NaN is above no other, so its image would pass for a good one.
         """
@@ -177,7 +179,7 @@ class DetectorCalibration:
             if not math.isfinite(score):
                 remedy = "save it again as PNG, or compute on another device"
                 raise InputError("image", f"image has a score {name} that is not finite: {remedy}.")
-        return {name: self.scales[name].standardise(score) for name, score in scores.items()}
+        return {name: self.scales[name].square(score) for name, score in scores.items()}
 
     def differences(self, image_HWC: NDArray[np.uint8]) -> tuple[str, ...]:
         """Return what distinguishes an image from all good ones at first sight: its size, and whether it is grey.
@@ -201,7 +203,7 @@ class DetectorCalibration:
         return tuple(differences)
 
     def p_value(self, score: float) -> float:
-        """Return the p-value of an image with this largest standardised score."""
+        """Return the p-value of an image with this score."""
         return float(self.ranks.p_values(score))
 
     def _content(self) -> dict[str, Any]:
@@ -213,7 +215,7 @@ class DetectorCalibration:
             "false_positive_rate": self.false_positive_rate,
             "confidence": self.confidence,
             "estimation": [self.n_fit, self.estimation_scenes],
-            "scales": {name: [scale.zero, scale.deviation] for name, scale in self.scales.items()},
+            "scales": {name: [scale.median, scale.deviation, scale.weight] for name, scale in self.scales.items()},
             "ranked": self.ranks.scores_N.tolist(),
             "scenes": self.ranks.scenes_N.tolist(),
             "views": {kind: dict(values) for kind, values in self.views.items()},
@@ -252,10 +254,12 @@ class DetectorCalibration:
             if not np.array_equal(np.unique(scenes_N), np.arange(scenes_N.max() + 1)):
                 raise ValueError("its scenes are not numbered from 0")
             scales = {
-                str(name): Scale(*storage.floats(values, 2).tolist()) for name, values in content["scales"].items()
+                str(name): Scale(*storage.floats(values, 3).tolist()) for name, values in content["scales"].items()
             }
-            if not scales or any(scale.deviation <= 0 for scale in scales.values()):
-                raise ValueError("a deviation is not positive")
+            if any(scale.deviation <= 0 or scale.weight < 0 for scale in scales.values()):
+                raise ValueError("a deviation is not positive, or a weight is negative")
+            if not any(scale.weight for scale in scales.values()):
+                raise ValueError("no view has a weight")
             rate, confidence = float(storage.floats(content["false_positive_rate"])), content["confidence"]
             conformal.check_rate(rate)
             images, scenes = map(storage.count, content["estimation"])

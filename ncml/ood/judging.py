@@ -5,6 +5,7 @@ Shapes: H rows and W columns of an image, h and w of a map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,11 +66,12 @@ class Detector:
         return cls(calibration, views)
 
     def flags(self, image_HWC: Pixels) -> bool:
-        """Return whether an image is flagged; the views after the first that flags it are not computed."""
+        """Return whether an image is flagged; no further view is computed once the score exceeds the threshold."""
         judged_HWC = self._crop(image_HWC)
+        square = 0.0
         for view in self.views.values():
-            standardised = self.calibration.standardise(scores_of(view.measure(judged_HWC)))
-            if max(standardised.values()) > self.calibration.threshold:
+            square += sum(self.calibration.squares(scores_of(view.measure(judged_HWC))).values())
+            if math.sqrt(square) > self.calibration.threshold:
                 return True
         return False
 

@@ -32,7 +32,7 @@ class Parity:
 
     images: int
     largest_difference: float
-    """Of a standardised score, as a share of it where it is above 1."""
+    """Of the score of an image or a part of it, as a share of it where it is above 1."""
     equal_p_values: int
     """The others are larger: their score is that of a ranking image up to rounding."""
 
@@ -85,23 +85,22 @@ def export(
 def compare(
     detector: Detector, exported: ExportedDetector, images: Sequence[Reader], on_progress: OnProgress
 ) -> Parity:
-    """Judge images both ways; raise `ModelError` where a score differs or a p-value is smaller.
+    """Judge images both ways; raise `ModelError` where a score or a part of it differs or a p-value is smaller.
 
-    Scores below all ranking scores count as the lowest of these: they change no p-value, and the distance of a patch
-    from itself, in images that the bank holds, is rounding alone.
+    Views that are ordinary in an image have no part in its score. So the distance of a patch from itself, in images
+    that the bank holds, is not compared: it is rounding alone.
     """
-    lowest = float(detector.calibration.ranks.scores_N[0])
     largest, equal = 0.0, 0
     for index, reader in enumerate(images):
         image_HWC = reader()
         expected, found = detector.judge(image_HWC), exported.judge(image_HWC)
-        for name, own in expected.views.items():
-            score, other = max(lowest, own.standardised), max(lowest, found.views[name].standardised)
-            difference = abs(other - score) / max(1.0, abs(score))
+        compared = {f"view {name!r}": (own.part, found.views[name].part) for name, own in expected.views.items()}
+        for name, (score, other) in (compared | {"score": (expected.score, found.score)}).items():
+            difference = abs(other - score) / max(1.0, score)
             largest = max(largest, difference)
             if not difference <= ROUNDING:
                 raise ModelError(
-                    f"the exported view {name!r} differs by {difference:.2g} of its score on image {index + 1} of "
+                    f"the exported {name} differs by {difference:.2g} of its value on image {index + 1} of "
                     f"{len(images)}, more than {ROUNDING:g}: the file is not kept."
                 )
         if found.p_value < expected.p_value:

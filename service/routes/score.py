@@ -55,9 +55,10 @@ async def score(request: Request, jobs: Jobs) -> Response:
     `noise`.
 
     If the model is a detector (`detector` in /models), it judges each image at its own size, unless `ood=0`, another
-    `calibration` or a `statistic` is named: `detection` has the view that decided, the part of the image that it points
-    at, and how many good images are at least as unusual. A request may then hold four images, of 33 megapixels in all,
-    which take some tenths of a second each. Bits per dimension are still those at the model's size.
+    `calibration` or a `statistic` is named: `detection` has the view with the largest part in the score, the part of
+    the image that it points at, and how many good images are at least as unusual. A request may then hold four images,
+    of 33 megapixels in all, which take some tenths of a second each. Bits per dimension are still those at the model's
+    size.
 
     With `tile=1` one large image is split into overlapping tiles instead, and judged by three views of their scores:
     the worst tile, the sharpest peak and the mean. If the model's tiles are calibrated, the response has the image's

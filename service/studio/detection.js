@@ -29,7 +29,7 @@ const MIN_ESTIMATING = 11; // scenes from which a detector is estimated at least
 
 const viewName = (view) => view.replaceAll("_", " ");
 
-/** The image with the box of the deciding view: a small copy if the page no longer has the file, or what the service drew. */
+/** The image with the box of its view: a small copy if the page no longer has the file, or what the service drew. */
 export function detectionFigure(reading) {
   const { detection } = reading.score;
   const caption = detectionCaption(detection);
@@ -79,7 +79,7 @@ function picture(reading) {
   return image;
 }
 
-/** Details with the local scores of the deciding view over the image; nothing for a view without a map, or if it is shown. */
+/** Details with the local scores of its view over the image; nothing for a view without a map, or if it is shown. */
 export function detectionMap(reading) {
   const { detection } = reading.score;
   const { map, covered, width, height, view } = detection;
@@ -90,31 +90,31 @@ export function detectionMap(reading) {
     layer.className = "heat";
     place(layer, covered, width, height);
     const caption =
-      "The colours mean the same in all images. The most unusual place is black if the score of this image is that of " +
-      "an average good one, and brightest if it is flagged.";
+      "The colours mean the same in all images. The most unusual place is black if the score of this image is 0, and " +
+      "brightest if it is flagged.";
     return [framed(detection, picture(reading), caption, { layers: [layer], isCalm: !detection.is_ood })];
   });
 }
 
-/** The scores of the image in every view, the deciding one first. */
+/** The parts of all views in the score of the image, the largest first. */
 export function viewsTable({ score: { detection } }) {
-  const { views, threshold, view: deciding } = detection;
-  const sorted = Object.entries(views).sort(([, a], [, b]) => b.standardised - a.standardised);
-  const rows = sorted.map(([view, { standardised }]) =>
+  const { views, threshold } = detection;
+  const sorted = Object.entries(views).sort(([, a], [, b]) => b.part - a.part);
+  const rows = sorted.map(([view, { part }]) =>
     h(
       "tr",
       {},
-      h("th", { scope: "row" }, viewName(view), view === deciding && [" ", h("span", { class: "badge" }, "decides")]),
+      h("th", { scope: "row" }, viewName(view)),
       h("td", {}, DETECTOR_VIEWS[view] ?? ""),
-      h("td", { class: "number" }, standardised.toFixed(2).replace("-", "−")),
+      h("td", { class: "number" }, part.toFixed(2)),
     ),
   );
   const head = h(
     "tr",
     {},
-    ["View", "What differs", "Score"].map((heading) => h("th", { scope: "col" }, heading)),
+    ["View", "What differs", "Part"].map((heading) => h("th", { scope: "col" }, heading)),
   );
-  const caption = `Views, in deviations of good images above their median; the largest is flagged above ${threshold.toFixed(2)}`;
+  const caption = `The parts of the score; an image is flagged above ${threshold.toFixed(2)} in all`;
   return h(
     "details",
     {},

@@ -197,8 +197,8 @@ def _detection(original: Original, score: float, with_map: bool) -> Detection:
         is_weak=False,
         box=box,
         views={
-            "places": ViewDetection(score=2 * score, standardised=score, box=box),
-            "appearance": ViewDetection(score=1.5, standardised=-1.0, box=box),
+            "places": ViewDetection(score=2 * score, standardised=score, part=score, box=box),
+            "appearance": ViewDetection(score=1.5, standardised=-1.0, part=0.0, box=box),
         },
         at_least_as_unusual=3,
         ranking_images=DETECTOR.n_rank,

@@ -196,8 +196,12 @@ def test_a_verdict_has_its_view_box_and_rank(client: TestClient) -> None:
         "width": 64, "height": 48, "view": "places", "score": 200, "p_value": 0.5, "threshold": 100, "is_ood": True,
         "is_weak": False, "box": {"left": 0, "top": 0, "width": 32, "height": 12},
         "views": {
-            "places": {"score": 400, "standardised": 200, "box": {"left": 0, "top": 0, "width": 32, "height": 12}},
-            "appearance": {"score": 1.5, "standardised": -1, "box": {"left": 0, "top": 0, "width": 32, "height": 12}},
+            "places": {
+                "score": 400, "standardised": 200, "part": 200, "box": {"left": 0, "top": 0, "width": 32, "height": 12}
+            },
+            "appearance": {
+                "score": 1.5, "standardised": -1, "part": 0, "box": {"left": 0, "top": 0, "width": 32, "height": 12}
+            },
         },
         "at_least_as_unusual": 3, "ranking_images": 28, "calibration_version": "de" * 32,
         "covered": {"left": 0, "top": 0, "width": 64, "height": 24},
@@ -288,18 +292,18 @@ def test_the_last_line_states_the_threshold_and_json_keeps_its_form(
     assert (code, out.count("\n")) == (0, 2)
     assert "places             101.00 at " in out
     expected = "(at most 5% of good images are expected to be)"
-    assert err == f"2 images, 1 flagged by scores above 100.00 deviations of good images {expected}\n"
+    assert err == f"2 images, 1 flagged by scores above 100.00 {expected}\n"
     code, _, err = run_cli(capsys, images[0], "--model", detector_folder)
     local = ncml.load(detector_folder).detector
     assert code == 0
     assert local is not None
-    assert f"1 flagged by scores above {local.threshold:.2f} deviations of good images" in err
+    assert f"1 flagged by scores above {local.threshold:.2f}" in err
     for options in ((), ("--calibration", "weak")):
         printed = json.loads(run_cli(capsys, images[0], "--server", url, "--json", *options)[1])
         assert printed.keys() - {"weakness"} == {
             "model", "calibration", "results", "images", "skipped", "errors", "flagged", "false_positive_rate"
         }  # fmt: skip
-    assert "deviations" not in run_cli(capsys, *images, "--server", url, "--calibration", "weak")[2]
+    assert "by scores above" not in run_cli(capsys, *images, "--server", url, "--calibration", "weak")[2]
 
 
 def test_an_image_that_the_service_refuses_is_skipped(
@@ -412,8 +416,8 @@ def test_a_watch_reports_at_its_start_what_judges_and_where_results_go(
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines()[:3] == [
-        f"ncml: watching images with the detector tiny at {url}, which flags scores above 100.00 deviations of good "
-        "images (5% of good images on average); 5 images are there already and judged first",
+        f"ncml: watching images with the detector tiny at {url}, which flags scores above 100.00 (5% of good "
+        "images on average); 5 images are there already and judged first",
         "ncml: rows go to verdicts.csv, flagged images are moved to rejects, messages are sent to 127.0.0.1:9",
         "ncml: no alarm will be raised, because it assumes that each ranking image shows its own scene",
     ]

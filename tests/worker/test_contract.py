@@ -125,7 +125,7 @@ EXAMPLES: dict[str, BaseModel] = {
                     is_weak=False, box=Box(left=16, top=32, width=5, height=5),
                     views={
                         "places": ViewDetection(
-                            score=12.5, standardised=6.5, box=Box(left=16, top=32, width=5, height=5)
+                            score=12.5, standardised=6.5, part=6.5, box=Box(left=16, top=32, width=5, height=5)
                         )
                     },
                     at_least_as_unusual=0, ranking_images=15, calibration_version="da" * 32,

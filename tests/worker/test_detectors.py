@@ -157,7 +157,7 @@ def test_an_image_that_cannot_be_judged_is_named_by_its_position_in_the_request(
 
     def overflowing(self: Detector, image_HWC: np.ndarray) -> Detection:
         if np.array_equal(image_HWC, faulty):
-            self.calibration.standardise({"places": np.nan})
+            self.calibration.squares({"places": np.nan})
         return judge(self, image_HWC)
 
     monkeypatch.setattr(Detector, "judge", overflowing)

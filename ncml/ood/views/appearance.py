@@ -21,7 +21,7 @@ from PIL import Image
 from ncml.images.resizing import Resize
 from ncml.ood.conformal import Floats
 from ncml.ood.views.gaussian import ShrunkenGaussian
-from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 SIDE = 128
@@ -49,10 +49,6 @@ class AppearanceView:
     def description(self) -> str:
         """What is measured, in one sentence."""
         return f"brightness, contrast and colour are compared as a whole and in {GRID}x{GRID} cells"
-
-    def margin(self, name: str) -> float:
-        """Return the margin of a view of the whole image."""
-        return WHOLE_IMAGE_MARGIN
 
     @classmethod
     def estimate(

@@ -58,7 +58,7 @@ from ncml.ood.views.patches import (
 )
 from ncml.ood.views.places import Places
 from ncml.ood.views.stains import STAINS, Averaged, Stained, Stains
-from ncml.ood.views.view import MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
@@ -119,10 +119,6 @@ class FeaturesView:
         where = "anywhere" if self.places is None else "at the same place and anywhere"
         before = "" if self.template is None else "parts are brought to one position, and "
         return f"{before}patches are compared {where} at {size}, where marks under about 3 pixels vanish"
-
-    def margin(self, name: str) -> float:
-        """Return no margin for scores that find what hardly exceeds good images: small marks and missing parts."""
-        return MARGIN if name in (Bank.name, ColourSpots.name, Stains.name) else 0.0
 
     @classmethod
     def estimate(

@@ -37,7 +37,7 @@ from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
-from ncml.ood.views.view import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import BUNDLED, DETECTOR_BASE
 from ncml.progress import OnProgress, Progress
 
@@ -119,10 +119,6 @@ class LikelihoodView:
         fractions = [2**halvings for halvings in range(self.halvings, self.halvings + self.scales)]
         sizes = ["full" if fraction == 1 else f"1/{fraction}" for fraction in fractions]
         return f"the likelihood of pixels is compared at {', '.join(sizes)} size"
-
-    def margin(self, name: str) -> float:
-        """Return the margin of a view of the whole image."""
-        return WHOLE_IMAGE_MARGIN
 
     @classmethod
     def estimate(

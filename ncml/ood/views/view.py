@@ -23,10 +23,6 @@ Pixels = NDArray[np.uint8]
 Reader = Callable[[], Pixels]
 """Opens a good image: uint8 [H, W, 3] at its own size. Called once or more; images are not all held in memory."""
 
-MARGIN, WHOLE_IMAGE_MARGIN = 1.0, 0.5
-"""Margins of scores that find only what is far from good images, so that their chance excesses do not decide; the
-second is of views of the whole image. Chosen by measurement: `docs/ood-method.md`."""
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -79,10 +75,6 @@ class View(Protocol):
     @property
     def description(self) -> str:
         """At which size it judges images and what vanishes there, in one sentence."""
-        ...
-
-    def margin(self, name: str) -> float:
-        """Return by how many deviations a score must exceed others to decide (`ncml.ood.detector_calibration`)."""
         ...
 
     @classmethod

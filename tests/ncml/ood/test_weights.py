@@ -1,0 +1,67 @@
+"""The weights of views are those that minimise the loss."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from ncml.ood.weights import LEAST_WEIGHT, MOST, PROCESSING_SHARE, RIDGE, learn_weights
+
+
+def minimal_weights(good_VN: np.ndarray, altered_VM: np.ndarray, processed: int) -> np.ndarray:
+    """Return the weights by a general optimiser; the last altered images are processed ones."""
+    good_VN, altered_VM = (np.minimum(np.maximum(0, values), MOST) ** 2 for values in (good_VN, altered_VM))
+    marked_VM, processed_VM = altered_VM[:, :-processed], altered_VM[:, -processed:]
+
+    def loss(parameters: np.ndarray) -> float:
+        weights, offset = parameters[:-1], parameters[-1]
+        of_good = np.logaddexp(0, weights @ good_VN + offset).mean()
+        of_marked = np.logaddexp(0, -weights @ marked_VM - offset).mean()
+        of_processed = np.logaddexp(0, -weights @ processed_VM - offset).mean()
+        of_altered = (1 - PROCESSING_SHARE) * of_marked + PROCESSING_SHARE * of_processed
+        return (of_good + of_altered) / 2 + RIDGE / 2 * np.square(weights).sum()
+
+    views = len(good_VN)
+    found = minimize(
+        loss,
+        np.append(np.full(views, 0.01), 0.0),
+        bounds=[(0, None)] * views + [(None, None)],
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 5000, "maxfun": 200_000},
+    ).x[:-1]
+    return np.maximum(LEAST_WEIGHT, found / found.max())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("good", "altered"), [(11, 20), (41, 42), (200, 42)])
+def test_weights_equal_those_of_a_general_optimiser(good: int, altered: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    good_VN = rng.normal(size=(5, good)) + rng.normal(size=good)  # the scores of views agree
+    altered_VM = rng.normal(size=(5, altered)) * [[1], [3], [1], [1], [9]] + [[0], [1], [4], [-3], [2]]
+    processed = altered // 3
+    are_processed_M = np.arange(altered) >= altered - processed
+    weights_V = learn_weights(good_VN, altered_VM, are_processed_M)
+    np.testing.assert_allclose(weights_V, minimal_weights(good_VN, altered_VM, processed), atol=2e-3)
+    assert weights_V.max() == 1
+    assert weights_V[3] == LEAST_WEIGHT
+
+
+def test_without_processed_images_the_others_weigh_all() -> None:
+    rng = np.random.default_rng(0)
+    good_VN, altered_VM = rng.normal(size=(2, 30)), rng.normal([[3], [1]], 1, (2, 40))
+    alike = [learn_weights(good_VN, altered_VM, np.full(40, processed)) for processed in (True, False)]
+    np.testing.assert_array_equal(*alike)
+
+
+def test_odd_images_among_good_ones_do_not_hide_the_views_that_find_them() -> None:
+    rng = np.random.default_rng(0)
+    good_VN, altered_VM = rng.normal(size=(2, 12)), rng.normal([[4], [1]], 1, (2, 40))
+    are_processed_M = np.arange(40) < 10
+    odd_VN = np.append(good_VN, [[30.0], [0.0]], 1)
+    expected_V = learn_weights(good_VN, altered_VM, are_processed_M)
+    np.testing.assert_array_equal(learn_weights(odd_VN, altered_VM, are_processed_M), expected_V)
+    assert np.isfinite(learn_weights(10 * odd_VN + 70, altered_VM, are_processed_M)).all()
+
+
+def test_views_that_find_nothing_weigh_the_same() -> None:
+    good_VN = np.random.default_rng(0).normal(size=(3, 30))
+    np.testing.assert_array_equal(learn_weights(good_VN, good_VN - 4, np.zeros(30, bool)), 1)
+    np.testing.assert_array_equal(learn_weights(0 * good_VN, 0 * good_VN, np.zeros(30, bool)), 1)
