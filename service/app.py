@@ -24,7 +24,7 @@ from service.http.openapi import install_openapi
 from service.http.origins import OriginMiddleware
 from service.http.pages import install_docs, install_studio
 from service.http.stopping import Stop
-from service.jobs import JobService
+from service.jobs import JobService, check_queue
 from service.keys import KeyFile, KeyFileError
 from service.routes import calibrate, generate, health, jobs, models, reviews, score
 from service.service_metrics import Metrics
@@ -131,9 +131,9 @@ def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[API
         (score.router, auth + rate_limit),
         (generate.router, auth + rate_limit),
         (calibrate.router, auth + rate_limit),
-        (jobs.router, auth),
+        (jobs.router, [*auth, Depends(check_queue)]),
         (models.router, auth),
-        (reviews.router, auth),
+        (reviews.router, [*auth, Depends(check_queue)]),
         (health.router, []),
     )
     for router, router_dependencies in dependencies:

@@ -383,3 +383,11 @@ def _job_service(request: Request) -> JobService:
 
 Jobs = Annotated[JobService, Depends(_job_service)]
 """The parameter of a route that receives the application's `JobService`."""
+
+
+async def check_queue(jobs: Jobs) -> None:
+    """Raise `RedisError` within seconds if the queue's server hangs: calls for jobs and reviews wait ten times as long.
+
+    A dependency of the routes that do not ask the monitor themselves.
+    """
+    await anyio.to_thread.run_sync(jobs.queue.monitor.ping)

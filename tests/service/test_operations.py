@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from service.preparation import MAX_PREPARATIONS
 from service.routes.models import Models, ServedModel
 from service.service_metrics import Metrics
 from service.settings import Settings, read_settings
-from tests.conftest import eventually, free_port
+from tests.conftest import Valkey, eventually, free_port
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
 from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
@@ -185,6 +186,36 @@ def test_a_command_that_the_queue_refuses_is_explained(client: TestClient, confi
     response = client.post("/score", files=[("image", IMAGE)])
     assert response.status_code == 503
     assert response.json()["detail"] == f"The queue refuses the request: {REFUSAL}."
+
+
+def test_every_route_reports_within_seconds_that_the_server_hangs(
+    new_client: Callable[..., TestClient], new_valkey: Callable[..., Valkey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.queue.MONITOR_TIMEOUT_S", 0.1)
+    server = new_valkey()
+    assert server.process
+    client = new_client(redis_url=server.url, allow_calibration=True)
+    form = {"files": {"image": ("a.png", IMAGE)}, "data": {"job": "a", "verdict": "good"}}
+    model, review = "/models/tiny", "/models/tiny/reviews/0123456789abcdef"
+    os.kill(server.process.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        responses = [
+            *(client.get(path) for path in ("/readyz", "/models", model, f"{model}/pictures", f"{model}/reviews")),
+            *(client.get(f"/jobs/a{part}") for part in ("", "/result", "/events", "/preview")),
+            *(client.delete(path) for path in ("/jobs/a", review)),
+            client.post("/jobs/a/cancel"),
+            client.get(f"{review}/thumbnail"),
+            client.post(f"{model}/reviews", **form),
+            client.post("/score", files={"image": IMAGE}),
+            client.post("/generate"),
+            client.post("/update?name=tiny"),
+        ]
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    assert time.monotonic() - started < 25  # calls for one job wait for 30 s
+    problems = {(response.status_code, response.json()["type"]) for response in responses}
+    assert problems == {(503, "urn:ncml:problem:queue-down")}
 
 
 def test_two_applications_have_separate_metrics(new_client: Callable[..., TestClient]) -> None:
