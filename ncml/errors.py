@@ -4,11 +4,12 @@ NcmlError
 ├── InputError        the request or the image is at fault
 │   ├── TooLarge      more bytes, pixels or images than allowed
 │   ├── TooCostly     more work or memory than allowed
-│   └── NotAnImage    not an image in a supported format
+│   ├── NotAnImage    not an image in a supported format
+│   └── AccessDenied  object storage refuses this file
 ├── ModelError        a model folder cannot be used
 ├── TrainingError     a training run cannot continue
 ├── ServiceError      a service cannot be reached, or refuses a request
-└── StorageError      object storage cannot be reached, or refuses all requests
+└── StorageError      object storage cannot be reached, or fails
 """
 
 import difflib
@@ -48,6 +49,10 @@ class NotAnImage(InputError):
     """The bytes are not an image in a supported format, or are incomplete."""
 
 
+class AccessDenied(InputError):
+    """Object storage refuses to read or write this file or folder."""
+
+
 class ModelError(NcmlError):
     """A model folder is missing, damaged, or was not written by ncml."""
 
@@ -75,4 +80,9 @@ class ServiceError(NcmlError):
 
 
 class StorageError(NcmlError):
-    """Object storage cannot be reached, or refuses all requests."""
+    """Object storage cannot be reached, or fails to answer a request."""
+
+    def __init__(self, detail: str, *, url: str = "") -> None:
+        super().__init__(detail)
+        self.url = url
+        """The file or folder of the request."""

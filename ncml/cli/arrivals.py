@@ -22,6 +22,9 @@ QUIET_S = 0.2
 PATIENCE_S = 10.0
 """A file that cannot be read is invalid if it has not changed for this long: until then, its writer may have paused."""
 
+FIRST_RETRY_S, MAX_RETRY_S = 10.0, 600.0
+"""Pause before an object that storage does not deliver is tried again, which doubles each time, and the longest one."""
+
 MAX_WAITING = 100_000
 """Files of a bucket that wait at the same time; the following ones are found when these are judged."""
 
@@ -39,6 +42,10 @@ class Arrival:
     """Monotonic time at which it was first found in this state."""
     not_before: float
     """Monotonic time from which it can be read."""
+    problem: str = ""
+    """Why storage does not deliver it."""
+    retry_s: float = 0.0
+    """Its last pause for that reason."""
 
 
 class Arrivals:
@@ -94,6 +101,16 @@ class Arrivals:
         end = arrival.since + PATIENCE_S
         arrival.not_before = min(end, time.monotonic() + 1)
         return time.monotonic() < end
+
+    def postpone(self, url: str, problem: str) -> bool:
+        """Let other objects be judged before one that storage does not deliver; return whether the problem is new."""
+        arrival = self._pending.get(StoragePath(url))
+        if arrival is None:
+            return True
+        arrival.retry_s = min(2 * arrival.retry_s or FIRST_RETRY_S, MAX_RETRY_S)
+        arrival.not_before = time.monotonic() + arrival.retry_s
+        is_new, arrival.problem = problem != arrival.problem, problem
+        return is_new
 
     def _files(self) -> Iterator[tuple[Location, Stamp]]:
         if isinstance(self.folder, StoragePath):

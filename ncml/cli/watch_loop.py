@@ -114,7 +114,9 @@ class Watch:
                 except (ServiceError, StorageError) as error:
                     if isinstance(error, ServiceError) and error.status not in OUTAGES:
                         raise
-                    self._pause_after(str(error).rstrip("."))
+                    problem = str(error).rstrip(".")
+                    is_new = isinstance(error, ServiceError) or self._arrivals.postpone(error.url, problem)
+                    self._pause_after(problem if is_new else "")
                     continue
                 self._move()
                 self._report_progress()
@@ -296,7 +298,9 @@ class Watch:
             del self._to_move[path]
 
     def _pause_after(self, problem: str) -> None:
-        self._report_problem(problem)
+        """Report a problem, unless it is empty, and pause."""
+        if problem:
+            self._report_problem(problem)
         if isinstance(self._folder, StoragePath):
             open_filesystem.cache_clear()  # the next one reads the credentials again: these may have expired
         self._stopping.wait(RETRY_S)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ncml.errors import InputError, NcmlError, StorageError
+from ncml.errors import AccessDenied, InputError, NcmlError, StorageError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
 """The package that each scheme needs besides fsspec."""
@@ -191,10 +191,10 @@ def _translate(error: Exception, url: str, action: str) -> NcmlError:
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     is_denied = isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden")
     if is_denied and (not code or code in DENIED):
-        return InputError(
+        return AccessDenied(
             url, f"{subject}: access is denied ({_reason(error)}): check the credentials and their rights."
         )
-    return StorageError(f"{subject}: {_reason(error)}: check the address, the credentials and the network.")
+    return StorageError(f"{subject}: {_reason(error)}: check the address, the credentials and the network.", url=url)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from ncml.errors import InputError
+from ncml.errors import AccessDenied, InputError, StorageError
 from ncml.object_storage import filesystems
 from ncml.object_storage.filesystems import PACKAGES, WRITABLE, Status
 
@@ -117,10 +117,13 @@ class StoragePath:
     def has_changed(self) -> bool:
         """Return whether the file is gone, or has another state than the one that is kept, times compared in seconds.
 
-        MinIO, Ceph and R2 list times with milliseconds, but report those of a single file in seconds.
+        MinIO, Ceph and R2 list times with milliseconds, but report those of a single file in seconds. Raises
+        `StorageError` also if its state is refused.
         """
         try:
             current = StoragePath(self.url).state()
+        except AccessDenied as error:
+            raise StorageError(error.detail, url=self.url) from error
         except InputError:
             return True
         return [_without_fraction(cell) for cell in current] != [_without_fraction(cell) for cell in self.state()]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -14,7 +15,15 @@ import pytest
 import ncml
 from ncml import checkpoint
 from ncml.cli import main as cli
+from ncml.cli.rows import Row, Scorer
+from ncml.cli.score_output import TEXT_COLUMNS
+from ncml.cli.table import Table
+from ncml.cli.watch_loop import Watch
+from ncml.errors import InputError
 from ncml.images import to_png
+from ncml.images.decoding import MAX_BYTES
+from ncml.object_storage import StoragePath
+from ncml.paths import Location, printable
 from tests.conftest import eventually
 from tests.detectors import save_good_images, use_small_scale
 from tests.flow.commands.conftest import rows
@@ -91,6 +100,51 @@ def test_watching_continues_after_an_outage_of_the_storage(s3: S3, start: Start,
     s3.refuse = lambda method, path: None
     eventually(lambda: len(rows(tmp_path)) == 2)
     assert [row["error"] for row in rows(tmp_path)] == ["", ""]
+
+
+@pytest.mark.parametrize(("status", "code"), [("500 Error", "InternalError"), ("403 Forbidden", "AccessDenied")])
+def test_an_object_that_storage_does_not_deliver_is_reported_once_and_does_not_hold_up_others(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: str, code: str
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("ncml.cli.watch_loop.RETRY_S", 0.01)
+    monkeypatch.setattr("ncml.cli.arrivals.FIRST_RETRY_S", 0.05)
+    for i in range(3):
+        s3.put(f"in/{i}.png", image(i))
+    shown, refused = list[str](), list[str]()
+
+    def refuse(method: str, path: str) -> tuple[str, str] | None:
+        if not path.endswith("0.png") or (len(shown) == 2 and len(refused) > 5):
+            return None
+        refused.append(method)
+        if len(refused) == 50:  # others wait for this one
+            os.kill(os.getpid(), signal.SIGINT)
+        return status, code
+
+    def judge(paths: list[Location]) -> list[Row]:
+        rows: list[Row] = []
+        for path in paths:
+            assert isinstance(path, StoragePath)
+            rows.append({"file": printable(path)})
+            try:
+                path.read(MAX_BYTES)
+                rows[-1]["is_ood"] = False
+            except InputError as error:
+                rows[-1]["error"] = str(error)
+        return rows
+
+    def show(row: Row) -> None:
+        shown.append(row["file"])
+        if len(shown) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    s3.refuse = refuse
+    columns = ["file", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    Watch(StoragePath("s3://line/in"), verdicts, Scorer(judge, 3), None, None, show, judge="a model").run(0.05)
+    assert shown == ["s3://line/in/1.png", "s3://line/in/2.png", "s3://line/in/0.png"]
+    assert [row["error"] for row in verdicts.rows()] == ["", "", ""]
+    assert capsys.readouterr().err.count("s3://line/in/0.png cannot be read") == 1
 
 
 def test_watching_uses_new_credentials_when_those_in_a_file_have_expired(
