@@ -50,7 +50,22 @@ def open_filesystem(scheme: str) -> Any:
     importlib.import_module(PACKAGES[scheme])
     for name in ("fsspec", PACKAGES[scheme]):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they log errors, with tracebacks, besides raising them
-    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    filesystem = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    if scheme == "s3":
+        _read_keys_whole(filesystem)
+    return filesystem
+
+
+def _read_keys_whole(filesystem: Any) -> None:
+    """Keep s3fs from taking `?versionId=` in a key, and what follows it, for a version: versions are not read."""
+    split = filesystem.split_path
+
+    def split_path(path: str) -> tuple[str, str, None]:
+        path = path.removeprefix("s3://")
+        bucket = split(path)[0]
+        return bucket, path[len(bucket) + 1 :], None
+
+    filesystem.split_path = split_path
 
 
 @contextlib.contextmanager

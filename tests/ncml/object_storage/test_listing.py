@@ -36,6 +36,20 @@ def test_the_files_of_a_bucket_are_in_the_order_of_their_keys(s3: S3) -> None:
     assert s3.requests == [("GET", "/line?list")]  # no request for each file
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["a?versionId=3.png", "b?versionId=", "c?versionId=x/1.png", "d?e#f.png", "%20.png", "% +&=;'~[1]*.png", "a//b"],
+)
+def test_a_key_with_characters_that_are_special_in_urls_is_read(s3: S3, key: str) -> None:
+    s3.put(f"in/{key}", b"contents")
+    [path] = StoragePath("s3://line/in").list_files()
+    assert str(path) == f"s3://line/in/{key}"
+    for named in (path, StoragePath.parse(str(path))):
+        assert named.read(100) == (8, b"contents")
+        assert named.is_file()
+        assert not named.has_changed()
+
+
 def test_the_sorted_files_of_a_bucket_are_in_the_order_of_a_copy(s3: S3, tmp_path: Any) -> None:
     for key in KEYS:
         s3.put(key, b"x")
