@@ -10,6 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli import table
+from ncml.cli.earlier_rows import absolute_name, stamp
 from ncml.cli.local_model import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
 from ncml.cli.score_output import Inputs
@@ -26,13 +27,15 @@ from ncml.cli.terminal import (
     progress_bar,
 )
 from ncml.errors import InputError, ModelError
-from ncml.paths import Location, check_exists, collect
+from ncml.paths import Location, check_exists, collect, printable
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.ood.calibration import Calibration
 
 COLUMNS = ("model", "calibration", "statistic", "bpd", "score", "p_value")
+IDENTITY = ("file", "modified")
+"""Columns that identify an image, which may be named more than once."""
 CONDITIONS = ("class", "noise")
 """Columns of tables whose bits/dim are conditioned on one of these."""
 
@@ -60,6 +63,7 @@ def drift(
 
     Args:
         files: Tables that ncml score --output wrote with this model and calibration, or images and folders to score.
+            An image that is named more than once counts once.
         model: Name or folder of the model.
         calibration: Name of the calibration that images are compared with.
         alpha: False-positive rate of the drift test.
@@ -94,9 +98,11 @@ def drift(
         )
     tables = [path for path in files if path.suffix in table.SUFFIXES]
     skipped = SkippedFiles()
+    images = Inputs(tuple(path for path in files if path not in tables), plot)
+    counted: set[tuple[str, str]] = set()
     measurements = [
-        *_read_tables(m, reference, tables),
-        *_score_files(m, reference, Inputs(tuple(path for path in files if path not in tables), plot), skipped),
+        *_read_tables(m, reference, tables, counted),
+        *_score_files(m, reference, images, counted, skipped),
     ]
     if not measurements:
         paths = ", ".join(map(str, files))
@@ -131,7 +137,10 @@ def _check_plot(path: Path, files: Iterable[Location]) -> None:
         raise InputError("plot", f"{path} must end in .png, or in the suffix of another format of Matplotlib.")
 
 
-def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Location]) -> Iterator[Measurement]:
+def _read_tables(
+    m: LocalModel, calibration: "Calibration", tables: list[Location], counted: set[tuple[str, str]]
+) -> Iterator[Measurement]:
+    """Yield the measurements of tables; adds the name and the modification time of each image to `counted`."""
     expected = {
         "model": m.version[:12], "calibration": calibration.version[:12], "statistic": calibration.statistic
     }  # fmt: skip
@@ -150,12 +159,16 @@ def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Locatio
                     f"{path} was scored with --class or --noise, but the calibration without: score the images again "
                     "without them.",
                 )
+            image = absolute_name(row["file"]), row["modified"]
+            if row["file"] and image in counted:
+                continue
+            counted.add(image)
             yield _parse(path, row["bpd"]), _parse(path, row["score"]), _parse(path, row["p_value"])
 
 
 def _read_rows(path: Location) -> Iterator[table.Row]:
     with local_copy(path) as copy:
-        yield from table.read(copy, COLUMNS, optional=CONDITIONS, name=str(path))
+        yield from table.read(copy, COLUMNS, optional=(*CONDITIONS, *IDENTITY), name=str(path))
 
 
 def _parse(path: Location, cell: str) -> float:
@@ -169,9 +182,14 @@ def _parse(path: Location, cell: str) -> float:
 
 
 def _score_files(
-    m: LocalModel, calibration: "Calibration", files: Inputs, skipped: SkippedFiles
+    m: LocalModel, calibration: "Calibration", files: Inputs, counted: set[tuple[str, str]], skipped: SkippedFiles
 ) -> Iterator[Measurement]:
-    paths = collect(files)
+    """Yield the measurements of the files, each once, that are not `counted` in their present state."""
+    names = {name for name, _ in counted}
+    by_name = {absolute_name(printable(path)): path for path in collect(files)}
+    paths = [
+        path for name, path in by_name.items() if name not in names or (name, stamp(path)["modified"]) not in counted
+    ]
     scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped, selected=calibration)
     done = 0
     with progress_bar() as on_progress:

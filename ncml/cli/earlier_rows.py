@@ -60,10 +60,10 @@ def check_replaceable(table: Table, name: str, inputs: Sequence[Location]) -> No
     try:
         if not {*STAMP_COLUMNS, "error"} <= {*column_names(table.path)}:
             raise InputError("output", "it lacks columns")
-        paths = {_absolute(printable(path)) for path in inputs}
-        folders = tuple(f"{_absolute(printable(path)).rstrip('/')}/" for path in inputs if path.is_dir())
+        paths = {absolute_name(printable(path)) for path in inputs}
+        folders = tuple(f"{absolute_name(printable(path)).rstrip('/')}/" for path in inputs if path.is_dir())
         names = (row["file"] for row in read(table.path, ["file"]))
-        others = [name for name in names if (path := _absolute(name)) not in paths and not path.startswith(folders)]
+        others = [name for name in names if (path := absolute_name(name)) not in paths and not path.startswith(folders)]
     except InputError as error:
         raise InputError("output", f"{name} is not a table of ncml score: {remedy}") from error
     if others:
@@ -71,7 +71,8 @@ def check_replaceable(table: Table, name: str, inputs: Sequence[Location]) -> No
         raise InputError("output", f"{name} has {rows}, such as {others[0]}: {remedy}")
 
 
-def _absolute(name: str) -> str:
+def absolute_name(name: str) -> str:
+    """Return the address or the absolute path of a file whose name is in a table."""
     return name if is_address(name) else os.path.abspath(name)  # noqa: PTH100 (without following links)
 
 

@@ -609,6 +609,20 @@ def test_the_plot_of_drift_is_not_one_of_its_images(calibrated: Run, tmp_path: P
         assert json.loads(done.stdout)["images"] == 21
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_drift_counts_an_image_of_a_table_and_a_folder_once(calibrated: Run, tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / "new", 21, 7)
+    assert calibrated("score", "new", "--model", "loud", "--output", f"t.{suffix}").returncode == 0
+
+    def count(*sources: str) -> int:
+        return json.loads(calibrated("drift", *sources, "--model", "loud", "--json").stdout)["images"]
+
+    assert count(f"t.{suffix}", "new") == count(f"t.{suffix}", f"t.{suffix}") == count("new", "new") == 21
+    shutil.copy(tmp_path / "new" / "000.png", tmp_path / "new" / "more.png")
+    os.utime(tmp_path / "new" / "001.png", (0, 0))  # another image under the name of an earlier one
+    assert count(f"t.{suffix}", str(tmp_path / "new")) == 23
+
+
 def test_drift_counts_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 21, 7)
     (tmp_path / "new" / "junk.png").write_text("junk")
