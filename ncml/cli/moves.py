@@ -4,7 +4,7 @@ import errno
 import filecmp
 import itertools
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from pathlib import Path
 
 from ncml.paths import sync
@@ -14,12 +14,28 @@ MTIME_S = 2.0
 
 
 def unused_path(target: Path, reserved: Set[Path] = frozenset()) -> Path:
-    """Return a path or, if it is reserved or there is a file already, the next one with a number. Raises `OSError`."""
-    return next(path for path in _numbered(target) if path not in reserved and not path.exists())
+    """Return a path or, if it is reserved or there is a file already, one with a number. Raises `OSError`.
+
+    Of a camera that always writes one name, thousands of images have numbers: these are bisected.
+    """
+
+    def is_used(number: int) -> bool:
+        path = _numbered(target, number)
+        return path in reserved or path.exists()
+
+    if not is_used(0):
+        return target
+    used, unused = 0, 1
+    while is_used(unused):
+        used, unused = unused, 2 * unused
+    while unused - used > 1:
+        middle = (used + unused) // 2
+        used, unused = (middle, unused) if is_used(middle) else (used, middle)
+    return _numbered(target, unused)
 
 
 def move_unused(path: Path, target: Path) -> Path:
-    """Move a file to a path or, if there is a file already, to the next one with a number; return where it is.
+    """Move a file to a path or, if there is a file already, to one with a number; return where it is.
 
     Whenever this is interrupted, no file has an incomplete content under such a name, and another call completes the
     move. In place of a link, whose own path may be relative, the file that it names is copied. One process at a time
@@ -32,7 +48,8 @@ def move_unused(path: Path, target: Path) -> Path:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-    taken = itertools.takewhile(lambda other: other != unused, _numbered(target))
+    names = (_numbered(target, number) for number in itertools.count())
+    taken = itertools.takewhile(lambda other: other != unused, names)
     copy = next((other for other in taken if _is_copy(other, path)), None)
     if copy is None:
         _copy(path, unused, target.with_name(f".{target.name}.new"))
@@ -40,10 +57,9 @@ def move_unused(path: Path, target: Path) -> Path:
     return copy or unused
 
 
-def _numbered(target: Path) -> Iterator[Path]:
-    """Yield a.png, a-1.png, a-2.png and so on."""
-    yield target
-    yield from (target.with_name(f"{target.stem}-{number}{target.suffix}") for number in itertools.count(1))
+def _numbered(target: Path, number: int) -> Path:
+    """Return a.png for 0, a-1.png for 1, a-2.png for 2 and so on."""
+    return target.with_name(f"{target.stem}-{number}{target.suffix}") if number else target
 
 
 def _copy(path: Path, target: Path, new: Path) -> None:
@@ -59,5 +75,7 @@ def _copy(path: Path, target: Path, new: Path) -> None:
 
 def _is_copy(other: Path, path: Path) -> bool:
     """Return whether a file is the copy of another that an interrupted move has left."""
+    if not other.exists():
+        return False
     is_as_old = abs(other.stat().st_mtime - path.stat().st_mtime) <= MTIME_S
     return is_as_old and filecmp.cmp(other, path, shallow=False)

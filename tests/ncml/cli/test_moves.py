@@ -71,6 +71,19 @@ def test_an_unused_path_is_not_a_reserved_one(target: Path) -> None:
     assert unused_path(target / "1-1.png", reserved) == target / "1-1-1.png"
 
 
+def test_a_name_beside_thousands_with_numbers_is_found_in_few_steps(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cameras may write every image under one name."""
+    for path in (target / "1.png", *(target / f"1-{number}.png" for number in range(1, 1500))):
+        path.touch()
+    checked: list[Path] = []
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: checked.append(path) or exists(path))
+    assert unused_path(target / "1.png", {target / "1-1500.png"}) == target / "1-1501.png"
+    assert len(checked) < 50
+
+
 class Killed(BaseException):
     """The end of a process, after which nothing is cleaned up."""
 
