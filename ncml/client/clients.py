@@ -28,7 +28,7 @@ from ncml.results import Scan, Score
 T = TypeVar("T")
 
 TIMEOUT_S = 90.0
-"""Seconds to wait for a response, not for a job, whose result is requested until it is there."""
+"""Seconds to wait for a response, or its next part; not for a job, whose result is requested until it is there."""
 
 
 class Client:
@@ -50,9 +50,9 @@ class Client:
     ) -> None:
         """Connect to the service at `url` on first use.
 
-        timeout_s: longest wait for one response; a job may take longer. retries: maximum retries after failed
-        connections. patience_s: longest wait while the queue is full or a quota is exhausted. transport: sends the
-        requests in place of the network, for tests.
+        timeout_s: longest wait for a response, or its next part; a job may take longer. retries: maximum retries after
+        failed connections. patience_s: longest wait while the queue is full or a quota is exhausted. transport: sends
+        the requests in place of the network, for tests.
         """
         self.url = _check_url(url)
         self._exchanges = Exchanges(self.url, RetryPolicy(retries, patience_s), timeout_s)

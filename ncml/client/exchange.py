@@ -100,7 +100,8 @@ class Exchanges:
     url: str
     policy: RetryPolicy
     timeout_s: float
-    """How long the transport waits for a response; requests ask the service to respond in half of that."""
+    """How long the transport waits for a response, or its next part; requests ask the service to respond in half of
+    that."""
     answered: threading.Event = field(default_factory=threading.Event)
     """Set once the service has answered: its address is right."""
 
