@@ -42,6 +42,7 @@ export function showRefusal(form, notice, error) {
   const control = form.querySelector(`[data-field="${CSS.escape(error.fields?.[0] ?? "")}"]`);
   const details = control?.closest("details");
   if (details) details.open = true;
+  for (const input of control?.querySelectorAll("select, input:not([type=radio])") ?? []) input.ariaInvalid = true;
   const place = control ? h("div", { class: "refusal" }) : notice;
   control?.append(place);
   showFailure(place, error);
@@ -50,6 +51,7 @@ export function showRefusal(form, notice, error) {
 export function clearRefusals(form, notice) {
   notice.replaceChildren();
   for (const refusal of form.querySelectorAll(".refusal")) refusal.remove();
+  for (const input of form.querySelectorAll("[aria-invalid]")) input.ariaInvalid = null;
 }
 
 /** Return the images among files, by type or name, that are not empty; the others are reported in `notice`. */

@@ -372,6 +372,7 @@ def test_the_size_of_tiles_is_chosen(studio, photo: Path) -> None:
     page.get_by_role("button", name="Score 1 image").click()
     refusal = page.locator("[data-field=tile_size]").get_by_role("alert")
     expect(refusal).to_contain_text("The tile size must be a whole number, at least 8.")
+    expect(size).to_have_attribute("aria-invalid", "true")
     size.fill("20")
     expect(page.locator(".waiting")).to_contain_text("40 tiles of 20 × 20 pixels")
     page.route("**/score", lambda route: None)  # the tiles of the service's model have another size
@@ -379,6 +380,7 @@ def test_the_size_of_tiles_is_chosen(studio, photo: Path) -> None:
         page.get_by_role("button", name="Score 1 image").click()
     assert b'name="tile_size"\r\n\r\n20\r\n' in (request.value.post_data_buffer or b"")
     expect(refusal).to_have_count(0)
+    expect(size).not_to_have_attribute("aria-invalid", "true")
 
 
 def test_a_file_that_the_browser_cannot_read_is_scored_in_tiles_of_the_chosen_size(studio, tab, photo: Path) -> None:
