@@ -7,7 +7,7 @@ import { explainGreyLevels, numberField, selectField, slider } from "./fields.js
 export function conditionFields({ onChange }) {
   let isDetector = false;
   const tiles = tileFields(() => {
-    details.hidden = tiles.value !== null; // tiles are scored without these conditions
+    show();
     onChange();
   });
   const classes = selectField({ label: "Class", field: "class" });
@@ -32,6 +32,10 @@ export function conditionFields({ onChange }) {
     h("p", { class: "hint" }, "Class and noise level affect only the likelihood, not the verdict."),
     calibrations.element,
   );
+  /** Hide what has no effect on tiles, or on the verdict of a detector. */
+  function show() {
+    details.hidden = tiles.value !== null || (isDetector && calibrations.element.hidden);
+  }
   return {
     elements: [tiles.elements, details],
     /** How images are split into tiles: {size} with the chosen size, if any; null if they are not. */
@@ -42,6 +46,7 @@ export function conditionFields({ onChange }) {
     read() {
       tiles.check();
       if (tiles.value) return { tile: 1, tile_size: tiles.value.size };
+      if (details.hidden) return {};
       return {
         class: classes.value || undefined,
         noise: noise.value || undefined,
@@ -61,6 +66,7 @@ export function conditionFields({ onChange }) {
       calibrations.offer([["", first], ...names.map((name) => [name, name])]);
       calibrations.element.hidden = !names.length;
       tiles.useModel(model);
+      show();
     },
   };
 }

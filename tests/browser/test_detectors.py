@@ -125,6 +125,25 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator(".over .box:not(.calm)")).to_have_count(0)
 
 
+def test_conditions_that_decide_nothing_are_not_offered_with_a_detector(studio, images: list[Path]) -> None:
+    page = studio()
+    view = page.locator("#view-score")
+    conditions = view.locator("summary", has_text="Class, noise level")
+    conditions.click()
+    view.get_by_label("Noise level").fill("2")
+    page.select_option("#model", "washer")
+    expect(conditions).to_be_hidden()
+    view.locator("input[type=file]").first.set_input_files(images[:1])
+    with page.expect_request("**/score") as request:
+        view.get_by_role("button", name="Score 1 image").click()
+    assert b'name="noise"' not in (request.value.post_data_buffer or b"")
+    page.route(
+        "**/models", with_models(lambda model: model["calibrations"].update(mine={"version": "e" * 64}), "washer")
+    )
+    expect(conditions).to_be_visible()  # with another calibration, they have an effect
+    expect(view.get_by_label("Calibration")).to_be_visible()
+
+
 def test_an_image_that_is_not_flagged_has_neither_bright_colours_nor_what_only_defects_show(studio, images) -> None:
     def judged_by_place(route: Route) -> None:
         answer = route.fetch()
