@@ -1,6 +1,7 @@
 """The application: `create_app` assembles it, and `from_environment` creates it in a server process."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
@@ -39,6 +40,8 @@ from worker.traces import make_tracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
+
+log = logging.getLogger(__name__)
 
 _DESCRIPTION = """Exact likelihoods, out-of-distribution scores and new images from a noise conditional pixel network.
 
@@ -148,6 +151,8 @@ def from_environment() -> FastAPI:
         check_temporary_folder()
         queue = JobQueue.from_url(settings.queue_url)
         log_to_stderr(settings.log_level)
+        if settings.is_open:  # also if the Compose file that sets the keys was left out
+            log.warning("no API key is required: set NCML_API_KEYS_FILE unless a proxy decides who may use the service")
         return create_app(settings, queue, make_tracer("ncml-service"))
     except NcmlError as error:
         variable = _VARIABLES.get(type(error))

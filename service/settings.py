@@ -25,6 +25,9 @@ class ImageLimits(TypedDict):
     max_pixels: int
 
 
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "service"})
+"""Host names by which this machine reaches the service, and other containers of the Compose file."""
+
 MAX_CALIBRATION_IMAGES = 20_000
 """Maximum of the setting `max_calibration_images`."""
 
@@ -113,6 +116,11 @@ class Settings(BaseSettings):
     def queue_url(self) -> str:
         """The address of the queue with its password; raises `AddressError` if its file cannot be read."""
         return with_password(self.redis_url, self.redis_password_file)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines reach the service by a name that it answers for, and need no key."""
+        return self.api_keys_file is None and not LOCAL_NAMES.issuperset(self.allowed_hosts)
 
     @property
     def owner_review_bytes(self) -> int:

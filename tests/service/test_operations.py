@@ -537,6 +537,31 @@ def test_a_temporary_folder_whose_path_is_too_long_for_sockets_stops_the_process
     assert run.stderr == f"ncml: TMPDIR: {folder} is too long for a socket's path; name another folder\n"
 
 
+@pytest.mark.parametrize(
+    ("hosts", "keys", "warns"),
+    [
+        (["localhost", "127.0.0.1", "[::1]", "service"], False, False),
+        (["localhost", "images.example.org"], False, True),
+        (["localhost", "images.example.org"], True, False),
+    ],
+)
+def test_a_service_that_others_use_without_keys_warns_at_the_start(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    hosts: list[str],
+    keys: bool,
+    warns: bool,
+) -> None:
+    monkeypatch.setattr("service.app.log_to_stderr", lambda level: None)  # this process keeps its own log
+    monkeypatch.setenv("NCML_ALLOWED_HOSTS", json.dumps(hosts))
+    if keys:
+        (tmp_path / "keys").write_text(f"ann:{'0' * 64}\n")
+        monkeypatch.setenv("NCML_API_KEYS_FILE", str(tmp_path / "keys"))
+    from_environment()
+    assert ("no API key is required" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("url", ["localhost", "redis://user:pass#word@host:6379/0"])
 def test_an_invalid_queue_address_stops_the_process_without_revealing_its_password(
     refusal: Callable[[str, str], str], url: str
