@@ -47,7 +47,7 @@ def main(
         port: Port to listen on; 0 chooses a free one.
         metrics_port: Port of the metrics of the score worker; those of the generate worker are on the next one.
     """
-    read_settings()  # reports invalid ones before any process starts
+    settings = read_settings()  # reports invalid ones before any process starts
     if not model_folders():
         raise ServeError(f"there is no model in {' or '.join(map(str, search_path()))}: train one, or set NCML_MODELS")
     directory = default_data_dir()
@@ -71,12 +71,17 @@ def main(
             Child(f"{lane} worker", worker_command(lane, count, host, metrics), environment)
             for (lane, count), metrics in zip(threads.items(), metrics_ports, strict=True)
         ]
-        names = {} if os.environ.get("NCML_ALLOWED_HOSTS") else {"NCML_ALLOWED_HOSTS": json.dumps(host_names(host))}
+        names: dict[str, str] = {}
+        if not os.environ.get("NCML_ALLOWED_HOSTS"):
+            settings = settings.model_copy(update={"allowed_hosts": host_names(host)})
+            names = {"NCML_ALLOWED_HOSTS": json.dumps(settings.allowed_hosts)}
         service = Child("service", service_command(host, port), environment | names)
         supervisor = Supervisor([queue, [*workers, service]], directory, report, grace_s=DRAIN_S + 5)
         stop_on_signals(supervisor)
         cores = ", ".join(f"{lane} {n}" for lane, n in threads.items())
         parts = "the service and the workers" if not queue else "the queue, the service and the workers"
+        if settings.is_open:
+            report("anyone who can reach this machine can use the service: NCML_API_KEYS_FILE requires API keys")
         report(f"starting {parts} (cores: {cores}); {'logs and queue' if queue else 'logs'} in {directory}")
         try:
             supervise(supervisor, url)

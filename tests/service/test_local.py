@@ -122,6 +122,24 @@ def test_a_service_is_served_under_the_names_of_its_address() -> None:
     assert Settings(allowed_hosts=everywhere).allowed_hosts == tuple(everywhere)
 
 
+@pytest.mark.parametrize(("host", "keys", "warns"), [("127.0.0.1", "", 0), ("0.0.0.0", "", 1), ("0.0.0.0", "keys", 0)])
+def test_a_start_warns_if_other_machines_need_no_key(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    host: str,
+    keys: str,
+    warns: int,
+) -> None:
+    monkeypatch.setenv("NCML_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(local, "stop_on_signals", lambda supervisor: None)
+    monkeypatch.setattr(local, "supervise", lambda supervisor, url: None)  # no process starts
+    if keys:
+        monkeypatch.setenv("NCML_API_KEYS_FILE", str(tmp_path / keys))
+    local.main(host=host, port=0)
+    assert capsys.readouterr().err.count("anyone who can reach this machine can use the service") == warns
+
+
 @pytest.mark.parametrize(
     ("host", "name"),
     [
