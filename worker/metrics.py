@@ -39,6 +39,7 @@ class WorkerMetrics:
         accepted = "Time of the last heartbeat that the queue accepted, in seconds since 1970; 0 before the first."
         self.heartbeat = gauge("ncml_worker_heartbeat_timestamp_seconds", accepted)
         self.model_info = gauge("ncml_model_info", "1 for each model served.", ["model", "version"])
+        self.model_unusable = gauge("ncml_model_unusable", "1 for each model folder that cannot be served.", ["model"])
         batching = "1 for how the batches of each model are sampled on this CPU."
         self.model_batching = gauge("ncml_model_batching", batching, ["model", "version", "groups", "check"])
         self.engine_restarts = counter("ncml_engine_restarts_total", "Engines replaced.", ["reason"])

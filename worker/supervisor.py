@@ -85,8 +85,10 @@ class EngineSupervisor:
         content, published = ((c.models, c.faults, c.is_partial) for c in (catalogue, self.catalogue))
         if self.is_ready and content == published:
             return  # a folder was tried again, with the same outcome
+        self._metrics.model_unusable.clear()
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})
+            self._metrics.model_unusable.labels(name).set(1)
         if not catalogue.models:
             log.warning("there is no model to serve")
         self._metrics.model_info.clear()

@@ -185,7 +185,7 @@ def promtool() -> str:
 
 def test_prometheus_accepts_the_configuration() -> None:
     output = run([promtool(), "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"])
-    assert "SUCCESS: 14 rules found" in output
+    assert "SUCCESS: 15 rules found" in output
 
 
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:

@@ -137,6 +137,19 @@ def test_models_stay_published_until_a_new_engine_has_described_them(
     assert not supervisor.catalogue.is_partial  # although the models are the same
 
 
+def test_folders_that_cannot_be_served_are_measured(tmp_path: Path, supervisor: EngineSupervisor) -> None:
+    """An alert names them, since the worker is ready as long as it serves another model."""
+    models, unusable = described(tmp_path, "a"), supervisor._metrics.model_unusable
+
+    def measured() -> dict[str, float]:
+        return {sample.labels["model"]: sample.value for family in unusable.collect() for sample in family.samples}
+
+    supervisor.note(Catalogue(models, {"b": "it has format 2", "c": "damaged"}))
+    assert measured() == {"b": 1, "c": 1}
+    supervisor.note(Catalogue(models, {"c": "damaged"}))
+    assert measured() == {"c": 1}
+
+
 def test_a_folder_that_ends_engines_after_others_are_served_is_not_loaded_again(
     tmp_path: Path, supervisor: EngineSupervisor
 ) -> None:
