@@ -8,7 +8,7 @@ from pathlib import Path
 from worker.contract import Job
 from worker.descriptors import ModelDescriptor
 from worker.job_results import Calibrated, JobError, ModelRef, Scan, Score
-from worker.registry import Load, Stamp
+from worker.registry import Load, Quarantine, Stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class EngineSettings:
     """Whether it may write new model folders, in the first of the directories that it can write."""
     max_calibrated: int = 100
     """Maximum number of models that clients have made, in that directory."""
-    quarantined: dict[Path, Stamp] = field(default_factory=dict[Path, Stamp])
+    quarantined: dict[Path, Quarantine] = field(default_factory=dict[Path, Quarantine])
     """Folders that ended two engines in a row while they were loaded; they are not loaded again until they change."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import signal
 import threading
 
 from worker import engine
@@ -11,7 +12,7 @@ from worker.messages import Batch, Drop, EngineSettings, Message
 
 
 class EngineDied(Exception):
-    """The engine process has ended."""
+    """The engine process has ended; its text is the cause, "" if that is not known."""
 
 
 class EngineProcess:
@@ -48,8 +49,18 @@ class EngineProcess:
             return None
         if message is None:
             self._inbox.put(None)
-            raise EngineDied
+            raise EngineDied(self._describe_end())
         return message
+
+    def _describe_end(self) -> str:
+        """Return what ended the engine, in a clause."""
+        self._process.join(1)  # its end of the pipe is closed a moment earlier
+        status = self._process.exitcode
+        if status == -signal.SIGKILL:
+            return "killed by signal 9, probably for lack of memory"
+        if status is None:
+            return ""
+        return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
     def stop(self) -> None:
         """Kill the engine."""

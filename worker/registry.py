@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ncml.checkpoint import DETECTOR_PICTURES
 from ncml.data.kept_images import are_kept
@@ -53,7 +53,13 @@ RETRY_S, MAX_RETRY_S = 5.0, 300.0
 PUBLISH_S = 2.0
 """How often the models that a scan has described so far are published: hundreds take minutes to describe."""
 
-QUARANTINED = "loading this folder ended the engine twice; change the folder, or restart the worker to try again"
+
+class Quarantine(NamedTuple):
+    """Why a folder is not loaded until it changes."""
+
+    stamp: Stamp
+    cause: str
+    """What ended the second of two engines that loaded it."""
 
 
 class ModelNotServed(ModelError):
@@ -107,7 +113,7 @@ class ModelRegistry:
         device: str,
         keep: int,
         generates: bool = False,
-        quarantined: Mapping[Path, Stamp] | None = None,
+        quarantined: Mapping[Path, Quarantine] | None = None,
         on_open: Callable[[Path, Stamp], None] = lambda folder, stamp: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
@@ -286,8 +292,12 @@ class ModelRegistry:
         """Raise `ModelError` for a folder that no request could name, and for one in quarantine."""
         if not is_servable(name):
             raise ModelError(f"{entry.folder} cannot be served: {MODEL_NAME_RULE}; rename it")
-        if self._quarantined.get(entry.folder) == entry.stamp:
-            raise ModelError(QUARANTINED)
+        quarantine = self._quarantined.get(entry.folder)
+        if quarantine and quarantine.stamp == entry.stamp:
+            raise ModelError(
+                f"loading this folder ended the engine twice ({quarantine.cause}); change the folder, or restart the "
+                "worker to try again"
+            )
 
 
 def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from worker.messages import Catalogue, EngineSettings, Message, Opening
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
+from worker.registry import Quarantine
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
@@ -53,8 +54,8 @@ class EngineSupervisor:
             while message := self._engine.receive(0.0 if self.is_ready else 0.2):
                 self._heard_at = time.monotonic()
                 self.note(message)
-        except EngineDied:
-            self.replace("died")
+        except EngineDied as end:
+            self.replace("died", str(end))
             return None
         if self.is_ready:
             return self._engine if self.catalogue.models else None
@@ -108,15 +109,17 @@ class EngineSupervisor:
         self._pause_s = FIRST_PAUSE_S
         self._on_catalogue()
 
-    def replace(self, reason: str) -> None:
-        """Stop the engine, which died or hung; `ready_engine` starts a new one."""
+    def replace(self, reason: str, cause: str = "") -> None:
+        """Stop the engine, which died of a cause or hung; `ready_engine` starts a new one."""
         assert self._engine is not None
-        log.error("the engine %s; starting another", reason, extra={"engine_pid": self._engine.pid})
+        end = f"{reason} ({cause})" if cause else reason
+        log.error("the engine %s; starting another", end, extra={"engine_pid": self._engine.pid})
         self._metrics.engine_restarts.labels(reason).inc()
         self.stop()
         if self._opening and self._opening == self._suspect:
             log.error("model folder is not loaded again: it ended the engine twice: %s", self._opening.folder)
-            quarantined = self._settings.quarantined | {self._opening.folder: self._opening.stamp}
+            quarantine = Quarantine(self._opening.stamp, cause or f"it {reason}")
+            quarantined = self._settings.quarantined | {self._opening.folder: quarantine}
             self._settings = replace(self._settings, quarantined=quarantined)
         self._suspect, self._opening = self._opening, None
         if not self.is_ready:  # wait longer before each new attempt

@@ -277,8 +277,8 @@ class BatchWorker(SimpleWorker):
         while self._batches:
             try:
                 message = engine.receive(TICK_S / 2)
-            except EngineDied:
-                self._engine_lost("died")
+            except EngineDied as end:
+                self._engine_lost("died", str(end))
                 return
             now = time.monotonic()
             if message is not None:
@@ -383,19 +383,20 @@ class BatchWorker(SimpleWorker):
             other.resume()
         self._count_running()
 
-    def _engine_lost(self, reason: str) -> None:
+    def _engine_lost(self, reason: str, cause: str = "") -> None:
         """Replace the engine, and have each of its jobs computed alone, so that a bad one fails alone.
 
         A job fails if the engine ended while computing it alone, and this was not its first attempt.
         """
         claims = self._claims()
         if len(claims) == 1 and claims[0].attempts >= 2:
-            error = JobError(reason="engine", detail=f"the engine {reason} while computing the job alone")
+            detail = f"the engine {reason} while computing the job alone{f' ({cause})' if cause else ''}"
+            error = JobError(reason="engine", detail=detail)
             [batch] = [batch for batch in self._batches.values() if batch.jobs]
             self._finisher.end([(claims[0], JobEnding(JobStatus.FAILED, error))], batch.jobs)
         elif claims:
             self.metrics.retries.labels("engine").inc(self._finisher.requeue(claims, alone=True))
-        self._supervisor.replace(reason)
+        self._supervisor.replace(reason, cause)
 
 
 def _encodable(text: str) -> str:

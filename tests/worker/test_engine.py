@@ -99,7 +99,7 @@ class ScriptedEngine:
 
     def receive(self, timeout_s: float) -> Opening | Catalogue:
         if (message := next(self.messages, None)) is None:
-            raise EngineDied
+            raise EngineDied("exit status 1")
         return message
 
     def stop(self) -> None:
@@ -160,7 +160,7 @@ def test_a_folder_that_ends_engines_after_others_are_served_is_not_loaded_again(
         assert supervisor.ready_engine() is None
     ScriptedEngine.messages = iter(())
     supervisor.ready_engine()
-    assert supervisor._settings.quarantined == {lethal.folder: ()}
+    assert supervisor._settings.quarantined == {lethal.folder: ((), "exit status 1")}
 
 
 @pytest.fixture(autouse=True)

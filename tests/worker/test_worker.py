@@ -642,6 +642,8 @@ def test_a_folder_that_ends_two_engines_is_left_out_and_the_others_are_served(fl
     write_model(fleet.models, "lethal")
     fleet.start(unusable="lethal")
     assert [model.name for model in fleet.queue.monitor.models()] == ["synthetic"]
-    assert "loading this folder ended the engine twice" in fleet.log.read_text()
+    cause = "killed by signal 9, probably for lack of memory"
+    assert f"loading this folder ended the engine twice ({cause})" in fleet.log.read_text()
+    assert f"the engine died ({cause}); starting another" in fleet.log.read_text()
     write_model(fleet.models, "another")
     eventually(lambda: {model.name for model in fleet.queue.monitor.models()} == {"another", "synthetic"})

@@ -189,7 +189,9 @@ def test_a_short_job_that_kills_the_engine_fails_alone_and_the_long_one_is_not_i
     long = begin(fleet, scan(LARGE))
     (lethal,) = fleet.wait([fleet.queue.submit(generate(class_name="lethal"))])
     assert lethal.error
-    assert lethal.error.detail == "the engine died while computing the job alone"
+    assert lethal.error.detail == (
+        "the engine died while computing the job alone (killed by signal 9, probably for lack of memory)"
+    )
     eventually(lambda: fleet.queue.view(long).progress)
     assert attempts(fleet, long) == [2]
     waiting, events = fleet.queue.submit(generate()), fleet.queue.redis.xlen(f"ncml:events:{long}")
