@@ -8,6 +8,7 @@ interruption. Keys are long and random, so a plain digest cannot be reversed.
 import hashlib
 import hmac
 import logging
+import os
 import re
 import secrets
 import sys
@@ -77,7 +78,7 @@ class KeyFile:
             self._names = {} if stamp is None else _read_names(self._path)
         except KeyFileError as error:  # it may pass without a change of the file, so the next request tries again
             if self._fault != str(error):
-                log.error("the API keys are unchanged: %s", error)
+                log.error("the former API keys stay valid, removed ones too: %s", error)
             self._fault = str(error)
             return
         self._stamp, self._fault = stamp, ""
@@ -91,7 +92,9 @@ def _read_names(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise KeyFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+        reason = getattr(error, "strerror", None) or "it is not text"
+        user = f" for user {os.geteuid()}" if isinstance(error, PermissionError) else ""
+        raise KeyFileError(f"{path} cannot be read: {reason}{user}") from error
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()

@@ -118,7 +118,7 @@ def test_keys_are_reloaded_when_their_file_changes(
     assert guarded.get("/models", headers=bearer(BOB)).status_code == 200
     keys.write_text("half a li")
     assert guarded.get("/models", headers=bearer(BOB)).status_code == 200
-    assert "the API keys are unchanged: line 1 of " in caplog.text
+    assert "the former API keys stay valid, removed ones too: line 1 of " in caplog.text
 
 
 def test_a_file_of_keys_that_could_not_be_read_is_read_as_soon_as_it_can_be(
@@ -136,7 +136,8 @@ def test_a_file_of_keys_that_could_not_be_read_is_read_as_soon_as_it_can_be(
         assert [key_file.owner(key) for key in (ANN, ANN)] == ["ann", "ann"]
     assert [key_file.owner(key) for key in (ANN, BOB)] == [None, "bob"]
     assert [record.getMessage() for record in caplog.records if record.name == "service.keys"] == [
-        f"the API keys are unchanged: {keys} cannot be read: Permission denied"
+        f"the former API keys stay valid, removed ones too: {keys} cannot be read: "
+        f"Permission denied for user {os.geteuid()}"
     ]
 
 
