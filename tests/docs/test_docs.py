@@ -30,7 +30,10 @@ WRITTEN = [page for page in PAGES if page.parent == DOCS]
 OPERATE = DOCS / "operate.md"
 """It also names the variables of the Compose files, which tests/deploy compares with those files."""
 PROGRAMS = ("curl", "make", "ncml", "python", "torchrun")
-FOREIGN = {"--from-file", "--from-literal", "--index-url", "--logdir", "--nproc-per-node", "--replicas", "--scale"}
+FOREIGN = {
+    "--from-file", "--from-literal", "--index-url", "--logdir", "--nproc-per-node", "--profile", "--replicas", "--rmi",
+    "--scale",
+}  # fmt: skip
 """Options of other programs that pages name."""
 
 by_page = pytest.mark.parametrize("page", [ROOT / "README.md", *WRITTEN], ids=lambda page: str(page.relative_to(ROOT)))
