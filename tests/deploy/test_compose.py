@@ -116,6 +116,13 @@ def test_every_container_has_limits_of_memory_cores_and_processes(name: str) -> 
     assert 32 <= spec["pids_limit"] <= 4096
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_log_of_every_container_is_limited(name: str) -> None:
+    logging = SERVICES[name]["logging"]
+    assert logging["driver"] == "json-file"  # other drivers refuse these options
+    assert logging["options"] == {"max-size": "10m", "max-file": "5"}
+
+
 def test_only_service_and_workers_reach_the_queue() -> None:
     networks = compose()["networks"]
     members = {name: {service for service, spec in SERVICES.items() if name in spec["networks"]} for name in networks}
