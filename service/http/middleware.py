@@ -94,8 +94,11 @@ class RequestContextMiddleware:
         method = method if method in _METHODS else "OTHER"
         self.metrics.requests.labels(route=path, method=method, code=status).inc()
         self.metrics.request_seconds.labels(route=path, code=status).observe(seconds)
-        owner = {"owner": scope["state"]["owner"]} if scope["state"]["owner"] else {}
-        log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)} | owner)
+        if owner := scope["state"]["owner"]:
+            sender = {"owner": owner}
+        else:  # such as one whose key is refused
+            sender = {"client": scope["client"][0]} if scope.get("client") else {}
+        log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)} | sender)
 
 
 def _route_path(scope: Scope) -> str:

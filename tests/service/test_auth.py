@@ -101,6 +101,17 @@ def test_a_job_is_visible_to_its_own_key_only(guarded: TestClient, worker) -> No
     eventually(lambda: guarded.delete("/jobs/job-0", headers=bearer(ANN)).status_code == 204)
 
 
+def test_the_log_names_the_owner_of_a_key_and_the_address_without_one(
+    guarded: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="service"):
+        guarded.get("/models", headers=bearer(ANN))
+        guarded.get("/models", headers=bearer("ncml_unknown"))
+    accepted, refused = (vars(record) for record in caplog.records if record.name == "service.access")
+    assert (accepted["owner"], "client" in accepted) == ("ann", False)
+    assert (refused["client"], "owner" in refused) == ("testclient", False)
+
+
 def test_idempotency_keys_are_separate_by_owner(guarded: TestClient, jobs) -> None:
     ids = [
         guarded.post(f"/generate?n={n}", headers=bearer(key) | {"idempotency-key": "order-1"}).headers["x-job-id"]

@@ -237,6 +237,7 @@ def test_each_request_has_a_line_in_the_log(client: TestClient, caplog: pytest.L
     assert line["request"] == "r-1"
     assert line["seconds"] > 0
     assert line["level"] == "info"
+    assert line["client"] == "testclient"
 
 
 def test_an_unexpected_error_is_logged_with_its_traceback(
