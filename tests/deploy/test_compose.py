@@ -159,6 +159,11 @@ def test_the_password_of_the_queue_is_random_by_default_and_only_in_a_file(tmp_p
     assert re.fullmatch("[0-9a-f]{64}", first)
     assert start("") == first  # the other containers have read it
     assert start("own") == start("") == "own"
+    for password in ('a"b', "a b", "a\nport 1"):
+        with pytest.raises(AssertionError, match="NCML_REDIS_PASSWORD may have letters and digits only") as error:
+            start(password)
+        assert password not in str(error.value).partition("NCML_REDIS_PASSWORD")[2]
+    assert start("") == "own"
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "train"])
