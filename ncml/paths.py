@@ -36,7 +36,7 @@ DETECTOR_BASE = "detector-base"
 """The name of the bundled model that only scores, on which detectors are built."""
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
-"""The directory of the models that come with this package."""
+"""The directory of the models in the clone; an install without -e, as in the containers, has none."""
 
 
 def search_path() -> tuple[Path, ...]:
@@ -99,6 +99,22 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     folder = folders.get(name) or Path(name)
     if not folder.is_dir():
         raise ModelError(f"there is no model {name!r}{suggestion(name, list(folders))}")
+    return folder
+
+
+def find_detector_base() -> Path:
+    """Return the folder of the model on which detectors are built: the clone's, or else the one on the search path.
+
+    Raises `ModelError` if there is none.
+    """
+    folder = BUNDLED / DETECTOR_BASE
+    if not (folder / "config.json").is_file():
+        folder = model_folders().get(DETECTOR_BASE)
+    if folder is None:
+        raise ModelError(
+            f"there is no model {DETECTOR_BASE!r}, on which detectors are built: copy models/{DETECTOR_BASE} of the "
+            "clone of ncml into ./models, or into a directory that NCML_MODELS names"
+        )
     return folder
 
 

@@ -42,7 +42,7 @@ from ncml.ood.detector_calibration import DetectorCalibration, Scale, adopt_arra
 from ncml.ood.judging import Detector, save_views
 from ncml.ood.scene_ranks import cutoff
 from ncml.ood.views import patches
-from ncml.paths import check_space, printable
+from ncml.paths import check_space, find_detector_base, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 DETECTOR_BYTES = 128 * 2**20
@@ -148,6 +148,7 @@ def make_detector(
     complete without it; `StopMeasuring` of `on_progress` ends that measurement.
     """
     checkpoint.check_copy(model.folder, folder)
+    find_detector_base()  # before minutes of computing: the last view needs it
     former = checkpoint.detector_version(folder)
     taking_part = good if reviewed is None else good.join(reviewed)
     if check is not None:

@@ -26,6 +26,8 @@ from ncml.images import to_png
 from tests.conftest import eventually, free_port
 from tests.deploy.engine import ROOT, Engine, NoEngine, engine, run, works
 from tests.deploy.files import COMPOSE, base_images, expressions
+from tests.detectors import good_image, without_disc
+from tests.ncml import nets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -71,6 +73,9 @@ class Stack:
         with contextlib.suppress(httpx2.TransportError):
             return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
         return False
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        return {model["name"]: model for model in httpx2.get(f"{self.url}/models", timeout=10).json()["models"]}
 
     def score(self, image: Path, model: str = "") -> dict[str, Any]:
         query = {"model": model} if model else {}
@@ -203,16 +208,10 @@ def test_a_trained_model_is_served(stack: Stack, workspace: Path) -> None:
     arguments = ["smoke", "--data", "/data", "--out", "/models/mine", "--max-images", "64", "--threads", "1", "--json"]
     output = stack.compose("run", "--rm", "-T", "train", *arguments, timeout=600)
     trained = json.loads(output[output.index("{") :])
-    served = eventually(
-        lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120
-    )
-    assert served[0]["version"] == trained["model"]["version"]
-    assert stack.score(workspace / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
-    assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {
-        "cifar10",
-        "detector-base",
-        "mine",
-    }
+    served = eventually(lambda: stack.models().get("mine"), 120)
+    assert served["version"] == trained["model"]["version"]
+    assert stack.score(workspace / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served["version"]
+    assert stack.models().keys() == {"cifar10", "detector-base", "mine"}
 
 
 def test_a_client_calibrates_a_model_where_that_is_allowed(stack: Stack) -> None:
@@ -228,15 +227,35 @@ def test_a_client_calibrates_a_model_where_that_is_allowed(stack: Stack) -> None
     job = f"{stack.url}/jobs/{submitted.json()['id']}"
     eventually(lambda: httpx2.get(job, timeout=10).json()["status"] == "succeeded", 300)
     version = httpx2.get(f"{job}/result", timeout=10).json()["model"]["version"]
-    served = eventually(
-        lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "ours"], 120
-    )
-    assert served[0]["version"] == version
+    served = eventually(lambda: stack.models().get("ours"), 120)
+    assert served["version"] == version
     assert stack.score(CAT, "ours")["results"][0]["ood"]["p_value"] > 0
     writers = ("worker-score", "worker-generate")
     code = "import os; print(os.access('/models', os.W_OK), sorted(os.listdir('/models')))"
     assert [stack.python(name, code).split(" ", 1)[0] for name in writers] == ["False", "True"]
     assert "'ours'" in stack.python("worker-score", code)
+
+
+def test_a_detector_is_made_and_updated(stack: Stack, workspace: Path) -> None:
+    nets.save_images(workspace / "pictures" / "good", np.stack([good_image(seed) for seed in range(40)]))
+    options = ["adapt", "/data/good", "--out", "/models/detector", "--keep-images", "--no-power"]
+    stack.compose("run", "--rm", "-T", "--entrypoint", "ncml", "train", *options, timeout=600)
+    eventually(lambda: "detector" in stack.models(), 120)
+    flagged = workspace / "flagged.png"
+    Image.fromarray(without_disc(1000)).save(flagged)
+    scored = stack.score(flagged, "detector")
+    assert scored["results"][0]["ood"]["is_ood"]
+    data, files = {"job": scored["id"], "verdict": "good"}, {"image": flagged.read_bytes()}
+    reviewed = httpx2.post(f"{stack.url}/models/detector/reviews", data=data, files=files, timeout=60)
+    assert reviewed.status_code == 201, reviewed.text
+    address = f"{stack.url}/update?model=detector&name=detector-2"
+    submitted = httpx2.post(address, headers={"Prefer": "respond-async"}, timeout=60)
+    assert submitted.status_code == 202, submitted.text
+    job = f"{stack.url}/jobs/{submitted.json()['id']}"
+    eventually(lambda: httpx2.get(job, timeout=10).json()["status"] not in {"queued", "running"}, 600)
+    result = httpx2.get(f"{job}/result", timeout=10)
+    assert result.status_code == 200, result.text
+    eventually(lambda: "detector-2" in stack.models(), 120)
 
 
 def test_prometheus_sees_every_container(stack: Stack) -> None:

@@ -38,7 +38,7 @@ from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
 from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
-from ncml.paths import BUNDLED, DETECTOR_BASE
+from ncml.paths import find_detector_base
 from ncml.progress import OnProgress, Progress
 
 MAX_SCALES = 4
@@ -132,7 +132,7 @@ class LikelihoodView:
         precision: Precision = "fp32",
     ) -> Estimated:
         """Estimate the Gaussians. network: one without attention; None: that of the bundled base of detectors."""
-        network = network or checkpoint.load(BUNDLED / DETECTOR_BASE, device)[0].requires_grad_(False)
+        network = network or checkpoint.load(find_detector_base(), device)[0].requires_grad_(False)
         _check(network)
         height, width = readers[0]().shape[:2]
         halvings = _halvings(height, width)

@@ -350,6 +350,18 @@ def test_a_detector_without_its_feature_package_is_refused(copy: Path, monkeypat
         judge(copy)
 
 
+def test_the_base_of_detectors_is_looked_for_before_anything_is_computed(
+    model: ncml.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = open_folder(folder, sorted(folder.iterdir()))
+    monkeypatch.setattr("ncml.paths.BUNDLED", tmp_path)
+    monkeypatch.setenv("NCML_MODELS", str(tmp_path))
+    reported: list[object] = []
+    with pytest.raises(ModelError, match="copy models/detector-base of the clone"):
+        make_detector(model, good, tmp_path / "d", on_message=reported.append, on_progress=reported.append)
+    assert reported == []
+
+
 def test_without_the_feature_package_a_detector_is_made_without_that_view(
     model: ncml.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

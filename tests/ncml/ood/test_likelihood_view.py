@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,29 @@ def test_a_large_image_takes_less_memory_than_one_pass() -> None:
     command, root = [sys.executable, "-c", MEASURE_MEMORY], Path(__file__).parents[3]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 900e6, "one pass takes 1.1 GB"
+
+
+ESTIMATE = """
+import numpy as np
+import ncml
+from ncml.ood.views.likelihood import LikelihoodView
+from ncml.progress import ignore_progress
+images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+readers = [lambda image=image: image for image in images]
+LikelihoodView.estimate(readers, np.arange(4), device="cpu", on_progress=ignore_progress)
+print(ncml.__file__)
+"""
+
+
+def test_without_the_clone_the_base_of_detectors_is_found_by_the_search_path(tmp_path: Path) -> None:
+    """In the containers, as after each installation without -e, no models lie beside the package."""
+    root = Path(__file__).parents[3]
+    shutil.copytree(root / "ncml", tmp_path / "ncml", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NCML_MODELS": str(root / "models")}
+    run = subprocess.run(
+        [sys.executable, "-c", ESTIMATE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.stdout == f"{tmp_path / 'ncml' / '__init__.py'}\n", run.stderr
 
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
