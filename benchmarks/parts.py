@@ -155,7 +155,7 @@ def touches(detection: Detection, box: list[int]) -> bool:
 
 
 def auroc(good: list[Detection], defective: list[Detection]) -> dict[str, float]:
-    """Return the AUROC of each view and of the largest standardised score."""
+    """Return the AUROC of each view and of the score of images."""
     is_defective = [False] * len(good) + [True] * len(defective)
     scores = {"combined": [detection.score for detection in (*good, *defective)]}
     scores |= {name: [detection.views[name].score for detection in (*good, *defective)] for name in good[0].views}

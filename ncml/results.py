@@ -29,7 +29,7 @@ class ViewDetection:
     standardised: float
     """The score in deviations of good images above their median: views have this in common."""
     part: float
-    """The part of the view in the score of the image, at least 0: parts are as the squares of weighted deviations."""
+    """Its part in the score of the image: weight x max(0, standardised)^2 / that score. All parts add up to it."""
     box: Box
     """The part of the image that the view points at."""
 

@@ -353,9 +353,23 @@ FAULTS = (
     Fault(
         "detector: what is ordinary in a view counts as unusual",
         "ncml/ood/detector_calibration.py",
-        "self.weight * max(0.0, self.standardise(score)) ** 2",
-        "self.weight * self.standardise(score) ** 2",
+        "excess = max(0.0, self.standardise(score))",
+        "excess = self.standardise(score)",
         "ncml/calibration/test_good_scores.py",
+    ),
+    Fault(
+        "detector: the weights are learned from ranking images",
+        "ncml/calibration/good_scores.py",
+        "good = {name: scores_N[self._unreviewed(estimating)] for",
+        "good = {name: scores_N[self.ranking] for",
+        "ncml/calibration/test_good_scores.py",
+    ),
+    Fault(
+        "detector: reviewed images are altered, too",
+        "ncml/calibration/view_estimation.py",
+        "images.take(estimating[estimating < len(images) - divided.reviewed])",
+        "images.take(estimating)",
+        "ncml/calibration/test_view_estimation.py",
     ),
     Fault(
         "detector: processing and marks weigh the same",

@@ -66,7 +66,9 @@ class ViewDetection(FrozenModel):
 
     score: float = Field(description="score of the view, in its own unit")
     standardised: float = Field(description="the score in deviations of good images above their median")
-    part: float = Field(description="the part of the view in the score of the image, at least 0")
+    part: float = Field(
+        description="the part of the view in the score of the image, at least 0: all parts add up to that score"
+    )
     box: Box = Field(description="the part of the image that the view points at")
 
 

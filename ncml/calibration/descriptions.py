@@ -170,7 +170,7 @@ def write_detector_card(made: MadeDetector) -> None:
 def save_contact_sheet(suspects: Sequence[Suspect], path: Path) -> None:
     """Write small copies of the images that are unlike the others, the most unlike first.
 
-    The name and the deciding view are below each. A sheet of an earlier detector is removed.
+    The name and the view with the largest part are below each. A sheet of an earlier detector is removed.
     """
     path.unlink(missing_ok=True)
     cells = [_sheet_cell(suspect) for suspect in suspects[:MAX_CELLS]]

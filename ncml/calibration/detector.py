@@ -64,7 +64,7 @@ class Suspect:
     position: int
     """Its position among the good images."""
     score: float
-    """Its score."""
+    """The score of the image."""
     view: str
 
 

@@ -53,7 +53,7 @@ class GoodScores:
     scores: Mapping[str, Floats]
     """By name, [N]; of an image that estimates, computed without the images of its scene."""
     altered: Mapping[str, Floats]
-    """Of images that estimate, altered; by name, [M]."""
+    """Scores of altered estimation images, none of them reviewed; by name, [M]."""
     are_processed_M: NDArray[np.bool_]
     """Whether the whole of an altered image has changed, or only a region."""
     least_deviations: Mapping[str, float]
@@ -73,7 +73,7 @@ class GoodScores:
         Reviewed images were chosen for being unusual, so they have a part in the scale of a score only if that is all
         that images change of it, and the weights are learned without them.
         """
-        return self._weighted(self._scales(self.estimating))
+        return self._weighted(self._scales(self.estimating), self.estimating)
 
     @functools.cached_property
     def _squares_VN(self) -> Floats:
@@ -113,15 +113,16 @@ class GoodScores:
         """Return how many reviewed images would be flagged if those of their scene had no part in the detector.
 
         For each scene, scores that are only scaled are standardised without it, and weights and threshold follow.
-        The other scores of ranking images are those under views that have seen the scene.
+        The other scores of ranking images are those under views that have seen the scene, and the altered images stay.
         """
         is_reviewed_N = np.arange(len(self.scenes_N)) >= len(self.scenes_N) - self.reviewed
         count = 0
         for scene in np.unique(self.scenes_N[is_reviewed_N]):
             is_own_N = self.scenes_N == scene
-            others = self._scales(self.estimating[~is_own_N[self.estimating]])
+            estimating = self.estimating[~is_own_N[self.estimating]]
+            others = self._scales(estimating)
             changed = {name: others[name] if name in self.only_scaled else scale for name, scale in self.scales.items()}
-            combined_N = np.sqrt(_squares(self._weighted(changed), self.scores).sum(0))
+            combined_N = np.sqrt(_squares(self._weighted(changed, estimating), self.scores).sum(0))
             count += int((combined_N[is_own_N & is_reviewed_N] > self._rank(combined_N).threshold(cutoff)).sum())
         return count
 
@@ -134,9 +135,9 @@ class GoodScores:
             for name, scores_N in self.scores.items()
         }
 
-    def _weighted(self, scales: Mapping[str, Scale]) -> dict[str, Scale]:
+    def _weighted(self, scales: Mapping[str, Scale], estimating: Integers) -> dict[str, Scale]:
         """Return scales with the weights that are learned from scores that they standardise."""
-        good = {name: scores_N[self._unreviewed(self.estimating)] for name, scores_N in self.scores.items()}
+        good = {name: scores_N[self._unreviewed(estimating)] for name, scores_N in self.scores.items()}
         weights_V = learn_weights(_standardise(scales, good), _standardise(scales, self.altered), self.are_processed_M)
         return {
             name: replace(scale, weight=weight)

@@ -78,7 +78,7 @@ def measure_good_images(
             scores[name] = np.empty(len(images))
             scores[name][estimating] = own_N
     unreviewed = images.take(estimating[estimating < len(images) - divided.reviewed])
-    altered, are_processed_M = _measure_altered(views, unreviewed, region, on_progress)
+    altered, are_processed_M = measure_altered(views, unreviewed, region, on_progress)
     for done, (index, reader) in enumerate(zip(ranking, region_readers(images, ranking, region), strict=True)):
         image_HWC = reader()
         for view in views.values():
@@ -103,7 +103,7 @@ def measure_good_images(
     return MeasuredImages(views, good_scores, [images.names[i] for i in sorted(lost)])
 
 
-def _measure_altered(
+def measure_altered(
     views: Mapping[str, View], images: GoodImages, region: Region | None, on_progress: OnProgress
 ) -> tuple[dict[str, Floats], NDArray[np.bool_]]:
     """Return the scores of altered images by name, [M], and whether the whole of each has changed.
@@ -130,7 +130,7 @@ def _measure_altered(
                 rows[-1] |= scores_of(view.measure(judged_HWC))
             names.append(f"{images.names[position]} ({alteration.name})")
             are_processed.append(not alteration.is_local)
-        on_progress(Progress("weigh views", number + 1, len(ordered)))
+        on_progress(Progress("judge altered images", number + 1, len(ordered)))
     altered = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     for name, scores_M in altered.items():
         check_finite(name, scores_M, names)

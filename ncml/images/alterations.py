@@ -37,7 +37,7 @@ CANDIDATES = 16
 """Random places of which a part is erased, replaced, missing or moved where that changes the image most."""
 
 SIZES = 3
-"""Of each kind in `ALTERATIONS`."""
+"""Number of sizes of each kind in `ALTERATIONS`."""
 
 MAX_SHARE = 0.5
 """An altered region is at most this share of the image's height and width."""
@@ -92,7 +92,7 @@ class Alteration:
     ) -> Altered:
         """Alter an image, uint8 [H, W, 3].
 
-        other_HWC: another good image, from which a patch may be pasted; None: the image itself.
+        other_HWC: another good image, from which a patch may be pasted; None, or if it is too small: the image itself.
         region: the part of the image that may change, except under processing; None: all of it.
         Raises `InputError` for an image or a region that is too small (`fits`).
         """
@@ -105,7 +105,8 @@ class Alteration:
                 f"{region.width} x {region.height}: use a smaller alteration.",
             )
         rng = np.random.default_rng([seed, crc32(self.name.encode())])
-        other_HWC = image_HWC if other_HWC is None else other_HWC
+        if other_HWC is None or min(other_HWC.shape[:2]) < self.extent:
+            other_HWC = image_HWC
         altered_HWC = self.change(Context(image_HWC, region, rng, other_HWC))
         return Altered(altered_HWC, Box.around((altered_HWC != image_HWC).any(2)) if self.is_local else None)
 

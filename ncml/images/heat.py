@@ -72,7 +72,7 @@ def detection_range(grid_hw: NDArray[np.floating], score: float, threshold: floa
     median, largest = float(np.median(grid_hw)), float(grid_hw.max())
     if score > 0:
         return median, median + (largest - median) * max(BRIGHTEST_SHARE, threshold / score)
-    return (median, largest) if score > threshold else (largest, largest + 1)
+    return largest, largest + 1
 
 
 def render_detection(

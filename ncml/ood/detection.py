@@ -28,7 +28,8 @@ def detect(
     """Judge an image by its measurements, which are those of the judged region if there is one."""
     H, W = image_HWC.shape[:2]
     squares = calibration.squares(scores_of(measurements))
-    view = max(squares, key=lambda name: squares[name])
+    standardised = {name: calibration.scales[name].standardise(own.score) for name, own in measurements.items()}
+    view = max(squares, key=lambda name: (squares[name], standardised[name]))  # all squares may be 0
     score = math.sqrt(sum(squares.values()))
     measurement = measurements[view]
     is_lost = any(own.is_lost for own in measurements.values())
@@ -46,7 +47,7 @@ def detect(
         views={
             name: ViewDetection(
                 score=own.score,
-                standardised=calibration.scales[name].standardise(own.score),
+                standardised=standardised[name],
                 part=squares[name] / score if score else 0.0,
                 box=_box(own, covered),
             )

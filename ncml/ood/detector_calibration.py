@@ -56,7 +56,7 @@ class Scale:
     """How a score of a view is standardised, and its weight in the score of an image."""
 
     median: float
-    """Of good images."""
+    """The median of good images, which is 0 when standardised."""
     deviation: float
     weight: float = 1.0
 
@@ -77,7 +77,8 @@ class Scale:
 
     def square(self, score: float) -> float:
         """Return what the score adds to the square of that of the image."""
-        return self.weight * max(0.0, self.standardise(score)) ** 2
+        excess = max(0.0, self.standardise(score))
+        return self.weight * excess * excess
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class DetectorCalibration:
         if self.power is not None:
             return self.power.weakness
         if self.threshold > HIGH_THRESHOLD:
-            return f"good images that rank score up to {self.threshold:.0f}, far above others, which hides most defects"
+            return f"its threshold, {self.threshold:.0f}, is far above most good images, which hides most defects"
         return ""
 
     @property

@@ -46,9 +46,9 @@ METADATA = "ncml"
 IS_LOST = "is_lost"
 """Output of a file that brings parts to one position: 1 if the part was not found, otherwise 0."""
 ROUNDING = 1e-3
-"""By this much, or by this share of it, each ranking score is raised: another runtime rounds differently, in fp32 by up
-to 2e-4, and an image that equals a ranking image must not score above it. Where a score lies between, the p-value is
-larger by a rank."""
+"""By this much, or by this share of it, each ranking score is raised: another runtime rounds differently, the scores of
+views in fp32 by up to 2e-4, and an image that equals a ranking image must not score above it. Where a score lies
+between, the p-value is larger by a rank."""
 
 
 class ExportedDetector:

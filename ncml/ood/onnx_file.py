@@ -32,7 +32,7 @@ class Parity:
 
     images: int
     largest_difference: float
-    """Of the score of an image or a part of it, as a share of it where it is above 1."""
+    """Of the score of an image or of a standardised one of a view, as a share of it where it is above 1."""
     equal_p_values: int
     """The others are larger: their score is that of a ranking image up to rounding."""
 
@@ -85,16 +85,19 @@ def export(
 def compare(
     detector: Detector, exported: ExportedDetector, images: Sequence[Reader], on_progress: OnProgress
 ) -> Parity:
-    """Judge images both ways; raise `ModelError` where a score or a part of it differs or a p-value is smaller.
+    """Judge images both ways; raise `ModelError` where a score differs or a p-value is smaller.
 
-    Views that are ordinary in an image have no part in its score. So the distance of a patch from itself, in images
-    that the bank holds, is not compared: it is rounding alone.
+    Standardised scores below 0 count as 0, as they do in the score of an image: the distance of a patch from itself, in
+    images that the bank holds, is rounding alone.
     """
     largest, equal = 0.0, 0
     for index, reader in enumerate(images):
         image_HWC = reader()
         expected, found = detector.judge(image_HWC), exported.judge(image_HWC)
-        compared = {f"view {name!r}": (own.part, found.views[name].part) for name, own in expected.views.items()}
+        compared = {
+            f"view {name!r}": (max(0.0, own.standardised), max(0.0, found.views[name].standardised))
+            for name, own in expected.views.items()
+        }
         for name, (score, other) in (compared | {"score": (expected.score, found.score)}).items():
             difference = abs(other - score) / max(1.0, score)
             largest = max(largest, difference)

@@ -1,8 +1,9 @@
 """The weights of views in the score of an image, learned from altered good images. Does not import torch.
 
 The score of an image is S = sqrt(sum over views of w_v max(0, z_v)^2), where z are its standardised scores
-(`ncml.ood.detector_calibration`). With x_v = min(max(0, z_v), `MOST`)^2, the weights are those of a logistic regression
-that distinguishes altered images (y = 1) from good ones (y = -1), which have half of the total weight each:
+(`ncml.ood.detector_calibration`). With x_v = min(max(0, z_v), `MAX_STANDARDISED`)^2, the weights are those of a
+logistic regression that distinguishes altered images (y = 1) from good ones (y = -1), which have half of the total
+weight each:
 
     minimise over w >= 0 and b    mean of log(1 + exp(-y (w x + b))) + `RIDGE` / 2 |w|^2
 
@@ -10,7 +11,7 @@ They are not negative, so that no view excuses what another finds, and are scale
 below `LEAST_WEIGHT`: what resembles no alteration is found where it exceeds good images by far. Chosen by measurement:
 `docs/ood-method.md`.
 
-Shapes: V views; N good and M altered images.
+Shapes: V views; N good and M altered images, K of both; X parameters, the weights and b.
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ from ncml.ood.conformal import Floats
 LEAST_WEIGHT = 0.05
 PROCESSING_SHARE = 0.2
 """Weight of altered images of which processing has changed the whole; marks and missing parts have the rest."""
-ODD = 6.0
+OUTLIER = 6.0
 """Good images with a larger standardised score have no part in the weights, unless most have: a few that are not good
 would hide the views that find them."""
 RIDGE = 0.02
-MOST = 8.0
+"""Strength of the penalty; from 0.005 to 0.1 it hardly matters."""
+MAX_STANDARDISED = 8.0
 """Standardised scores count as at most this many deviations when weights are learned: an altered image that is found in
 any case says no more about them."""
 STEPS = 3000
-"""Of accelerated projected gradient descent, after which no weight changes by a thousandth."""
+"""Number of steps of accelerated projected gradient descent, after which no weight changes by a thousandth."""
 
 
 def learn_weights(good_VN: Floats, altered_VM: Floats, are_processed_M: NDArray[np.bool_]) -> Floats:
-    """Return the weight of each view, from `LEAST_WEIGHT` to 1, [V]; all 1 if no view distinguishes the images.
+    """Return the weight of each view, from `LEAST_WEIGHT` to 1, [V]; all 1 if no view has more than 0.
 
     good_VN, altered_VM: standardised scores.
     are_processed_M: whether the whole of an altered image has changed.
     """
     largest_N = good_VN.max(0)
-    good_VN = good_VN[:, largest_N <= max(ODD, float(np.median(largest_N)))]
+    good_VN = good_VN[:, largest_N <= max(OUTLIER, float(np.median(largest_N)))]
     views, good = good_VN.shape
-    x_XK = np.concatenate([good_VN, altered_VM], 1).clip(0, MOST) ** 2
+    x_XK = np.concatenate([good_VN, altered_VM], 1).clip(0, MAX_STANDARDISED) ** 2
     x_XK = np.concatenate([x_XK, np.ones((1, x_XK.shape[1]))])
     sign_K = np.append(np.full(good, -1.0), np.ones(len(are_processed_M)))
     share_K = np.append(np.full(good, 0.5 / good), 0.5 * _shares(are_processed_M))
@@ -55,8 +57,8 @@ def learn_weights(good_VN: Floats, altered_VM: Floats, are_processed_M: NDArray[
     w_X = ahead_X = np.zeros(views + 1)
     momentum = 1.0
     for _ in range(STEPS):  # Beck and Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm", 2009
-        wrong_K = 1 / (1 + np.exp(np.minimum(sign_K * (ahead_X @ x_XK), 500)))
-        gradient_X = ridge_X * ahead_X - x_XK @ (share_K * sign_K * wrong_K)
+        residual_K = 1 / (1 + np.exp(np.minimum(sign_K * (ahead_X @ x_XK), 500)))
+        gradient_X = ridge_X * ahead_X - x_XK @ (share_K * sign_K * residual_K)
         next_X = np.maximum(ahead_X - step * gradient_X, lowest_X)
         next_momentum = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
         ahead_X = next_X + (momentum - 1) / next_momentum * (next_X - w_X)
@@ -66,7 +68,7 @@ def learn_weights(good_VN: Floats, altered_VM: Floats, are_processed_M: NDArray[
 
 
 def _shares(are_processed_M: NDArray[np.bool_]) -> Floats:
-    """Return the weight of each altered image, in all 1: each group shares its own equally, or has all if alone."""
+    """Return weights of altered images that sum to 1; equal ones if all or none are processed."""
     processed = int(are_processed_M.sum())
     others = len(are_processed_M) - processed
     if not processed or not others:

@@ -29,7 +29,7 @@ const MIN_ESTIMATING = 11; // scenes from which a detector is estimated at least
 
 const viewName = (view) => view.replaceAll("_", " ");
 
-/** The image with the box of its view: a small copy if the page no longer has the file, or what the service drew. */
+/** The image with the box of the view with the largest part: a small copy if the page no longer has the file, or what the service drew. */
 export function detectionFigure(reading) {
   const { detection } = reading.score;
   const caption = detectionCaption(detection);
@@ -66,7 +66,7 @@ function colourRange({ map, score, threshold }) {
   const median = (values[Math.ceil(middle) - 1] + values[Math.floor(middle)]) / 2;
   const largest = values.at(-1);
   if (score > 0) return [median, median + (largest - median) * Math.max(BRIGHTEST_SHARE, threshold / score)];
-  return score > threshold ? [median, largest] : [largest, largest + 1];
+  return [largest, largest + 1];
 }
 
 function picture(reading) {
@@ -79,7 +79,7 @@ function picture(reading) {
   return image;
 }
 
-/** Details with the local scores of its view over the image; nothing for a view without a map, or if it is shown. */
+/** Details with the local scores of that view over the image; nothing for a view without a map, or if it is shown. */
 export function detectionMap(reading) {
   const { detection } = reading.score;
   const { map, covered, width, height, view } = detection;
@@ -114,7 +114,7 @@ export function viewsTable({ score: { detection } }) {
     {},
     ["View", "What differs", "Part"].map((heading) => h("th", { scope: "col" }, heading)),
   );
-  const caption = `The parts of the score; an image is flagged above ${threshold.toFixed(2)} in all`;
+  const caption = `The parts of the score; an image is flagged if their sum is above ${threshold.toFixed(2)}`;
   return h(
     "details",
     {},

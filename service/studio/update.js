@@ -11,7 +11,7 @@ import { jobs } from "./session.js";
 const STAGES = {
   read: "Reading images",
   align: "Aligning images",
-  "weigh views": "Judging altered images",
+  "judge altered images": "Judging altered images",
   rank: "Ranking good images",
   test: "Testing with defective images",
   power: "Measuring what it finds",

@@ -109,8 +109,8 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator(".over .box.calm")).to_have_count(0)
     reading.get_by_text("All views").click()
     table = reading.locator("table.views")
-    assert table.get_by_role("columnheader").all_inner_texts() == ["View", "What differs", "Score"]
-    expect(table.get_by_role("rowheader").first).to_have_text("appearance grid decides")
+    assert table.get_by_role("columnheader").all_inner_texts() == ["View", "What differs", "Part"]
+    expect(table.get_by_role("rowheader").first).to_have_text("appearance grid")
     text = reading.inner_text()
     for words in ("calibrate", "Test images of", "crop"):
         assert words not in text

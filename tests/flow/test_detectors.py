@@ -87,4 +87,4 @@ def test_a_table_of_a_detector_is_continued(
     table.rename(f"{table}.part")  # as of a run that was interrupted after the last row
     assert cli.main(command) == 0
     (statistic,) = {row["statistic"] for row in csv.DictReader(table.read_text().splitlines())}
-    assert statistic == "largest view"
+    assert statistic == "weighted views"

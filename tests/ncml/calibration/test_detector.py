@@ -38,6 +38,7 @@ from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.view import Estimated, Measurement
+from ncml.ood.weights import LEAST_WEIGHT
 from ncml.progress import ignore_progress
 from tests.detectors import good_image, use_small_scale, without_disc
 
@@ -156,7 +157,7 @@ def test_good_images_are_flagged_at_about_the_rate(loaded: ncml.Model) -> None:
 def test_the_views_that_find_alterations_weigh_most(made: MadeDetector) -> None:
     weights = {name: scale.weight for name, scale in made.calibration.scales.items()}
     assert max(weights.values()) == 1
-    assert min(weights.values()) >= 0
+    assert min(weights.values()) >= LEAST_WEIGHT
     assert max(weights["places"], weights["patches"]) > max(weights["appearance"], weights["appearance_grid"])
 
 
@@ -516,7 +517,7 @@ def test_a_detector_whose_threshold_hides_most_defects_is_weak(made: MadeDetecto
     calibration = replace(made.calibration, ranks=SceneRanks.rank(np.arange(79.0), np.arange(79)))
     assert "hides most defects" not in calibration.weakness
     unmeasured = replace(calibration, power=None)
-    assert unmeasured.weakness.startswith("good images that rank score up to 75, far above others")
+    assert unmeasured.weakness.startswith("its threshold, 75, is far above most good images")
     assert not replace(unmeasured, ranks=SceneRanks.rank(np.arange(79.0) / 10, np.arange(79))).is_weak
 
 

@@ -57,6 +57,26 @@ def test_the_score_is_the_root_of_weighted_squares_above_the_median() -> None:
         assert squares[scores.leading_views_N[i]] == max(squares.values())
 
 
+def scores_with_reviewed(seed: int) -> GoodScores:
+    """Return the scores of 20 images that estimate, 30 that rank and 5 reviewed ones, by two views."""
+    rng = np.random.default_rng(0)
+    good = {name: rng.normal(size=50) for name in ("finds", "finds_less")}
+    altered = {name: rng.normal(shift, 1, 40) for name, shift in zip(good, (3.0, 2.0), strict=True)}
+    others = np.random.default_rng(seed)
+    for own_N in good.values():
+        own_N[20:] = others.normal(3 * seed, 1 + seed, 30)  # those that rank
+    values = {name: np.append(own_N, others.normal(9 * seed, 1, 5)) for name, own_N in good.items()}
+    positions = np.arange(55)
+    estimating, ranking = np.append(positions[:20], positions[50:]), positions[20:50]
+    return GoodScores(values, altered, np.arange(40) < 10, {}, frozenset(), positions, estimating, ranking, 5)
+
+
+def test_scales_and_weights_depend_on_no_ranking_and_no_reviewed_image() -> None:
+    one, other = scores_with_reviewed(1), scores_with_reviewed(2)
+    assert one.scales == other.scales
+    assert (one.combined_N[20:] != other.combined_N[20:]).all()
+
+
 def test_an_outlier_among_good_images_does_not_hide_a_score() -> None:
     usual_N = np.linspace(-1, 1, 41)
     assert Scale.estimate(np.append(usual_N, 1e6)).deviation < 2 * Scale.estimate(usual_N).deviation

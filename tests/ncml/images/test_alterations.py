@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ncml.errors import InputError
-from ncml.images.alterations import ALTERATIONS, CONTRAST, STAIN_CONTRAST, Alteration
+from ncml.images.alterations import ALTERATIONS, CONTRAST, SIZES, STAIN_CONTRAST, Alteration
 from ncml.images.tiling import Box
 
 BY_NAME = {alteration.name: alteration for alteration in ALTERATIONS}
@@ -126,6 +126,18 @@ def test_a_moved_part_keeps_its_content(distance: int) -> None:
 def test_a_pasted_patch_comes_from_the_other_image() -> None:
     altered = BY_NAME["pasted patch, 20 pixels wide"].apply(image(), 0, other_HWC=even(7))
     assert (altered.image_HWC == 7).all(2).sum() == 400
+
+
+def test_a_patch_of_an_image_that_is_too_small_comes_from_the_image_itself() -> None:
+    alteration = next(own for own in ALTERATIONS if own.name == "pasted patch, 50 pixels wide")
+    image_HWC = np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)
+    altered, expected = (alteration.apply(image_HWC, 1, other_HWC=own) for own in (image_HWC[:40], None))
+    np.testing.assert_array_equal(altered.image_HWC, expected.image_HWC)
+
+
+def test_each_kind_has_its_sizes_in_a_row() -> None:
+    kinds = [alteration.kind for alteration in ALTERATIONS]
+    assert kinds == [kind for kind in dict.fromkeys(kinds) for _ in range(SIZES)]
 
 
 def test_sizes_grow_and_names_differ() -> None:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from ncml.ood.weights import LEAST_WEIGHT, MOST, PROCESSING_SHARE, RIDGE, learn_weights
+from ncml.ood.weights import LEAST_WEIGHT, MAX_STANDARDISED, PROCESSING_SHARE, RIDGE, learn_weights
 
 
 def minimal_weights(good_VN: np.ndarray, altered_VM: np.ndarray, processed: int) -> np.ndarray:
     """Return the weights by a general optimiser; the last altered images are processed ones."""
-    good_VN, altered_VM = (np.minimum(np.maximum(0, values), MOST) ** 2 for values in (good_VN, altered_VM))
+    good_VN, altered_VM = (np.minimum(np.maximum(0, values), MAX_STANDARDISED) ** 2 for values in (good_VN, altered_VM))
     marked_VM, processed_VM = altered_VM[:, :-processed], altered_VM[:, -processed:]
 
     def loss(parameters: np.ndarray) -> float:
