@@ -108,7 +108,7 @@ DETECTION: JsonDict = {
             "log_likelihood": -6537.2,
             "ood": {
                 "statistic": "places",
-                "score": 7.0,
+                "score": 6.92,
                 "p_value": 0.0071,
                 "threshold": 3.2,
                 "is_ood": True,
@@ -120,7 +120,7 @@ DETECTION: JsonDict = {
                 "width": 800,
                 "height": 600,
                 "view": "places",
-                "score": 7.0,
+                "score": 6.92,
                 "p_value": 0.0071,
                 "threshold": 3.2,
                 "is_ood": True,
@@ -130,13 +130,13 @@ DETECTION: JsonDict = {
                     "appearance": {
                         "score": 1.4,
                         "standardised": 2.1,
-                        "part": 0.1,
+                        "part": 0.03,
                         "box": {"left": 0, "top": 0, "width": 800, "height": 600},
                     },
                     "places": {
                         "score": 12.6,
                         "standardised": 6.9,
-                        "part": 6.9,
+                        "part": 6.88,
                         "box": {"left": 415, "top": 300, "width": 72, "height": 57},
                     },
                 },
