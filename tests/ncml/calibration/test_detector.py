@@ -386,7 +386,7 @@ def test_thirty_images_suffice_for_a_weak_verdict_whose_time_is_estimated_before
     good = open_folder(folder, sorted(folder.glob("0[012]*.png")))
     assert len(good) == 30
     made = make_detector(model, good, tmp_path / "d", group="image", power_images=0, on_message=messages.append)
-    assert messages[0] == "about 22 s until the detector is calibrated"  # .1 * (10 * 11 + 6 * 19)
+    assert messages[0] == "about 48 s until the detector is calibrated"  # .1 * (10 * 11 + 6 * (19 + 42))
     assert made.calibration.ranks.scenes == 19
     assert "19 scenes" in made.calibration.weakness
 
