@@ -33,6 +33,7 @@ import atexit
 import functools
 import importlib.util
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -214,12 +215,14 @@ def adapted(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]
             power_images=0,
         )
         judging = Detector.load(made.folder, made.calibration)
+    weights = {name: math.sqrt(scale.weight) for name, scale in made.calibration.scales.items()}
 
     def score(image_HWC: Pixels) -> dict[str, float]:
         detection = judging.judge(image_HWC)
-        return {"combined": detection.score} | {name: view.standardised for name, view in detection.views.items()}
+        alone = {name: weights[name] * view.standardised for name, view in detection.views.items()}
+        return {"combined": detection.score} | alone
 
-    names = ("combined", *made.calibration.scales)
+    names = ("combined", *weights)
     return score, {"thresholds": dict.fromkeys(names, made.calibration.threshold)}
 
 
