@@ -82,7 +82,7 @@ def export(
     print(f"{output}  {size_mb:.1f} MB, judges images of {judged[1]}x{judged[0]} pixels")
     larger = parity.images - parity.equal_p_values
     print(f"compared on {compared}: " + (f"{larger} p-values are larger by rounding" if larger else "equal p-values"))
-    print(f"scores differ by at most {parity.largest_difference:.1g} , or by this share of a score above 1")
+    print(f"scores differ by at most {parity.largest_difference:.1g}, or by this share of a score above 1")
 
 
 def _size(text: str, calibration: DetectorCalibration) -> tuple[int, int]:

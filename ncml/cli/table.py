@@ -125,7 +125,7 @@ class Table:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; they are on disk when this returns, and none of them if it raises. Missing cells are empty.
 
-        Constants replace cells of the same name: a detector's statistic is one for all rows, unlike the view.
+        Constants replace cells of the same name: a detector's statistic is one for all rows, unlike its view.
         """
         text = io.StringIO(newline="")
         csv.DictWriter(text, self.columns, restval="").writerows(dict(row) | self.constants for row in rows)

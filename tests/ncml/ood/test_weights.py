@@ -21,13 +21,13 @@ def minimal_weights(good_VN: np.ndarray, altered_VM: np.ndarray, processed: int)
         return (of_good + of_altered) / 2 + RIDGE / 2 * np.square(weights).sum()
 
     views = len(good_VN)
-    found = minimize(
+    weights_V = minimize(
         loss,
         np.append(np.full(views, 0.01), 0.0),
         bounds=[(0, None)] * views + [(None, None)],
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 5000, "maxfun": 200_000},
     ).x[:-1]
-    return np.maximum(LEAST_WEIGHT, found / found.max())
+    return np.maximum(LEAST_WEIGHT, weights_V / weights_V.max())
 
 
 @pytest.mark.parametrize("seed", range(4))
