@@ -112,8 +112,8 @@ def find_detector_base() -> Path:
         folder = model_folders().get(DETECTOR_BASE)
     if folder is None:
         raise ModelError(
-            f"detectors need the model {DETECTOR_BASE!r}, which is missing: copy models/{DETECTOR_BASE} of the clone of "
-            "ncml into ./models, or into a directory that NCML_MODELS names"
+            f"detectors need the model {DETECTOR_BASE!r}, which is missing: copy models/{DETECTOR_BASE} of the clone "
+            "of ncml into ./models, or into a directory that NCML_MODELS names"
         )
     return folder
 
