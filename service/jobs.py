@@ -24,7 +24,7 @@ from service.http.requests import ParsedRequest
 from service.http.stopping import Stop
 from service.http.validation import FieldError
 from service.image_decoding import ImageDecoding
-from service.model_selection import ModelSelection
+from service.model_selection import ModelList, ModelSelection
 from service.params import JobParams
 from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
@@ -66,6 +66,8 @@ class JobService:
         self.streams = StreamLimit(settings.max_streams, metrics)
         self._results, self._turns = ResultLimit(), RenderingTurns()
         self.models = ModelSelection(queue.monitor, metrics, settings.default_model)
+        self.model_list: ModelList | None = None
+        """The latest one that a request for all models was answered with."""
         self.decoding = ImageDecoding(settings)
         self._receivers = Receivers(settings.webhook_hosts)
         self._starting: asyncio.Task[None] | None = None

@@ -1,6 +1,7 @@
 """The model of a request: the one that it names, else the default, among those that workers serve."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import anyio.to_thread
 
@@ -84,3 +85,24 @@ class ModelSelection:
             detail = f"No worker serves {reference!r}, the default model (NCML_DEFAULT_MODEL); {remedy}."
             raise Problem(503, detail, kind="no-model")
         raise invalid_field("model", f"model: {reference!r} is not available; {remedy}.")
+
+
+class ModelList:
+    """The list of all models as JSON, kept until it changes.
+
+    Hundreds of models take megabytes and tenths of a second, and each page of the studio requests them every 5 s.
+    """
+
+    def __init__(self, descriptors: Sequence[ModelDescriptor], faults: Mapping[str, str], body: bytes) -> None:
+        self._descriptors, self._faults = descriptors, faults
+        self.body = body
+        self.etag = etag_of(body)
+
+    def is_of(self, descriptors: Sequence[ModelDescriptor], faults: Mapping[str, str]) -> bool:
+        """Return whether it was made of these; the monitor returns the same object until a model changes."""
+        return self._descriptors is descriptors and self._faults == faults
+
+
+def etag_of(body: bytes) -> str:
+    """Return the `ETag` of a response."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -3,13 +3,14 @@
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from ncml.limits import MAX_JUDGED_IMAGES
 from service.http.openapi import BINARY, problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs, JobService
+from service.model_selection import ModelList, etag_of
 from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -43,15 +44,18 @@ class Models(BaseModel):
     "",
     operation_id="list_models",
     summary="List the models",
-    responses=problem_responses(401, 422, 503, kinds=("invalid-input", "queue-down")),
+    response_model=Models,
+    responses={304: {"description": "Nothing has changed since the response with the `ETag` in `If-None-Match`."}}
+    | problem_responses(401, 422, 503, kinds=("invalid-input", "queue-down")),
 )
 async def models(
+    request: Request,
     jobs: Jobs,
     limit: Annotated[
         int | None, Query(ge=1, le=1000, description="Names of models on a page. Default: all models on one page.")
     ] = None,
     after: Annotated[str, Query(max_length=200, description="`next` of the previous page.")] = "",
-) -> Models:
+) -> Response:
     """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
 
     `detector` describes how a model judges images at their own size: its rate, and the shares of altered good images
@@ -70,14 +74,35 @@ async def models(
     ```
     curl 'localhost:8000/models?limit=50'
     ```
+
+    A client that repeats the request sends the `ETag` of the last response in `If-None-Match`, as browsers do: while
+    nothing has changed, the response is an empty 304.
     """
     descriptors = await _served_models(jobs)
     faults = await anyio.to_thread.run_sync(jobs.queue.monitor.faults)
+    if limit is None and not after:
+        latest = jobs.model_list
+        if latest is None or not latest.is_of(descriptors, faults):
+            latest = jobs.model_list = ModelList(descriptors, faults, _page(jobs, descriptors, faults, None, ""))
+        body, etag = latest.body, latest.etag
+    else:
+        body = _page(jobs, descriptors, faults, limit, after)
+        etag = etag_of(body)
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if etag in request.headers.get("If-None-Match", ""):
+        return Response(None, 304, headers)
+    return Response(body, 200, headers, "application/json")
+
+
+def _page(
+    jobs: JobService, descriptors: list[ModelDescriptor], faults: dict[str, str], limit: int | None, after: str
+) -> bytes:
+    """Return a page of the models as JSON."""
     served = {model.name for model in descriptors}
     names = sorted(name for name in served if name > after)
     page = set(names[:limit])
     selected = sorted((model for model in descriptors if model.name in page), key=lambda model: model.name)
-    return Models(
+    document = Models(
         models=_mark_default(jobs, selected, descriptors),
         unusable={name: fault for name, fault in sorted(faults.items()) if name not in served},
         next=max(page) if len(page) < len(names) else None,
@@ -88,6 +113,7 @@ async def models(
         max_tiles=jobs.settings.max_tiles,
         max_body_bytes=jobs.settings.max_body_bytes,
     )
+    return document.model_dump_json().encode()
 
 
 @router.get(

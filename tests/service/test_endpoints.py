@@ -21,6 +21,7 @@ from ncml.images import grid, heat, open_image, to_png
 from ncml.images.tiling import Tiling, blend
 from service.app import create_app
 from service.http.requests import _decode_base64
+from service.routes import models as models_route
 from service.settings import Settings
 from tests.conftest import Valkey, eventually
 from tests.service.live import served
@@ -725,6 +726,29 @@ def test_an_unknown_model_is_refused_with_some_of_hundreds_of_names(client: Test
     worker.serve(*(model.model_copy(update={"name": f"m{i:03}"}) for i in range(300)))
     detail = client.post("/generate?model=nobody").json()["errors"][0]["detail"]
     assert detail.endswith("m009, m009@a1a1a1a1a1a1 and 580 more.")
+
+
+def test_models_that_have_not_changed_are_neither_described_nor_sent_again(
+    client: TestClient, worker, info, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.serve(model)
+    first = client.get("/models")
+    assert first.headers["Cache-Control"] == "private, no-cache"
+    unchanged = {"If-None-Match": f'"other", W/{first.headers["ETag"]}'}
+    with monkeypatch.context() as patch:
+        patch.setattr(models_route, "_page", None)
+        response = client.get("/models", headers=unchanged)
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["ETag"] == first.headers["ETag"]
+        assert client.get("/models").content == first.content
+    worker.appear_as(info.model_copy(update={"faults": {"valve": "valve/config.json is damaged."}}))
+    changed = client.get("/models", headers=unchanged)
+    assert (changed.status_code, list(changed.json()["unusable"])) == (200, ["valve"])
+    worker.serve(model, model.model_copy(update={"name": "aaa"}))
+    assert len(client.get("/models", headers=unchanged).json()["models"]) == 2
+    page = client.get("/models?limit=1")
+    assert client.get("/models?limit=1", headers={"If-None-Match": page.headers["ETag"]}).status_code == 304
+    assert client.get("/models?limit=2", headers={"If-None-Match": page.headers["ETag"]}).status_code == 200
 
 
 def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestClient], jobs, worker, model) -> None:
