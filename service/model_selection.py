@@ -1,5 +1,6 @@
 """The model of a request: the one that it names, else the default, among those that workers serve."""
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -78,7 +79,11 @@ class ModelSelection:
         for model in models:
             if model.name == model_name and model.version.startswith(version) and (not at or len(version) >= 6):
                 return model, model.version if at else None
-        names = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
+        served = {model.name for model in models}
+        if name and model_name not in served and (nearest := difflib.get_close_matches(model_name, served, n=3)):
+            question = f"did you mean {' or '.join(nearest)}?"
+            raise invalid_field("model", f"model: {reference!r} is not available; {question}")
+        names = sorted(served | {f"{model.name}@{model.version[:12]}" for model in models})
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         remedy = f"the available models are {', '.join(names[:MAX_NAMES])}{more}" if names else "no models are served"
         if not name:

@@ -728,6 +728,15 @@ def test_an_unknown_model_is_refused_with_some_of_hundreds_of_names(client: Test
     assert detail.endswith("m009, m009@a1a1a1a1a1a1 and 580 more.")
 
 
+def test_an_unknown_model_is_answered_with_the_nearest_names(client: TestClient, worker, model) -> None:
+    names = [f"line{line}-{part}" for line in range(1, 10) for part in ("housing-top", "flange-left", "valve-seat")]
+    worker.serve(*(model.model_copy(update={"name": name}) for name in names))
+    detail = client.post("/generate?model=line3-flange-lef").json()["detail"]
+    assert detail.startswith("model: 'line3-flange-lef' is not available; did you mean line3-flange-left or line")
+    assert client.get("/models/line3-flange-lef").json()["detail"] == detail
+    assert "line1-flange-left@a1a1a1a1a1a1" in client.get("/models/line3-flange-left@c3c3c3").json()["detail"]
+
+
 def test_models_that_have_not_changed_are_neither_described_nor_sent_again(
     client: TestClient, worker, info, model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
