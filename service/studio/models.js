@@ -2,17 +2,19 @@
 
 import { catalogue, reference } from "./catalogue.js";
 import { modelDetails } from "./details.js";
-import { h, plural, uid } from "./dom.js";
+import { button, h, plural, uid } from "./dom.js";
 import { emptyState, failure } from "./feedback.js";
 import { lanesTable, latencyTable } from "./health.js";
 import { detected, foundSizes, missed, missedKinds } from "./power.js";
 
 const HEADINGS = ["Model", "Size", "Classes", "Test bits/dim", "Verdicts"];
+const MOST_LISTED = 20; // models, until all are wanted: hundreds take as many screens, and health is below them
 const expanded = new Set(); // the references of models
 
 export function mount(host) {
   const health = h("div", { class: "health" });
   const models = modelTable();
+  const finder = modelFinder(showModels);
   const placeholder = emptyState(
     "No models",
     "Models appear here when a worker has loaded them, a few seconds after it starts.",
@@ -20,6 +22,7 @@ export function mount(host) {
   const calibrate = h("a", { class: "button", href: "#calibrate" }, "Calibrate a model on your own images");
   const unusable = h("div", { class: "stack offer" });
   host.append(
+    finder.element,
     models.element,
     placeholder,
     unusable,
@@ -31,9 +34,9 @@ export function mount(host) {
   showModels();
 
   function showModels() {
-    models.show(catalogue.models);
+    models.show(finder.select(catalogue.models));
     placeholder.hidden = catalogue.models.length > 0;
-    const faults = Object.entries(catalogue.unusable);
+    const faults = Object.entries(catalogue.unusable).filter(([name]) => finder.matches(name));
     unusable.replaceChildren(
       ...faults.map(([name, remedy]) => failure({ message: `${name} cannot be used`, remedy, calm: true })),
     );
@@ -46,6 +49,43 @@ export function mount(host) {
       update(health, metrics ? [lanesTable(metrics), latencyTable(metrics)] : [unavailable]);
     },
   };
+}
+
+/** A field that finds models by parts of their names; without it, some of many models are listed, or all of them. */
+function modelFinder(onChange) {
+  const id = uid();
+  const input = h("input", { type: "search", id, autocomplete: "off", spellcheck: "false", oninput: onChange });
+  const count = h("span", { class: "hint", role: "status" });
+  let listsAll = false;
+  function toggle() {
+    listsAll = !listsAll;
+    onChange();
+  }
+  const all = button("", toggle, "small");
+  const element = h(
+    "div",
+    { class: "field find", hidden: true },
+    h("label", { for: id }, "Find a model by a part of its name"),
+    h("div", { class: "row start" }, input, count, all),
+  );
+
+  function matches(name) {
+    const words = input.value.toLowerCase().split(/\s+/);
+    return words.every((word) => name.toLowerCase().includes(word));
+  }
+
+  /** Return the models that are listed, and show how many they are. */
+  function select(models) {
+    const found = models.filter((model) => matches(catalogue.label(model)));
+    const listed = listsAll ? found : found.slice(0, MOST_LISTED);
+    const text = `${listed.length} of ${plural(models.length, "model")}`;
+    if (count.textContent !== text) count.textContent = text; // a repeated status would be announced again
+    all.textContent = listsAll ? `List ${MOST_LISTED}` : `List all ${found.length}`;
+    all.hidden = found.length <= MOST_LISTED;
+    element.hidden = models.length + Object.keys(catalogue.unusable).length <= MOST_LISTED;
+    return listed;
+  }
+  return { element, matches, select };
 }
 
 /** Show elements in `host`. A table that is already there only gets new rows, so that it keeps its scroll and focus. */
@@ -120,7 +160,7 @@ function modelRows(model) {
   function expand(isExpanded) {
     if (isExpanded) expanded.add(key);
     else expanded.delete(key);
-    if (isExpanded && !cell.children.length) cell.append(modelDetails(model));
+    if (isExpanded && !cell.children.length) cell.append(useLink(model), modelDetails(model));
     toggle.setAttribute("aria-expanded", isExpanded);
     details.hidden = !isExpanded;
   }
@@ -139,6 +179,13 @@ function modelRows(model) {
     cells.map((content, i) => h("td", { class: isWide(i + 1) }, content)),
   );
   return [row, details];
+}
+
+/** A link that selects a model. */
+function useLink(model) {
+  const select = () => catalogue.selectVersion(reference(model));
+  const link = h("a", { class: "button small", href: "#score", onclick: select }, "Score images with this model");
+  return h("p", { class: "use" }, link);
 }
 
 /** The number of a model's classes; those of its base say nothing about a detector. */

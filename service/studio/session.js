@@ -1,7 +1,6 @@
-// The storage of this browser tab, until it is closed: the API key, the selected model and the submitted jobs.
+// The storage of this browser tab, until it is closed: the API key and the submitted jobs. The address has the model.
 
 const API_KEY = "ncml.key";
-const MODEL_NAME = "ncml.model";
 const JOB_RECORDS = "ncml.job-records";
 const MAX_RECORDS = 48; // of a view
 
@@ -10,9 +9,14 @@ export const apiKey = {
   set: (value) => (value ? sessionStorage.setItem(API_KEY, value) : sessionStorage.removeItem(API_KEY)),
 };
 
+/** The selected model, in the address: among hundreds, a bookmark opens the page with the one of a workplace. */
 export const modelName = {
-  get: () => sessionStorage.getItem(MODEL_NAME),
-  set: (value) => sessionStorage.setItem(MODEL_NAME, value),
+  get: () => new URLSearchParams(location.search).get("model"),
+  set(value) {
+    const address = new URL(location.href);
+    address.searchParams.set("model", value);
+    history.replaceState(history.state, "", address);
+  },
 };
 
 /** The jobs that this tab submitted, oldest first. A record is plain JSON with an `id` and a `view`. */

@@ -1162,6 +1162,53 @@ def test_a_canceled_trace_is_reported(studio) -> None:
 # Models and health
 
 
+def factory(document: Document) -> None:
+    """Serve 60 further models, as of several lines, and name one that cannot be used."""
+    [tiny] = (model for model in document["models"] if model["name"] == "tiny")
+    names = [f"line{line}-{part}" for line in range(1, 6) for part in "abcdefghijkl"]
+    document["models"] += [tiny | {"name": name, "default": False} for name in names]
+    document["unusable"] = {"line3-cap": "line3-cap/config.json is damaged."}
+
+
+def test_one_of_many_models_is_found_by_a_part_of_its_name_and_used(studio) -> None:
+    page = studio("models")
+    view = page.locator("#view-models")
+    field = view.get_by_label("Find a model")
+    expect(field).to_be_hidden()
+    page.route("**/models", changed(factory))
+    rows = view.locator("table.models .expand")
+    expect(view.get_by_role("status").first).to_have_text("20 of 62 models")
+    expect(rows).to_have_count(20)  # health is below them
+    view.get_by_role("button", name="List all 62").click()
+    expect(rows).to_have_count(62)
+    view.get_by_role("button", name="List 20").click()
+    expect(rows).to_have_count(20)
+    field.press_sequentially("C line3")
+    expect(rows).to_have_text(["line3-c"])
+    expect(view.locator(".failure")).to_contain_text("line3-cap cannot be used")
+    field.fill("line4-d")
+    expect(view.locator(".failure")).to_have_count(0)
+    page.keyboard.press("Tab")
+    expect(rows).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#view-score")).to_be_visible()
+    expect(page.locator("#model")).to_have_value("line4-d")
+    expect(page).to_have_url(re.compile(r"\?model=line4-d#score$"))
+
+
+def test_an_address_opens_the_page_with_its_model(tab, site) -> None:
+    page = tab.open(f"{site.url}/?model=wide#models")
+    expect(page.locator("#model")).to_have_value("wide")
+    page.select_option("#model", "tiny")
+    page.reload()
+    expect(page.locator("#model")).to_have_value("tiny")
+    expect(page).to_have_url(re.compile(r"\?model=tiny#models$"))
+    absent = tab.open(f"{site.url}/?model=wde")
+    expect(absent.locator("#notice")).to_contain_text("wde is not available: tiny is used instead.")
+
+
 def test_models_and_health_are_shown(studio) -> None:
     page = studio("models")
     view = page.locator("#view-models")
