@@ -152,14 +152,14 @@ def make_detector(
     former = checkpoint.detector_version(folder)
     taking_part = good if reviewed is None else good.join(reviewed)
     if check is not None:
-        check_apart(taking_part, check, group)
+        check_apart(taking_part, check, group, on_progress)
     if defective is not None:
         check_labels(taking_part if check is None else taking_part.join(check), defective)
     tests = [images for images in (defective, check) if images is not None]
     judged = None if region is None else _region(functools.reduce(GoodImages.join, tests, taking_part), region)
     kept_bytes = kept_images.kept_bytes(good, reviewed, defective) if keep_images else 0
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES + kept_bytes)
-    scenes = GoodScenes.find(good, reviewed, group)
+    scenes = GoodScenes.find(good, reviewed, group, on_progress)
     duplicates = scenes.near_duplicates
     divided = scenes.divide(false_positive_rate, confidence)
     example_HWC = region_readers(divided.images, divided.estimating[:1], judged)[0]()

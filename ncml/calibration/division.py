@@ -21,6 +21,7 @@ from ncml.data.scenes import Integers
 from ncml.errors import InputError
 from ncml.ood.power import reliable_ranks
 from ncml.ood.scene_ranks import fewest_scenes, min_scenes
+from ncml.progress import OnProgress, ignore_progress
 
 MIN_ESTIMATION_SCENES = 11
 """Scenes from which views are estimated at least."""
@@ -48,7 +49,12 @@ class RankedScenesError(InputError):
         """The names of all these images."""
 
 
-def find_scenes(good: GoodImages, group: str = finding.AUTO, known: int | None = None) -> Integers:
+def find_scenes(
+    good: GoodImages,
+    group: str = finding.AUTO,
+    known: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Integers:
     """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files.
 
     known: number of the first images, if others were added to them (`near_duplicates`); None: all.
@@ -61,10 +67,13 @@ def find_scenes(good: GoodImages, group: str = finding.AUTO, known: int | None =
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     if good.points is None:
         raise ValueError("these images were opened without their points")
-    return finding.merge(finding.near_duplicates(good.thumbnails, good.digests, known), overlapping(good.points))
+    duplicates_N = finding.near_duplicates(good.thumbnails, good.digests, known, on_progress)
+    return finding.merge(duplicates_N, overlapping(good.points))
 
 
-def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str) -> Integers:
+def find_common_scenes(
+    good: GoodImages, reviewed: GoodImages, group: str, on_progress: OnProgress = ignore_progress
+) -> Integers:
     """Return the scene of each good and then of each reviewed image.
 
     Reviewed images need no names that state scenes: those whose names do, and near-duplicates, join their scene. With
@@ -73,7 +82,7 @@ def find_common_scenes(good: GoodImages, reviewed: GoodImages, group: str) -> In
     joined = good.join(reviewed)
     if group == finding.IMAGE:
         return finding.number(joined.digests)
-    scenes_N = find_scenes(joined, known=len(good))
+    scenes_N = find_scenes(joined, known=len(good), on_progress=on_progress)
     if group == finding.AUTO:
         return scenes_N
     first: dict[str, int] = {}
@@ -129,9 +138,9 @@ def reliable_scenes(false_positive_rate: float, confidence: float | None) -> int
     return counts[bisect.bisect_left(counts, needed, key=lambda n: _ranking(n, false_positive_rate, confidence))]
 
 
-def check_apart(known: GoodImages, check: GoodImages, group: str) -> None:
+def check_apart(known: GoodImages, check: GoodImages, group: str, on_progress: OnProgress = ignore_progress) -> None:
     """Raise `InputError` if an image shows a scene of those that have a part in a detector."""
-    common_N = find_common_scenes(known, check, group)
+    common_N = find_common_scenes(known, check, group, on_progress)
     scenes = set(common_N[: len(known)].tolist())
     names = [name for name, scene in zip(check.names, common_N[len(known) :].tolist(), strict=True) if scene in scenes]
     if names:
@@ -193,10 +202,13 @@ class GoodScenes:
     """The scene of each image by near-duplicates and overlaps, with the reviewed ones last; None without any."""
 
     @classmethod
-    def find(cls, good: GoodImages, reviewed: GoodImages | None, group: str) -> Self:
+    def find(
+        cls, good: GoodImages, reviewed: GoodImages | None, group: str, on_progress: OnProgress = ignore_progress
+    ) -> Self:
         """Find scenes, as `find_scenes` and `find_common_scenes` do."""
-        scenes_N = find_scenes(good, group)
-        return cls(good, scenes_N, reviewed, None if reviewed is None else find_common_scenes(good, reviewed, group))
+        scenes_N = find_scenes(good, group, on_progress=on_progress)
+        common_N = None if reviewed is None else find_common_scenes(good, reviewed, group, on_progress)
+        return cls(good, scenes_N, reviewed, common_N)
 
     @property
     def near_duplicates(self) -> tuple[tuple[str, ...], ...]:

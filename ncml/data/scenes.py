@@ -23,6 +23,7 @@ from PIL import Image
 
 from ncml.data.blocks import evenly_spaced
 from ncml.errors import InputError
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 Pixels = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -105,7 +106,10 @@ def digest(image_HWC: Pixels) -> str:
 
 
 def near_duplicates(
-    descriptors_NF: NDArray[np.floating[Any]], digests: Sequence[str], known: int | None = None
+    descriptors_NF: NDArray[np.floating[Any]],
+    digests: Sequence[str],
+    known: int | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Integers:
     """Return the scene of each image: near-duplicates and equal images are one scene.
 
@@ -123,7 +127,7 @@ def near_duplicates(
     scenes_N = np.arange(count)
     groups = {i: [i] for i in range(count)}
     group_of, height_of = list(range(count)), dict.fromkeys(range(count), 0.0)
-    for height, first, second in [*_spanning_tree(x_NF, labels_N), (np.inf, 0, 0)]:
+    for height, first, second in [*_spanning_tree(x_NF, labels_N, on_progress), (np.inf, 0, 0)]:
         for group in {group_of[first], group_of[second]}:
             members, inside = groups[group], height_of[group]
             is_near = inside < limit and height >= GAP * inside and _share(members, count, known) <= MAX_SHARE
@@ -167,20 +171,23 @@ def _median_distance(x_NF: NDArray[np.float64], labels_N: Integers) -> float:
     return float(np.median(np.concatenate(rows))) if rows else 0.0
 
 
-def _spanning_tree(x_NF: NDArray[np.float64], labels_N: Integers) -> list[tuple[float, int, int]]:
+def _spanning_tree(
+    x_NF: NDArray[np.float64], labels_N: Integers, on_progress: OnProgress
+) -> list[tuple[float, int, int]]:
     """Return the edges of the smallest spanning tree, the shortest first."""
     count = len(x_NF)
     nearest_N, from_N = _distances(x_NF, labels_N, 0), np.zeros(count, np.int64)
     is_inside_N = np.zeros(count, bool)
     is_inside_N[0] = True
     edges: list[tuple[float, int, int]] = []
-    for _ in range(count - 1):
+    for done in range(1, count):
         new = int(np.where(is_inside_N, np.inf, nearest_N).argmin())
         edges.append((float(nearest_N[new]), int(from_N[new]), new))
         is_inside_N[new] = True
         distances_N = _distances(x_NF, labels_N, new)
         is_nearer_N = distances_N < nearest_N
         nearest_N[is_nearer_N], from_N[is_nearer_N] = distances_N[is_nearer_N], new
+        on_progress(Progress("find scenes", done + 1, count))
     return sorted(edges)
 
 

@@ -10,6 +10,7 @@ import { jobs } from "./session.js";
 
 const STAGES = {
   read: "Reading images",
+  "find scenes": "Comparing images",
   align: "Aligning images",
   "judge altered images": "Judging altered images",
   rank: "Ranking good images",

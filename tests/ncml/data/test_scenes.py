@@ -7,6 +7,7 @@ import pytest
 
 from ncml.data import scenes
 from ncml.errors import InputError
+from ncml.progress import Progress
 
 
 def landscape(seed: int) -> np.ndarray:
@@ -88,6 +89,14 @@ def test_scenes_are_named_by_subfolder_or_by_a_pattern() -> None:
 def test_a_pattern_needs_one_group(group: str) -> None:
     with pytest.raises(InputError, match="--group"):
         scenes.check_group(group)
+
+
+def test_finding_scenes_reports_progress_because_it_takes_the_square_of_the_images() -> None:
+    steps: list[Progress] = []
+    descriptors_NF = np.random.default_rng(0).normal(size=(50, 8))
+    scenes.near_duplicates(descriptors_NF, [str(i) for i in range(50)], on_progress=steps.append)
+    assert {(step.stage, step.total) for step in steps} == {("find scenes", 50)}
+    assert [step.done for step in steps] == list(range(2, 51))
 
 
 def test_the_distances_of_many_images_are_not_all_in_memory() -> None:
