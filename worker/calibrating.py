@@ -47,6 +47,9 @@ UPDATE_POWER_IMAGES = 10
 POWER_UNTIL = 0.9
 """Share of its time limit after which an update measures no more power, so that the new detector is not lost."""
 
+HOPELESS = 2.0
+"""An update is refused if the estimate of its time, which is rough, is this many times the time limit of its job."""
+
 STALE_S = 3600.0
 """Age at which an unfinished folder is one that a killed worker has left: a job touches its own with each progress."""
 
@@ -73,8 +76,9 @@ def make_folder(
 
     seconds_left: returns the time until the job fails, within which an update ends the measurement of its power.
 
-    Raises `InputError` for unsuitable images, for a name that exists and beyond `max_models` in that directory,
-    `WorkerFault` if no directory is writable, and if its disk is full.
+    Raises `InputError` for unsuitable images, for a name that exists, beyond `max_models` in that directory, and for
+    an update that would take much longer than its job may; `WorkerFault` if no directory is writable, and if its disk
+    is full.
     """
     request = _identify(model, job)
     for existing in (directory / job.name for directory in directories):
@@ -164,6 +168,14 @@ def _update(
         if progress.stage == "power" and seconds_left() < (1 - POWER_UNTIL) * job.timeout_s:
             raise StopMeasuring
 
+    def check_time(seconds: float) -> None:
+        if seconds > HOPELESS * job.timeout_s:
+            raise InputError(
+                "model",
+                f"an update of {model.name} takes about {seconds:,.0f} s, and a job ends after {job.timeout_s:,.0f} s: "
+                "update it on the command line (ncml adapt --update), or ask the operator to raise NCML_JOB_TIMEOUT_S.",
+            )
+
     reviewed = _open(job.reviewed, incoming / "reviewed", on_progress)
     defective = None
     if job.defective:
@@ -175,6 +187,7 @@ def _update(
         defective=defective,
         power_images=UPDATE_POWER_IMAGES,
         device=str(model.device),
+        on_estimate=check_time,
         on_progress=report,
     )
     descriptions.write_detector_card(updated.made)

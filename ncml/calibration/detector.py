@@ -123,6 +123,7 @@ def make_detector(
     region: Box | NDArray[np.bool_] | None = None,
     align: bool = True,
     device: str = "cpu",
+    on_estimate: Callable[[float], object] = lambda seconds: None,
     on_calibrated: Callable[[MadeDetector], object] = lambda made: None,
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
@@ -140,6 +141,8 @@ def make_detector(
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels, or a mask [H, W]; all images must then have one size.
     align: whether parts may be brought to one position before they are compared, if good images agree better so.
+    on_estimate: called with the seconds that the detector will take without its power, before it is computed; what it
+        raises ends the call.
     on_calibrated: called with the detector once it is in its folder, before its power is measured.
 
     Raises `InputError` for too few images or scenes, for images or a region that cannot be judged, and for a detector
@@ -164,7 +167,10 @@ def make_detector(
     divided = scenes.divide(false_positive_rate, confidence)
     example_HWC = region_readers(divided.images, divided.estimating[:1], judged)[0]()
     if efficientnet.is_available():
-        on_message(_estimate_time(patches.pass_seconds(example_HWC, device), divided, power_images))
+        pass_seconds = patches.pass_seconds(example_HWC, device)
+        calibrating = _calibration_seconds(pass_seconds, divided)
+        on_estimate(calibrating)
+        on_message(_describe_time(calibrating, pass_seconds, divided, power_images))
     started = time.monotonic()
     measure = functools.partial(
         measure_good_images,
@@ -311,14 +317,17 @@ def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
     return region
 
 
-def _estimate_time(pass_seconds: float, divided: DividedImages, power_images: int) -> str:
-    """Return a line that estimates the time to the calibration, and to the power, from that of one pass."""
-    estimating, ranking = len(divided.estimating), len(divided.ranking)
-    judging = ranking + len(ALTERATIONS)
-    calibrating = pass_seconds * (ESTIMATION_PASSES * estimating + JUDGING_PASSES * judging)
+def _calibration_seconds(pass_seconds: float, divided: DividedImages) -> float:
+    """Return an estimate of the time to the calibration from that of one pass."""
+    judging = len(divided.ranking) + len(ALTERATIONS)
+    return pass_seconds * (ESTIMATION_PASSES * len(divided.estimating) + JUDGING_PASSES * judging)
+
+
+def _describe_time(calibrating: float, pass_seconds: float, divided: DividedImages, power_images: int) -> str:
+    """Return a line with the time to the calibration, and an estimate of that to the power."""
     line = f"about {calibrating:.0f} s until the detector is calibrated"
     if power_images:
-        measuring = pass_seconds * JUDGING_PASSES * min(power_images, ranking) * len(ALTERATIONS)
+        measuring = pass_seconds * JUDGING_PASSES * min(power_images, len(divided.ranking)) * len(ALTERATIONS)
         line += f", and {measuring:.0f} s more to measure its power"
     return line
 

@@ -393,8 +393,9 @@ def test_the_folders_of_a_running_update_are_not_taken_for_those_of_a_killed_wor
 
 
 def test_an_update_without_time_for_its_power_is_served_without_it(
-    update: Callable[..., Outcome], registry: ModelRegistry
+    update: Callable[..., Outcome], registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ncml.ood.views.patches.pass_seconds", lambda *_: 0.0)
     outcome = update(UPDATE.model_copy(update={"timeout_s": 1e-3}))
     assert outcome.error is None
     assert outcome.calibration is not None
@@ -420,6 +421,19 @@ def test_an_update_measures_its_power_until_the_last_tenth_of_its_time(
     assert detector.power is not None
     assert detector.power.images == 1
     assert detector.power.pictures
+
+
+def test_an_update_that_takes_much_longer_than_a_job_may_is_refused_before_it_is_computed(
+    update: Callable[..., Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncml.ood.views.patches.pass_seconds", lambda *_: 1200 / (10 * 23 + 6 * (19 + 42)))
+    monkeypatch.setattr("ncml.calibration.detector.measure_good_images", lambda *_, **__: pytest.fail("it computes"))
+    outcome = update(UPDATE.model_copy(update={"timeout_s": 599.0}))
+    assert outcome.error is not None
+    assert (outcome.error.reason, outcome.error.field) == ("input", "model")
+    assert outcome.error.detail.startswith("an update of part takes about 1,200 s, and a job ends after 599 s: ")
+    assert outcome.error.detail.endswith("or ask the operator to raise NCML_JOB_TIMEOUT_S.")
+    assert [path.name for path in folder.parent.iterdir()] == ["part"]
 
 
 def test_a_refused_or_canceled_update_leaves_no_folder(update: Callable[..., Outcome], folder: Path) -> None:
