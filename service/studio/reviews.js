@@ -132,7 +132,7 @@ export function reviewSection(model) {
   const list = h("div", { class: "stack" });
   const update = updateForm(model, { list: () => listReviews(model.name), remove: (ids) => remove(model.name, ids) });
   const heading = h("h3", {}, "Your reviews");
-  const element = h("section", { class: "reviews stack" }, heading, list, update.element);
+  const element = h("section", { class: "reviews stack" }, heading, update.element, list); // hundreds may be listed
   let thumbnails = new Map(); // of the list by id and name: a change of the list reloads none that it still has
   const listener = new AbortController();
   changes.addEventListener("change", () => (element.isConnected ? load() : listener.abort()), listener);
@@ -143,15 +143,14 @@ export function reviewSection(model) {
     try {
       const reviews = await listReviews(model.name);
       thumbnails = new Map(reviews.map((review) => [thumbnailKey(review), thumbnailOf(review)]));
-      keepFocus(list, heading, () => list.replaceChildren(reviews.length ? reviewList(reviews) : noReviews()));
+      const shown = reviews.length ? reviewList(reviews, reviewItem) : noReviews();
+      const { scrollTop = 0 } = list.querySelector("ul") ?? {};
+      keepFocus(list, heading, () => list.replaceChildren(shown));
+      if (reviews.length) shown.querySelector("ul").scrollTop = scrollTop;
       update.useReviews(reviews);
     } catch (error) {
       list.replaceChildren(failure(error, load));
     }
-  }
-
-  function reviewList(reviews) {
-    return h("ul", { class: "reviewed", "aria-label": "Reviewed images" }, reviews.map(reviewItem));
   }
 
   function thumbnailOf(review) {
@@ -198,6 +197,14 @@ export function reviewSection(model) {
       notice,
     );
   }
+}
+
+/** The number of reviews by verdict, and their list. */
+function reviewList(reviews, reviewItem) {
+  const good = reviews.filter(({ verdict }) => verdict === "good").length;
+  const counts = `${good.toLocaleString("en")} good, ${(reviews.length - good).toLocaleString("en")} defective`;
+  const items = h("ul", { class: "reviewed", "aria-label": "Reviewed images" }, reviews.map(reviewItem));
+  return h("div", { class: "stack" }, h("p", { class: "hint" }, counts), items);
 }
 
 const nameOf = ({ file, id }) => file || id;

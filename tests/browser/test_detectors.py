@@ -497,6 +497,11 @@ def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> No
     page.locator("table.models").get_by_role("button", name="washer").click()
     rows = page.locator("section.reviews .reviewed li")
     expect(rows).to_have_count(50)
+    section = page.locator("section.reviews")
+    expect(section).to_contain_text("50 good, 0 defective")
+    above, listed = rectangles(section.get_by_text("cannot be updated"), section.locator(".reviewed"))
+    assert above["y"] < listed["y"]  # an update is within reach, however many reviews there are
+    assert listed["height"] < 600
     rows.nth(0).scroll_into_view_if_needed()
     expect(rows.nth(0).get_by_role("img")).to_be_visible()
     assert 0 < len(requested) < 40
@@ -510,9 +515,13 @@ def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> No
     expect(rows).to_have_count(49)
     rows.nth(48).scroll_into_view_if_needed()
     expect(rows.nth(48).get_by_role("img", name="Reviewed image renamed.png")).to_be_visible()
+    reviews.pop(10)
+    rows.nth(47).get_by_role("button").click()
+    expect(rows).to_have_count(48)
+    assert section.locator(".reviewed").evaluate("(list) => list.scrollTop") > 500  # the place in the list is kept
     reviews.insert(0, first)  # it was reviewed again
     rows.nth(1).get_by_role("button").click()
-    expect(rows).to_have_count(50)
+    expect(rows).to_have_count(49)
     rows.nth(0).scroll_into_view_if_needed()
     expect(rows.nth(0).get_by_role("img")).to_be_visible()
     assert requested.count(first["id"]) == 2
