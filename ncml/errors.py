@@ -15,13 +15,19 @@ NcmlError
 import difflib
 from collections.abc import Sequence
 
+MAX_CHOICES = 30
+"""Choices that an error names at most."""
+
 
 def suggestion(word: str, choices: Sequence[str]) -> str:
     """Return the end of a sentence about a `word` that is not one of the choices: its remedy."""
     nearest = difflib.get_close_matches(word, choices, n=1)
     if nearest:
         return f": did you mean {nearest[0]}?"
-    return f": choose from {', '.join(choices)}" if choices else ": none is installed"
+    if not choices:
+        return ": none is installed"
+    more = len(choices) - MAX_CHOICES
+    return f": choose from {', '.join(choices[:MAX_CHOICES])}" + (f" and {more} more" if more > 0 else "")
 
 
 class NcmlError(Exception):
