@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ncml.ood.conformal import Floats
 from ncml.ood.views.patches import Candidates
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 BANK = 4_000
 """Patches, or areas, in a bank."""
@@ -59,20 +60,28 @@ class Bank:
 
     @classmethod
     def estimate(
-        cls, features: Sequence[Tensor], inside: Sequence[Tensor], scenes_N: NDArray[np.int64]
+        cls,
+        features: Sequence[Tensor],
+        inside: Sequence[Tensor],
+        scenes_N: NDArray[np.int64],
+        on_progress: OnProgress = ignore_progress,
     ) -> tuple[Self, Floats]:
         """Keep patches of good images; return the bank and the score of each image by a bank of other scenes."""
         shown = [features_hwF[inside_hw] for features_hwF, inside_hw in zip(features, inside, strict=True)]
         pool_PF, scenes_P = sample(shown, scenes_N, POOL)
         folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
         maps: dict[int, Tensor] = {}
-        for fold in np.unique(folds_N).tolist():
+        folds = np.unique(folds_N).tolist()
+        for fold in folds:
+            on_progress(Progress("compare features", fold, len(folds) + 1))
             is_other_P = torch.from_numpy(~np.isin(scenes_P.cpu().numpy(), scenes_N[folds_N == fold]))
             bank = cls._covering(pool_PF[is_other_P], scenes_P[is_other_P])
             for i in np.flatnonzero(folds_N == fold).tolist():
                 maps[i] = bank.map(features[i].float(), inside[i])
+        on_progress(Progress("compare features", len(folds), len(folds) + 1))
         ordered = [maps[i] for i in range(len(features))]
         bank = replace(cls._covering(pool_PF, scenes_P), border_R=_border(ordered))
+        on_progress(Progress("compare features", len(folds) + 1, len(folds) + 1))
         return bank, np.array([float(bank._candidates(map_hw).scores_K) for map_hw in ordered])
 
     @classmethod

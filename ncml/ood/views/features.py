@@ -151,20 +151,17 @@ class FeaturesView:
         if shape is not None and agreement is not None and agreement.is_at_one_place is not False:
             described = _describe(network, readers, part_size(*shape), agreement, on_progress)
             stained = _stain(network, readers, described, judged_HW, on_progress)
-            on_progress(Progress("compare features", 0, 1))
-            estimates.append(cls._of(network, described, scenes_N, value, stained=stained))
+            estimates.append(cls._of(network, described, scenes_N, value, on_progress, stained=stained))
         if agreement is None or not agreement.is_at_one_place:
             described = _describe(network, readers, shape and texture_size(*shape), None, on_progress)
             marked = _mark(network, readers, described, judged_HW, on_progress)
-            on_progress(Progress("compare features", 0, 1))
-            estimates.append(cls._of(network, described, scenes_N, value, marked=marked))
+            estimates.append(cls._of(network, described, scenes_N, value, on_progress, marked=marked))
         estimated = estimates[0]
         if len(estimates) > 1:  # the agreement does not decide
             by_place, anywhere = (
                 share_found(own, name, readers) for own, name in zip(estimates, (Places.name, Bank.name), strict=True)
             )
             estimated = estimates[by_place <= anywhere]
-        on_progress(Progress("compare features", 1, 1))
         return estimated
 
     @classmethod
@@ -174,6 +171,7 @@ class FeaturesView:
         described: _Described,
         scenes_N: NDArray[np.int64],
         agreement: float | None,
+        on_progress: OnProgress,
         *,
         stained: Mapping[int, Stained] | None = None,
         marked: Mapping[int, Marked] | None = None,
@@ -192,7 +190,7 @@ class FeaturesView:
                 for features_hwF, inside_hw in zip(described.features, described.inside, strict=True)
             ]
             stains, scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
-        bank, scores[Bank.name] = Bank.estimate(described.features, described.inside, scenes_N)
+        bank, scores[Bank.name] = Bank.estimate(described.features, described.inside, scenes_N, on_progress)
         if stained is None:
             areas, scores[Areas.name] = Areas.estimate(described.areas, scenes_N)
             marks, scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncml.ood.views.bank import RINGS, Bank, cover
+from ncml.ood.views.bank import FOLDS, RINGS, Bank, cover
+from ncml.progress import Progress
 
 H, W, FEATURES = 20, 24, 6
 
@@ -128,3 +129,10 @@ def test_what_is_not_shown_is_not_judged() -> None:
     marked = good_patches(100, border=1.0)
     marked[:, -4:] = -100
     assert (bank.map(marked, inside_hw)[:, -2:] == 0).all()
+
+
+def test_the_progress_names_each_bank_that_is_made() -> None:
+    features, done = [good_patches(seed) for seed in range(7)], list[Progress]()
+    inside = [torch.ones(H, W, dtype=torch.bool)] * 7
+    Bank.estimate(features, inside, np.arange(7), done.append)
+    assert done == [Progress("compare features", number, FOLDS + 1) for number in range(FOLDS + 2)]
