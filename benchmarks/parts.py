@@ -2,7 +2,8 @@
 
     python benchmarks/parts.py [--kinds washer gear | --half choice|report] [--training 200] [--good 40] [--defective 4]
                                [--power] [--json FILE] [--images FOLDER] [--only-write]
-    python benchmarks/parts.py --folders FOLDER... [--group auto|image|folder|PATTERN] [--power] [--json FILE]
+    python benchmarks/parts.py --folders FOLDER... [--group auto|image|folder|PATTERN] [--tolerate-brightness PERCENT]
+                               [--power] [--json FILE]
 
 For each kind of part: render the images, make a detector from the good ones with the library, as `ncml adapt` does, and
 judge further good images, defective ones of each kind of defect, and foreign ones. Twelve kinds: seven to choose
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--half", choices=["choice", "report"], help="the kinds to choose on, or only to report")
     parser.add_argument("--folders", nargs="+", type=Path, metavar="FOLDER", help="images to measure with instead")
     parser.add_argument("--group", default=AUTO, help="how the good images of --folders are grouped into scenes")
+    parser.add_argument("--tolerate-brightness", type=float, default=0, metavar="PERCENT", help="as of ncml adapt")
     parser.add_argument("--training", type=int, default=200, metavar="N", help="good images to adapt to")
     parser.add_argument("--good", type=int, default=40, metavar="N", help="further good images of each kind of part")
     parser.add_argument("--defective", type=int, default=4, metavar="N", help="images of each kind of defect")
@@ -76,7 +78,13 @@ def main() -> None:
             if options.only_write:
                 print(folder, flush=True)
                 continue
-            results[kind] = measure(folder, Path(temporary) / "detectors" / kind, options.group, options.power)
+            results[kind] = measure(
+                folder,
+                Path(temporary) / "detectors" / kind,
+                group=options.group,
+                brightness=options.tolerate_brightness / 100,
+                power_images=POWER_IMAGES if options.power else 0,
+            )
             print_row(kind, results[kind])
             if options.json:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
@@ -97,7 +105,7 @@ def rendered(root: Path, kind: str, options: argparse.Namespace) -> Path:
     )
 
 
-def measure(folder: Path, out: Path, group: str, power: bool) -> dict[str, Any]:
+def measure(folder: Path, out: Path, *, group: str, brightness: float, power_images: int) -> dict[str, Any]:
     """Make a detector from `train/good`, and judge the images of each folder in `test`.
 
     Of images with a `truth.json`, the result says which defective ones are missed, and of how many the box is right.
@@ -106,7 +114,7 @@ def measure(folder: Path, out: Path, group: str, power: bool) -> dict[str, Any]:
     started = time.process_time()
     training = folder / "train" / GOOD
     good = open_folder(training, sorted_files(training), seeks_points=are_compared(group, has_others=False))
-    made = make_detector(model, good, out, group=group, power_images=POWER_IMAGES if power else 0)
+    made = make_detector(model, good, out, group=group, brightness=brightness, power_images=power_images)
     adapt_seconds = time.process_time() - started
     calibration = DetectorCalibration.read(out, model.version)
     detector = Detector.load(out, calibration)

@@ -365,6 +365,13 @@ FAULTS = (
         "ncml/calibration/test_good_scores.py",
     ),
     Fault(
+        "detector: all images get the same tolerated brightness",
+        "ncml/data/good_images.py",
+        "(1 + self.brightness) ** rng.uniform(-1, 1)",
+        "1 + self.brightness",
+        "ncml/calibration/test_tolerated_brightness.py",
+    ),
+    Fault(
         "detector: reviewed images are altered, too",
         "ncml/calibration/view_estimation.py",
         "images.take(estimating[estimating < len(images) - divided.reviewed])",

@@ -31,7 +31,7 @@ from ncml.calibration.good_scores import is_flagged
 from ncml.calibration.view_estimation import measure_good_images, region_readers
 from ncml.data import kept_images
 from ncml.data import scenes as finding
-from ncml.data.good_images import MIN_SIDE, GoodImages
+from ncml.data.good_images import MIN_SIDE, GoodImages, check_brightness
 from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.region import Region
@@ -122,6 +122,7 @@ def make_detector(
     power_images: int = POWER_IMAGES,
     region: Box | NDArray[np.bool_] | None = None,
     align: bool = True,
+    brightness: float = 0.0,
     device: str = "cpu",
     on_estimate: Callable[[float], object] = lambda seconds: None,
     on_calibrated: Callable[[MadeDetector], object] = lambda made: None,
@@ -141,6 +142,8 @@ def make_detector(
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels, or a mask [H, W]; all images must then have one size.
     align: whether parts may be brought to one position before they are compared, if good images agree better so.
+    brightness: share by which further good images may be brighter or darker, up to `MAX_BRIGHTNESS`. The brightness of
+        the good and the reviewed images is changed by random factors from 1 / (1 + this) to 1 + this.
     on_estimate: called with the seconds that the detector will take without its power, before it is computed; what it
         raises ends the call.
     on_calibrated: called with the detector once it is in its folder, before its power is measured.
@@ -151,6 +154,7 @@ def make_detector(
     complete without it; `StopMeasuring` of `on_progress` ends that measurement.
     """
     checkpoint.check_copy(model.folder, folder)
+    check_brightness(brightness)
     find_detector_base()  # before minutes of computing: the last view needs it
     former = checkpoint.detector_version(folder)
     taking_part = good if reviewed is None else good.join(reviewed)
@@ -180,7 +184,7 @@ def make_detector(
         on_message=on_message,
         on_progress=on_progress,
     )
-    views, scores, lost = measure(divided)
+    views, scores, lost = measure(divided.with_brightness(brightness))
     suspects = _suspects(good, scores.combined_N[: len(good)], scores.leading_views_N)
     without = scores.threshold_without({suspect.position for suspect in suspects}, false_positive_rate, confidence)
     before = None
@@ -191,7 +195,7 @@ def make_detector(
         left_out = tuple(name for name in good.names if name in names)
         scenes = scenes.without(names)
         divided = scenes.divide(false_positive_rate, confidence)
-        views, scores, lost = measure(divided)
+        views, scores, lost = measure(divided.with_brightness(brightness))
     if checkpoint.detector_version(folder) != former:  # its images are not among these, so replacing it would lose them
         raise _made_meanwhile(folder, "made while this one was measured")
     with _replacing(folder) as written:
@@ -212,10 +216,13 @@ def make_detector(
             values,
             digest,
             {kind: view.description for kind, view in views.items()},
-            notes=describe_good_images(divided.images, judged, views, duplicates, lost, len(np.unique(example_HWC))),
+            notes=describe_good_images(
+                divided.images, judged, brightness, views, duplicates, lost, len(np.unique(example_HWC))
+            ),
             sizes=Counter(f"{width}x{height}" for height, width in divided.images.shapes),
             grey_images=sum(divided.images.are_grey),
             region=judged,
+            brightness=brightness,
         )
         calibration.save(written)
         adopt_arrays(written)

@@ -26,6 +26,7 @@ FEW_LEVELS = 32
 def describe_good_images(
     good: GoodImages,
     region: Region | None,
+    brightness: float,
     views: dict[str, View],
     duplicates: Sequence[Sequence[str]],
     lost: Sequence[str],
@@ -37,6 +38,8 @@ def describe_good_images(
         left, top, width, height = region.box
         shown = "" if region.mask is None else "what the mask shows in "
         notes.append(f"of each image, only {shown}the region {left},{top},{width},{height} is judged")
+    if brightness:
+        notes.append(f"made for images up to {brightness:.0%} brighter or darker than the good ones")
     features = views.get(FeaturesView.kind)
     if features is None:
         notes.append("made without the view of features, because its package was not installed")

@@ -92,6 +92,7 @@ def update_detector(
         power_images=power_images,
         region=before.region and before.region.named,
         align=before.aligns,
+        brightness=before.brightness,
         device=device,
         on_estimate=on_estimate,
         on_calibrated=on_calibrated,

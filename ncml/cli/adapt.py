@@ -20,7 +20,7 @@ from ncml.cli.terminal import (
     print_json,
     progress_bar,
 )
-from ncml.data.good_images import open_folder
+from ncml.data.good_images import check_brightness, open_folder
 from ncml.data.kept_images import are_kept
 from ncml.data.scenes import AUTO, are_compared, check_group
 from ncml.errors import InputError
@@ -56,6 +56,7 @@ def adapt(
     region: Annotated[
         str | None, arg(metavar="X,Y,WIDTH,HEIGHT|MASK", help_behavior_hint="(default: the whole image)")
     ] = None,
+    tolerate_brightness: Annotated[float, arg(metavar="PERCENT", help_behavior_hint="(default: none)")] = 0.0,
     align: Annotated[bool, arg(help=NO_ALIGN, help_behavior_hint="")] = True,
     power: Annotated[bool, arg(help=NO_POWER, help_behavior_hint="")] = True,
     device: DeviceOption = "cpu",
@@ -89,18 +90,21 @@ def adapt(
             in FOLDER join those that estimate.
         region: Judge only this part of the images, in pixels from the left and the top, or where an image of their
             size, a mask, is light; all must have one size.
+        tolerate_brightness: Do not flag images for being up to this much brighter or darker than the good ones.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     started = time.monotonic()
     check_rate(false_positive_rate)
     check_group(group)
+    check_brightness(tolerate_brightness / 100)
     judged = None if region is None else read_region(region)
     if update:
         of_the_detector = {
             "model": model, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
             "confidence": confidence, "group": group != AUTO, "leave-out": leave_out, "reviewed": reviewed,
-            "region": region, "keep-images": keep_images, "no-align": not align,
+            "region": region, "tolerate-brightness": tolerate_brightness, "keep-images": keep_images,
+            "no-align": not align,
         }  # fmt: skip
         for name in (name for name, value in of_the_detector.items() if value):
             raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
@@ -185,6 +189,7 @@ def adapt(
                 keep_images=keep_images,
                 region=judged,
                 align=align,
+                brightness=tolerate_brightness / 100,
                 **common,
             )
     report(made)

@@ -16,6 +16,7 @@ from ncml.data import scenes as finding
 from ncml.data.overlaps import Points, find_points
 from ncml.data.scenes import Integers, Pixels
 from ncml.errors import InputError
+from ncml.images.perturbations import rounded
 from ncml.object_storage import read_ahead
 from ncml.paths import Location, printable, relative_to
 from ncml.progress import OnProgress, Progress, ignore_progress
@@ -25,6 +26,9 @@ Reader = Callable[[], Pixels]
 
 MIN_SIDE = 32
 """Pixels of the shorter side of an image that can be judged; less leaves nothing to compare."""
+
+MAX_BRIGHTNESS = 0.5
+"""Share by which images are made brighter or darker at most."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class GoodImages:
     """Points by which overlapping images are found; None if they were not sought."""
     unreadable: tuple[str, ...] = ()
     """Why each of the other files is not used, in a sentence that names it."""
+    brightness: float = 0.0
+    """Readers change the brightness of each image by a random factor from 1 / (1 + this) to 1 + this."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,7 +60,11 @@ class GoodImages:
     def reader(self, index: int) -> Reader:
         """Return a function that opens an image."""
         path, name = self.paths[index], self.names[index]
-        return lambda: images.open_image(path, field=name)
+        if not self.brightness:
+            return lambda: images.open_image(path, field=name)
+        rng = np.random.default_rng(int(self.digests[index], 16))  # an image has the same factor in any folder
+        factor = (1 + self.brightness) ** rng.uniform(-1, 1)
+        return lambda: rounded(factor * images.open_image(path, field=name))
 
     def readers(self, indices: Sequence[int] | Integers) -> list[Reader]:
         """Return a function for each of these images."""
@@ -81,6 +91,7 @@ class GoodImages:
             np.concatenate([self.thumbnails, others.thumbnails]),
             None if self.points is None or others.points is None else self.points + others.points,
             self.unreadable + others.unreadable,
+            self.brightness,
         )
 
     def take(self, indices: Sequence[int] | Integers) -> GoodImages:
@@ -96,6 +107,7 @@ class GoodImages:
             self.thumbnails[selected],
             None if self.points is None else tuple(self.points[i] for i in selected),
             self.unreadable,
+            self.brightness,
         )
 
 
@@ -154,6 +166,16 @@ def open_folder(
         tuple(points) if seeks_points else None,
         tuple(unreadable),
     )
+
+
+def check_brightness(brightness: float) -> None:
+    """Raise `InputError` for a share by which images cannot be made brighter or darker."""
+    if not 0 <= brightness <= MAX_BRIGHTNESS:
+        raise InputError(
+            "tolerate-brightness",
+            f"the tolerated change of brightness must be between 0 and {100 * MAX_BRIGHTNESS:g}%, not "
+            f"{100 * brightness:g}%: where light differs more, use good images of each light.",
+        )
 
 
 def check_side(image_HWC: NDArray[np.uint8], field: str) -> None:

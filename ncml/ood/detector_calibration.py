@@ -116,6 +116,8 @@ class DetectorCalibration:
     """Number of good images whose channels are equal."""
     region: Region | None = None
     """The only part of an image that is judged; None: all of it."""
+    brightness: float = 0.0
+    """Share by which good images may be brighter or darker than those that it was made from."""
     power: DetectorPower | None = None
 
     @property
@@ -226,6 +228,7 @@ class DetectorCalibration:
             "sizes": dict(self.sizes or {}),
             "grey_images": self.grey_images,
             "region": self.region and self.region.to_json(),
+            **({"brightness": self.brightness} if self.brightness else {}),  # detectors had none before
         }
 
     def save(self, folder: Path) -> None:
@@ -280,6 +283,7 @@ class DetectorCalibration:
                 {str(size): storage.count(number) for size, number in content["sizes"].items()},
                 storage.count(content["grey_images"], 0),
                 None if content["region"] is None else Region.from_json(content["region"]),
+                float(storage.floats(content.get("brightness", 0.0))),
                 None if power is None else DetectorPower.from_json(power),
             )
             _ = calibration.threshold  # fails for impossible values

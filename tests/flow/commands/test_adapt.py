@@ -54,8 +54,10 @@ def test_a_detector_that_is_replaced_and_the_command_to_try_the_new_one_are_repo
     try_it = capsys.readouterr().err.splitlines()[-1].split()
     assert find_model(try_it[-1]).samefile("cifar10")  # rather than the bundled model of that name
     replaced = "ncml: cifar10 holds a detector already: the new one replaces it"
-    assert cli.main([*command, "--keep-images"]) == 0
-    assert replaced in capsys.readouterr().err.splitlines()
+    assert cli.main([*command, "--keep-images", "--tolerate-brightness", "15"]) == 0
+    done = capsys.readouterr()
+    assert replaced in done.err.splitlines()
+    assert "made for images up to 15% brighter or darker than the good ones" in done.out.splitlines()
     assert cli.main(command) == 0
     assert f"{replaced}, and the images that it keeps are deleted" in capsys.readouterr().err.splitlines()
 
@@ -157,6 +159,10 @@ def test_a_detector_that_keeps_its_images_is_updated(
     assert "nowhere is not a folder: name a folder of good images that have no part" in capsys.readouterr().err
     assert cli.main([*update, "--group", "image", "--out", "other"]) == 2
     assert "--update uses the options of the detector itself: omit --group" in capsys.readouterr().err
+    assert cli.main([*update, "--tolerate-brightness", "5", "--out", "other"]) == 2
+    assert "--update uses the options of the detector itself: omit --tolerate-brightness" in capsys.readouterr().err
+    assert cli.main(["adapt", "nowhere", "--tolerate-brightness", "60", "--out", "other"]) == 2
+    assert "tolerated change of brightness must be between 0 and 50%, not 60%" in capsys.readouterr().err
     assert cli.main(["adapt", "flagged", "--update", str(model.folder), "--out", "other"]) == 2
     assert "is not a detector: make one with ncml adapt" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
