@@ -46,7 +46,7 @@ MIN_DEVIATION = 1e-6
 CLIP = 10.0
 """Excesses over the median count as at most this many times their own median: an outlier does not hide a view."""
 HIGH_THRESHOLD = 15.0
-"""Threshold from which a detector is weak unless its power is measured; in the benchmarks, thresholds are 1 to 4."""
+"""Threshold from which a detector is weak unless its power is measured; measured ones are 2 to 9."""
 NORMAL_EXCESS = 0.7979
 """Mean excess over the median of the upper half of a standard normal distribution."""
 
