@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
 
 MAX_HEAD_BYTES = 64 * 2**10
-"""Maximum bytes of a request's line and headers."""
+"""Maximum bytes of a request's line and headers, and of what follows a body in chunks."""
 
 RESET_CHECK_S = 0.25
 """Seconds between two checks of whether a client that sends nothing more is gone."""
@@ -44,8 +44,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._read_deadline: asyncio.TimerHandle | None = None
         self._reset_check: asyncio.TimerHandle | None = None
         self._is_in_head = False
+        self._is_in_trailers = False
         self._is_refused = False
-        self._head_bytes = self._header_bytes = 0
+        self._head_bytes = self._header_bytes = self._block_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless too many are open."""
@@ -93,12 +94,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._reset_check = self.loop.call_later(RESET_CHECK_S, self._check_reset)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data, and check the size of an unfinished head."""
+        """Parse data, and check the size of an unfinished head or of unfinished trailers."""
         if self._is_refused:
             return
+        self._block_bytes = len(data)
         super().data_received(data)
         cycle: Any = self.cycle  # None before the first request
-        if self._is_in_head and not self._is_refused:
+        if (self._is_in_head or self._is_in_trailers) and not self._is_refused:
             self._head_bytes += len(data)
             self._check_head(self._head_bytes)
         elif cycle and cycle.response_complete and not self._deadline and not self.transport.is_closing():
@@ -112,12 +114,18 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin a request."""
         super().on_message_begin()
         self._is_in_head, self._head_bytes, self._header_bytes = True, 0, 0
+        self._is_in_trailers = False
         self._set_deadline(self._limits.header_s)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Process a header, and count its bytes."""
-        super().on_header(name, value)
-        self._header_bytes += len(name) + len(value)
+        """Process a header, and count its bytes; discard a trailer.
+
+        uvicorn would add trailers to the headers without limit. A proxy checks the headers only, and a trailer could
+        pretend to be one that it sets.
+        """
+        if self._is_in_head:
+            super().on_header(name, value)
+            self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
         """Pass the request to the application, unless its head is too large."""
@@ -127,13 +135,19 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             self._set_deadline(self._limits.body_s)
 
+    def on_chunk_header(self) -> None:
+        """Begin a chunk: its data follows, or trailers after the last one. Their bytes count from the next block on."""
+        self._is_in_trailers, self._head_bytes = True, -self._block_bytes
+
     def on_body(self, body: bytes) -> None:
         """Process a part of the body."""
+        self._is_in_trailers = False
         if not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the request; its response may take any time."""
+        self._is_in_trailers = False
         self._set_deadline(None)
         if not self._is_refused:
             super().on_message_complete()

@@ -111,6 +111,41 @@ def test_headers_without_end_are_refused(port: int, ends: bytes) -> None:
     assert received.startswith(b"HTTP/1.1 431 ")
 
 
+REVIEW = b"POST /models/a/reviews HTTP/1.1\r\nContent-Type: image/png\r\n"
+"""The beginning of a request whose body is read and whose client has no quota."""
+CHUNKED = b"Host: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+
+
+def test_trailers_are_no_headers(port: int) -> None:
+    """All arrives at once, so that the trailer is read before the request is handled."""
+    trailer = b"1\r\na\r\n0\r\nX-Request-Id: of-the-trailer\r\n\r\n"
+    received = answer(send(port, b"GET /healthz HTTP/1.1\r\n" + CHUNKED + trailer))
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"of-the-trailer" not in received
+
+
+@pytest.mark.parametrize("part", [b"a:b\r\n" * 10_000, b"a" * 50_000], ids=["many", "one"])
+def test_trailers_without_end_are_refused(port: int, part: bytes) -> None:
+    connection = send(port, REVIEW + CHUNKED + b"1\r\na\r\n0\r\nb:")
+    with contextlib.suppress(ConnectionError):
+        for _ in range(40):
+            connection.sendall(part)
+            time.sleep(0.005)
+    received = answer(connection)
+    assert not received or received.startswith(b"HTTP/1.1 431 ")  # reset before or after its response was read
+
+
+def test_chunks_of_a_body_count_as_no_trailers(port: int) -> None:
+    """The blocks in which a body arrives often end between the size of a chunk and its data."""
+    connection = send(port, REVIEW + CHUNKED)
+    connection.sendall(b"18000\r\n")
+    for _ in range(4):
+        time.sleep(0.02)
+        connection.sendall(b"a" * 0x18000 + b"\r\n18000\r\n")
+    connection.sendall(b"a" * 0x18000 + b"\r\n0\r\n\r\n")
+    assert answer(connection).startswith(b"HTTP/1.1 422 ")
+
+
 @pytest.mark.parametrize("start", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a b: 1\r\n" * 10_000])
 def test_a_request_that_is_not_http_is_a_problem(port: int, start: bytes) -> None:
     head, _, body = answer(send(port, start)).partition(b"\r\n\r\n")
