@@ -112,6 +112,14 @@ def test_the_log_names_the_owner_of_a_key_and_the_address_without_one(
     assert (refused["client"], "owner" in refused) == ("testclient", False)
 
 
+def test_no_cache_keeps_the_response_to_a_key(guarded: TestClient, worker) -> None:
+    job = guarded.post("/generate", headers={"x-api-key": ANN, "prefer": "respond-async"}).headers["x-job-id"]
+    for path in (f"/jobs/{job}", f"/jobs/{job}/result", "/jobs/none"):
+        assert guarded.get(path, headers={"x-api-key": ANN}).headers["cache-control"] == "no-store", path
+    assert "private" in guarded.get("/models", headers={"x-api-key": ANN}).headers["cache-control"]
+    assert guarded.get("/studio/app.js").headers["cache-control"] == "no-cache"
+
+
 def test_idempotency_keys_are_separate_by_owner(guarded: TestClient, jobs) -> None:
     ids = [
         guarded.post(f"/generate?n={n}", headers=bearer(key) | {"idempotency-key": "order-1"}).headers["x-job-id"]
