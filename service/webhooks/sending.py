@@ -76,7 +76,7 @@ class Sender:
     @contextlib.asynccontextmanager
     async def _post(self, target: Target, headers: dict[str, str], body: bytes) -> AsyncGenerator[httpcore2.Response]:
         def permits(address: Address) -> bool:  # without encryption, only where the operator knows the network
-            return self._receivers.lists(address) or (target.scheme == "https" and is_public(address))
+            return self._receivers.lists(address, target.port) or (target.scheme == "https" and is_public(address))
 
         url = httpcore2.URL(
             scheme=target.scheme.encode(), host=target.host.encode(), port=target.port, target=target.path.encode()

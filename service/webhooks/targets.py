@@ -109,9 +109,12 @@ class Receivers:
             raise InputError("webhook", detail)
         return target
 
-    def lists(self, address: Address) -> bool:
-        """Return whether the operator lists an address or a network that contains it."""
-        return any(not isinstance(entry.host, str) and address in entry.host for entry in self._receivers)
+    def lists(self, address: Address, port: int) -> bool:
+        """Return whether the operator lists an address or a network that contains it, for this port if for one."""
+        return any(
+            not isinstance(entry.host, str) and address in entry.host and entry.port in (None, port)
+            for entry in self._receivers
+        )
 
 
 def _as_address(host: str) -> Address | None:

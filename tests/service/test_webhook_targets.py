@@ -214,6 +214,7 @@ def test_plain_http_is_sent_to_listed_networks_only(monkeypatch: pytest.MonkeyPa
         (("hooks.test",), "8.8.8.8", False),
         (("hooks.test", "10.0.0.0/8"), "10.1.2.3", True),
         (("hooks.test", "10.0.0.0/8"), "11.1.2.3", False),
+        (("hooks.test", "10.1.2.3:8080"), "10.1.2.3", False),
     ):
         network = FakeNetwork(monkeypatch, [address])
         receivers = Receivers(entries)
