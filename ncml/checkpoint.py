@@ -71,9 +71,8 @@ class Description:
     @property
     def name(self) -> str:
         """The name of the folder; the Hub's cache names it by a commit, and the model two levels above."""
-        parent = self.folder.parent
-        is_cached = parent.name == "snapshots" and parent.parent.name.startswith("models--")
-        return parent.parent.name.rpartition("--")[2] if is_cached else self.folder.name
+        cached = _cached_model(self.folder)
+        return cached.name.rpartition("--")[2] if cached else self.folder.name
 
     @property
     def height(self) -> int:
@@ -99,6 +98,12 @@ class Description:
     def keeps(self) -> tuple[Keep, ...]:
         """The known halves that are completed exactly."""
         return KEEPS if self.config.model.orientations else KEEPS[:1]
+
+
+def _cached_model(folder: Path) -> Path | None:
+    """Return the folder of a model in the Hub's cache that contains this one, whose files are links into it."""
+    model = folder.parent.parent
+    return model if folder.parent.name == "snapshots" and model.name.startswith("models--") else None
 
 
 def save(
@@ -312,10 +317,16 @@ def read_card(folder: Path) -> str:
 
 
 def read_file_of_card(folder: Path) -> str:
-    """Return the whole model card; raises as `read_card` does."""
+    """Return the whole model card; raises as `read_card` does, and for a link to a file that is not the model's.
+
+    A folder of another person could otherwise show its clients any text that its worker can read.
+    """
     path = folder / CARD
     if not path.is_file():
         return ""
+    owner = _cached_model(folder.resolve()) or folder.resolve()
+    if not path.resolve().is_relative_to(owner):
+        raise ModelError(f"{path} is a link out of the model folder: copy the card into it.")
     try:
         return _read_file(path, MAX_CARD_BYTES).decode()
     except (OSError, ValueError) as error:

@@ -335,6 +335,19 @@ def test_a_copy_has_neither_calibrations_nor_sections_on_them(folder: Path, tmp_
     assert (tmp_path / "copy" / "card.md").read_text() == "# M\n\n## Use\n\ntext\n"
 
 
+def test_a_card_is_not_a_link_out_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    card = folder / "card.md"
+    card.unlink(missing_ok=True)
+    card.symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match=r"card\.md is a link out of the model folder"):
+        checkpoint.read_card(folder)
+    cached = tmp_path / "models--a--b" / "snapshots" / "c"
+    cached.mkdir(parents=True)
+    (cached / "card.md").symlink_to(shutil.copy(tmp_path / "secret", tmp_path / "models--a--b" / "blob"))
+    assert checkpoint.read_card(cached) == "secret"
+
+
 def test_a_card_that_is_not_text_is_refused(folder: Path) -> None:
     (folder / "card.md").write_bytes(b"# caf\xe9\n")
     with pytest.raises(ModelError, match=r"card\.md cannot be read as UTF-8 text"):
