@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ncml.data import scenes as finding
-from ncml.data.good_images import MIN_SIDE, GoodImages
+from ncml.data.good_images import MAX_ASPECT, MIN_SIDE, GoodImages
 from ncml.data.inventory import counted, enumerated
 from ncml.images.region import Region
 from ncml.ood.views import patches
@@ -65,7 +65,8 @@ def describe_good_images(
         notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
     if good.unreadable:
         notes.append(
-            f"{counted(len(good.unreadable), 'file')} could not be read, or had less than {MIN_SIDE} pixels on a side"
+            f"{counted(len(good.unreadable), 'file')} could not be read, or had less than {MIN_SIDE} pixels on a side "
+            f"or an aspect ratio above {MAX_ASPECT}"
         )
     if levels <= FEW_LEVELS:
         notes.append(

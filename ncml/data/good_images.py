@@ -26,6 +26,9 @@ Reader = Callable[[], Pixels]
 
 MIN_SIDE = 32
 """Pixels of the shorter side of an image that can be judged; less leaves nothing to compare."""
+MAX_ASPECT = 64
+"""Ratio of the sides of an image that can be judged: views enlarge images of few rows, so those of a line of pixels
+would take all memory."""
 
 MAX_BRIGHTNESS = 0.5
 """Share by which images are made brighter or darker at most."""
@@ -179,9 +182,15 @@ def check_brightness(brightness: float) -> None:
 
 
 def check_side(image_HWC: NDArray[np.uint8], field: str) -> None:
-    """Raise `InputError` for an image that is too small to be judged."""
+    """Raise `InputError` for an image that is too small or too narrow to be judged."""
     H, W = image_HWC.shape[:2]
     if min(H, W) < MIN_SIDE:
         raise InputError(
             field, f"{field} has {W}x{H} pixels, and a detector needs {MIN_SIDE} on each side: use a larger image."
+        )
+    if max(H, W) > MAX_ASPECT * min(H, W):
+        raise InputError(
+            field,
+            f"{field} has {W}x{H} pixels; a detector judges at most {MAX_ASPECT} times as many on one side as on "
+            "the other: cut the image into parts.",
         )

@@ -174,6 +174,9 @@ def test_an_image_that_is_too_small_is_refused_and_named(client: TestClient) -> 
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "image[1]"
     assert "20x20 pixels, and a detector needs 32 on each side" in answer.json()["detail"]
+    answer = post(client, flat(10, 32, 64 * 32 + 1))
+    assert answer.status_code == 422
+    assert "a detector judges at most 64 times as many on one side as on the other" in answer.json()["detail"]
 
 
 def test_large_images_are_not_judged_in_tiles_that_are_not_calibrated(

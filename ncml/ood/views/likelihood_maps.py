@@ -1,7 +1,7 @@
 """Bits/dim of every pixel of an image of any size, by a network without attention, at several scales.
 
-One pass covers the whole image; a large one is computed in strips of rows, each with enough rows above it that nothing
-changes. Sums over windows come from cumulative sums.
+One pass covers the whole image; a large one is computed in strips of rows, and a wide one in columns as well, each with
+enough pixels around it that nothing changes. Sums over windows come from cumulative sums.
 
 Shapes: H rows and W columns of an image at one scale, R and C rows and columns of windows.
 """
@@ -29,10 +29,14 @@ NOISE = 2.5
 """Grey levels of noise at which the density is taken: single pixels are less surprising than without noise."""
 STRIP_PIXELS = 500_000
 """Pixels of a strip, without those above it: about 0.9 GB of activations at 2,000 columns. Larger ones are slower."""
+STRIP_COLUMNS = 4096
+"""Columns of a strip, without those beside it: those of a wide image, with the rows above, would take all memory."""
 
 
 def context_rows(model: ModelConfig) -> int:
     """Return a number of rows above a pixel on which its parameters depend at most, a multiple of the stride.
+
+    They depend on no more columns on either side of it.
 
     Every gated block has two convolutions, of two rows each, on either stream; a block of a level, and a change of
     resolution, count as many rows of the image as the level's stride.
@@ -60,6 +64,26 @@ def surprise(
     network: NCPN, image_HWC: Tensor, precision: Precision = "fp32", strip_pixels: int | None = None
 ) -> Tensor:
     """Return `bits_map` of a tensor. strip_pixels: pixels that are computed at once; None: all."""
+    if strip_pixels is None:
+        return _surprise(network, image_HWC, precision)
+    height, width = image_HWC.shape[:2]
+    stride, context = network.config.model.stride, context_rows(network.config.model)
+    columns = min(-(-width // stride) * stride, STRIP_COLUMNS)
+    rows = max(stride, strip_pixels // columns // stride * stride)
+    strips: list[Tensor] = []
+    for top in range(0, height, rows):
+        parts: list[Tensor] = []
+        above = min(top, context)
+        for left in range(0, width, columns):
+            before = min(left, context)
+            part_HWC = image_HWC[top - above : top + rows, left - before : left + columns + context]
+            parts.append(_surprise(network, part_HWC, precision, above)[:, before : before + columns])
+        strips.append(torch.cat(parts, 1))
+    return torch.cat(strips)
+
+
+def _surprise(network: NCPN, image_HWC: Tensor, precision: Precision, above: int = 0) -> Tensor:
+    """Return `bits_map` of a tensor without its first rows, computed at once."""
     height, width = image_HWC.shape[:2]
     stride = network.config.model.stride
     weight = network.head.weight
@@ -68,17 +92,10 @@ def surprise(
     sde = make_sde(network.config.sde)
     t_B = torch.full((1,), sde.time_of(NOISE), device=weight.device)
     x_BCHW = (x_BCHW * broadcast_to(sde.alpha(t_B), x_BCHW)).contiguous(memory_format=torch.channels_last)
-    context = context_rows(network.config.model)
-    rows = max(stride, (strip_pixels or x_BCHW[0, 0].numel()) // x_BCHW.shape[3] // stride * stride)
-    strips: list[Tensor] = []
-    for top in range(0, x_BCHW.shape[2], rows):
-        above = min(top, context)
-        strip_BCHW = x_BCHW[:, :, top - above : top + rows]
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            parameters_BPHW = network(strip_BCHW, t_B)
-        log_mixture_BHW = log_mixture(strip_BCHW[:, :, above:], parameters_BPHW[:, :, above:], edges_B=None)
-        strips.append(bits_per_dim(log_mixture_BHW[0], 1))
-    return torch.cat(strips)[:height, :width]
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        parameters_BPHW = network(x_BCHW, t_B)
+    log_mixture_BHW = log_mixture(x_BCHW[:, :, above:], parameters_BPHW[:, :, above:], edges_B=None)
+    return bits_per_dim(log_mixture_BHW[0], 1)[: height - above, :width]
 
 
 def halved(image_HWC: Pixels) -> Pixels:

@@ -60,13 +60,22 @@ def test_strips_equal_one_pass(levels: tuple[tuple[int, int], ...]) -> None:
     assert torch.allclose(bits_map(net, image, strip_pixels=16 * 24), whole, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_columns_equal_one_pass(levels: tuple[tuple[int, int], ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nets.network(config(levels), dtype=torch.float64)
+    image = good_image(0, 13, 2 * context_rows(net.config.model) + 51)
+    whole = bits_map(net, image)
+    monkeypatch.setattr("ncml.ood.views.likelihood_maps.STRIP_COLUMNS", 16)
+    assert torch.allclose(bits_map(net, image), whole, atol=1e-9, rtol=0)
+
+
 MEASURE_MEMORY = """
 import numpy as np
 import ncml
 from ncml.ood.views.likelihood_maps import bits_map
 from tests.memory import peak
 network = ncml.load("detector-base").network
-image = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+image = np.random.default_rng(0).integers(0, 256, ({shape}, 3), np.uint8)
 bits_map(network, image[:64, :64])
 before = peak()
 bits_map(network, image)
@@ -74,8 +83,9 @@ print(peak() - before)
 """
 
 
-def test_a_large_image_takes_less_memory_than_one_pass() -> None:
-    command, root = [sys.executable, "-c", MEASURE_MEMORY], Path(__file__).parents[3]
+@pytest.mark.parametrize("shape", ["1000, 1000", "80, 12_000"])
+def test_a_large_image_takes_less_memory_than_one_pass(shape: str) -> None:
+    command, root = [sys.executable, "-c", MEASURE_MEMORY.format(shape=shape)], Path(__file__).parents[3]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 900e6, "one pass takes 1.1 GB"
 
