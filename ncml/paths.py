@@ -242,8 +242,12 @@ def _is_new(folder: Path, roots: list[Path]) -> bool:
 
 
 def printable(path: str | os.PathLike[str] | StoragePath) -> str:
-    """Return a path as text that any output can hold: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    """Return a path as text that any output can hold: bytes that are not UTF-8 and control characters become escapes.
+
+    In a terminal, the name of a file could otherwise forge lines and change what is shown.
+    """
+    text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
 
 
 def printed_path(text: str) -> Path:

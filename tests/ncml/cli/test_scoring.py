@@ -382,6 +382,20 @@ def test_a_name_that_is_not_utf_8_is_printed_with_an_escape(calibrated: Run, tmp
     assert calibrated("calibrate", "--model", "loud", "--data", "new", "--unseen").stderr.startswith("ncml: 2 images")
 
 
+def test_control_characters_of_a_name_forge_no_lines(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 2, 2)
+    (tmp_path / "new" / "000.png").rename(tmp_path / "new" / "a\x1b[2J\nis_ood \x9b.png")
+    arguments = ("score", "new", "--model", "loud")
+    name = "new/a\\x1b[2J\\x0ais_ood \\xc2\\x9b.png"
+    lines = calibrated(*arguments).stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[1].endswith(name)
+    assert calibrated(*arguments, "--output", "t.csv").returncode == 0
+    assert [row["file"] for row in read(tmp_path / "t.csv", ["file"])] == ["new/001.png", name]
+    (tmp_path / "t.csv.part").write_text((tmp_path / "t.csv").read_text())
+    assert calibrated(*arguments, "--output", "t.csv").returncode == 0  # it resumes, and nothing is left to do
+
+
 def test_maps_of_images_in_different_folders_do_not_replace_each_other(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     paths = ("new", f"{tmp_path / 'new'}", "new/../new")
