@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError
 from ncml.ood.conformal import check_total
-from ncml.paths import default_model
 from service import answers
 from service.archives import is_archive, max_count, read_archive
 from service.http.negotiation import idempotency_key, negotiate
@@ -167,17 +166,9 @@ def _check_allowed(jobs: JobService, command: str) -> None:
 
 
 async def _check_name(jobs: JobService, name: str) -> None:
-    """Raise the 422 `Problem` for the name of a model, and for one that would make the new model the default of all."""
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
-    names = {model.name for model in descriptors}
-    if name in names:
+    if name in {model.name for model in descriptors}:
         raise invalid_field("name", f"name: a model {name!r} already exists; choose another name.")
-    if names and default_model({*names, name}, jobs.settings.default_model) == name:
-        detail = (
-            f"name: a model {name!r} would become the default model of all clients; choose a name that follows "
-            f"{min(names)!r}, or ask the operator to set NCML_DEFAULT_MODEL."
-        )
-        raise invalid_field("name", detail)
 
 
 def _check_count(count: int, params: CalibrateParams, skipped: Sequence[str] = ()) -> None:
