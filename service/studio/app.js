@@ -1,4 +1,4 @@
-// The page as a whole: switches views by URL fragment, shows the service's state, and takes images.
+// The page: switches views by URL fragment, shows the service's state, and takes images.
 
 import { Refusal } from "./api.js";
 import { catalogue, isGenerator } from "./catalogue.js";
@@ -99,7 +99,7 @@ function showUnavailable(error) {
   return error;
 }
 
-/** Show whether the service can process jobs, as far as it is known; returns the problem if it cannot. */
+/** Show whether the service can process jobs; returns the problem if it cannot. */
 function showLoad() {
   const { unserved, waiting } = metrics ? load(metrics) : { unserved: [] };
   if (!catalogue.models.length) {

@@ -48,13 +48,13 @@ class Catalogue extends EventTarget {
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }
 
-  /** The name of the selected model if `current` is another one because the service no longer offers it, else null. */
+  /** The name of the selected model if the service no longer offers it, else null. */
   get missing() {
     const name = modelName.get();
     return this.models.length && name && name !== this.current.name ? name : null;
   }
 
-  /** The current model, as soon as the models of a new page are loaded; throws a `Refusal` if the service offers none. */
+  /** The current model, once the models are loaded; throws a `Refusal` if the service offers none. */
   async requireCurrent() {
     if (!this.models.length) await (this.loading ?? this.load());
     if (this.models.length) return this.current;
@@ -67,7 +67,7 @@ class Catalogue extends EventTarget {
     return this.models.find((model) => model.name === name && model.version === version);
   }
 
-  /** The name of an offered model, with its version if several are offered, as during an update of the workers. */
+  /** The name of a model, with its version if several are offered, as during an update of workers. */
   label(model) {
     const isUnique = this.models.filter(({ name }) => name === model.name).length === 1;
     return isUnique ? model.name : reference(model);
@@ -79,7 +79,7 @@ class Catalogue extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Select the model of a `reference`; throws a `Refusal` if it is not offered any more. */
+  /** Select the model of a `reference`; throws a `Refusal` if it is not offered. */
   selectVersion(text) {
     const model = this.models.find((offered) => reference(offered) === text);
     const remedy = "Another model gives other images for the same settings.";
@@ -98,7 +98,7 @@ function identity(model) {
 
 export const catalogue = new Catalogue();
 
-/** Whether a model is offered where images are generated: a detector is for judging, whatever its base can do. */
+/** Whether a model is offered where images are generated; a detector only judges. */
 export const isGenerator = (model) => model.generates && !model.detector;
 
 /** `name@version`, with a version that is short enough to read and long enough to be unique. */

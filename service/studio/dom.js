@@ -64,7 +64,7 @@ export const onSubmit = (handle) => (event) => {
   handle();
 };
 
-/** Announce a change of the page to screen readers; while a dialog is open, they hear only what is in it. */
+/** Announce a change to screen readers; while a dialog is open, they hear only what is in it. */
 export function announce(text) {
   const live = document.querySelector("dialog[open] .live") ?? document.getElementById("live");
   live.textContent = text;

@@ -4,7 +4,7 @@ import { button, h, plural } from "./dom.js";
 
 const MAX_NAMES = 5; // that a message lists
 
-/** The reason and the remedy of an error, with a button to try again if `retry` is given, and another `action`. */
+/** The reason and the remedy of an error, with buttons to `retry` and for another `action`. */
 export function failure(error, retry, action) {
   return h(
     "div",
@@ -36,7 +36,7 @@ export function showFailure(element, error) {
   element.scrollIntoView({ block: "nearest", behavior: scrollBehavior() });
 }
 
-/** Show an error beside the control of the parameter that it names, else in `notice`; earlier ones are removed. */
+/** Show an error beside the control of the parameter that it names, else in `notice`, instead of earlier ones. */
 export function showRefusal(form, notice, error) {
   clearRefusals(form, notice);
   const control = form.querySelector(`[data-field="${CSS.escape(error.fields?.[0] ?? "")}"]`);
@@ -54,7 +54,7 @@ export function clearRefusals(form, notice) {
   for (const input of form.querySelectorAll("[aria-invalid]")) input.ariaInvalid = null;
 }
 
-/** Return the images among files, by type or name, that are not empty; the others are reported in `notice`. */
+/** Return the images among files that are not empty; the others are reported in `notice`. */
 export function imageFiles(files, notice) {
   const others = files.filter(fault);
   const images = files.filter((file) => !fault(file));

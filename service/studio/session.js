@@ -1,4 +1,4 @@
-// The storage of this browser tab, until it is closed: the API key and the submitted jobs. The address has the model.
+// What this browser tab stores until it is closed; the model is in the address.
 
 const API_KEY = "ncml.key";
 const JOB_RECORDS = "ncml.job-records";
@@ -9,7 +9,7 @@ export const apiKey = {
   set: (value) => (value ? sessionStorage.setItem(API_KEY, value) : sessionStorage.removeItem(API_KEY)),
 };
 
-/** The selected model, in the address: among hundreds, a bookmark opens the page with the one of a workplace. */
+/** The selected model, which a bookmark keeps. */
 export const modelName = {
   get: () => new URLSearchParams(location.search).get("model"),
   set(value) {
@@ -19,7 +19,7 @@ export const modelName = {
   },
 };
 
-/** The jobs that this tab submitted, oldest first. A record is plain JSON with an `id` and a `view`. */
+/** The submitted jobs, oldest first. A record is plain JSON with an `id` and a `view`. */
 export const jobs = {
   all: () => JSON.parse(sessionStorage.getItem(JOB_RECORDS) ?? "[]"),
   of: (view) => jobs.all().filter((record) => record.view === view),
