@@ -180,11 +180,12 @@ def make_detector(
         measure_good_images,
         region=judged,
         align=align,
+        brightness=brightness,
         device=device,
         on_message=on_message,
         on_progress=on_progress,
     )
-    views, scores, lost = measure(divided.with_brightness(brightness))
+    views, scores, lost = measure(divided)
     suspects = _suspects(good, scores.combined_N[: len(good)], scores.leading_views_N)
     without = scores.threshold_without({suspect.position for suspect in suspects}, false_positive_rate, confidence)
     before = None
@@ -195,7 +196,7 @@ def make_detector(
         left_out = tuple(name for name in good.names if name in names)
         scenes = scenes.without(names)
         divided = scenes.divide(false_positive_rate, confidence)
-        views, scores, lost = measure(divided.with_brightness(brightness))
+        views, scores, lost = measure(divided)
     if checkpoint.detector_version(folder) != former:  # its images are not among these, so replacing it would lose them
         raise _made_meanwhile(folder, "made while this one was measured")
     with _replacing(folder) as written:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -184,10 +184,6 @@ class DividedImages:
     def estimation_scenes(self) -> int:
         """Number of scenes that estimate."""
         return len(np.unique(self.scenes_N[self.estimating]))
-
-    def with_brightness(self, brightness: float) -> DividedImages:
-        """Return them with a random change of brightness (`GoodImages.brightness`)."""
-        return replace(self, images=replace(self.images, brightness=brightness))
 
     def one_of_each_ranking_scene(self) -> GoodImages:
         """Return the first image of each scene that ranks."""

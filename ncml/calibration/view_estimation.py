@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ def measure_good_images(
     *,
     region: Region | None,
     align: bool,
+    brightness: float,
     device: str,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
@@ -47,10 +49,12 @@ def measure_good_images(
     """Estimate the views, and measure the ranking images with them.
 
     align: whether parts may be brought to one position.
+    brightness: by how much that of the images is changed at random (`GoodImages.brightness`).
 
     Raises `InputError` for images that a view cannot judge, and for scores that are not finite.
     """
-    images, estimating, ranking = divided.images, divided.estimating, divided.ranking
+    images = replace(divided.images, brightness=brightness)
+    estimating, ranking = divided.estimating, divided.ranking
     views: dict[str, View] = {}
     scores: dict[str, np.ndarray] = {}
     least_deviations: dict[str, float] = {}

@@ -97,7 +97,8 @@ def adapt(
     started = time.monotonic()
     check_rate(false_positive_rate)
     check_group(group)
-    check_brightness(tolerate_brightness / 100)
+    brightness = tolerate_brightness / 100
+    check_brightness(brightness)
     judged = None if region is None else read_region(region)
     if update:
         of_the_detector = {
@@ -189,7 +190,7 @@ def adapt(
                 keep_images=keep_images,
                 region=judged,
                 align=align,
-                brightness=tolerate_brightness / 100,
+                brightness=brightness,
                 **common,
             )
     report(made)

@@ -97,7 +97,13 @@ def test_altered_images_are_neither_ranking_nor_reviewed_ones(tmp_path: Path, mo
     monkeypatch.setattr(view_estimation, "measure_altered", record)
     monkeypatch.setattr(view_estimation, "VIEWS", {"appearance": AppearanceView})
     measure_good_images(
-        divided, region=None, align=True, device="cpu", on_message=lambda line: None, on_progress=ignore_progress
+        divided,
+        region=None,
+        align=True,
+        brightness=0.0,
+        device="cpu",
+        on_message=lambda line: None,
+        on_progress=ignore_progress,
     )
     assert altered == [good.names[i] for i in divided.estimating.tolist() if i < len(good)]
     assert not set(altered) & {divided.images.names[i] for i in divided.ranking.tolist()}
