@@ -24,10 +24,13 @@ def suggestion(word: str, choices: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(word, choices, n=1)
     if nearest:
         return f": did you mean {nearest[0]}?"
-    if not choices:
-        return ": none is installed"
-    more = len(choices) - MAX_CHOICES
-    return f": choose from {', '.join(choices[:MAX_CHOICES])}" + (f" and {more} more" if more > 0 else "")
+    return f": choose from {enumerated(choices, MAX_CHOICES)}" if choices else ": none is installed"
+
+
+def enumerated(names: Sequence[str], maximum: int) -> str:
+    """List names, and how many more there are than `maximum`: a, b, c and 2 more."""
+    more = len(names) - maximum
+    return ", ".join(names[:maximum]) + (f" and {more:,} more" if more > 0 else "")
 
 
 class NcmlError(Exception):

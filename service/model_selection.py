@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import anyio.to_thread
 
+from ncml.errors import enumerated
 from ncml.paths import default_model
 from service.http.problems import Problem, invalid_field
 from service.params import JobParams, Params
@@ -84,8 +85,7 @@ class ModelSelection:
             question = f"did you mean {' or '.join(nearest)}?"
             raise invalid_field("model", f"model: {reference!r} is not available; {question}")
         names = sorted(served | {f"{model.name}@{model.version[:12]}" for model in models})
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        remedy = f"the available models are {', '.join(names[:MAX_NAMES])}{more}" if names else "no models are served"
+        remedy = f"the available models are {enumerated(names, MAX_NAMES)}" if names else "no models are served"
         if not name:
             detail = f"No worker serves {reference!r}, the default model (NCML_DEFAULT_MODEL); {remedy}."
             raise Problem(503, detail, kind="no-model")

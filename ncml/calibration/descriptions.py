@@ -13,6 +13,7 @@ from ncml import checkpoint, images
 from ncml.calibration.detector import MadeDetector, Suspect
 from ncml.calibration.division import reliable_scenes
 from ncml.data.inventory import counted
+from ncml.errors import enumerated
 from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import min_ranks
@@ -58,9 +59,8 @@ def describe(calibration: Calibration) -> list[str]:
 
 def describe_suspects(names: Sequence[str], count: int) -> str:
     """Return a line that lists suspicious images by name; `count` is the number of all images."""
-    listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     subject = f"{len(names)} of {counted(count, 'image')} {'is' if len(names) == 1 else 'are'}"
-    return f"{subject} unlike the others: {listed}; remove any that is not good"
+    return f"{subject} unlike the others: {enumerated(names, MAX_NAMES)}; remove any that is not good"
 
 
 def describe_tiles(calibration: TileCalibration) -> list[str]:
@@ -195,8 +195,7 @@ def _sheet_cell(suspect: Suspect) -> NDArray[np.uint8]:
 
 def _sizes(calibration: DetectorCalibration) -> str:
     by_count = sorted((calibration.sizes or {}).items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{size} ({count})" for size, count in by_count[:3])
-    return listed + (f" and {len(by_count) - 3} more" if len(by_count) > 3 else "")
+    return enumerated([f"{size} ({count})" for size, count in by_count], 3)
 
 
 def _weights(calibration: DetectorCalibration) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 from ncml.data import scenes as finding
 from ncml.data.blocks import one_of_each_block
 from ncml.data.good_images import GoodImages
-from ncml.data.inventory import counted, enumerated
+from ncml.data.inventory import counted
 from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
-from ncml.errors import InputError
+from ncml.errors import InputError, enumerated
 from ncml.ood.power import reliable_ranks
 from ncml.ood.scene_ranks import fewest_scenes, min_scenes
 from ncml.progress import OnProgress, ignore_progress

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ncml.data import scenes as finding
 from ncml.data.good_images import MAX_ASPECT, MIN_SIDE, GoodImages
-from ncml.data.inventory import counted, enumerated
+from ncml.data.inventory import counted
+from ncml.errors import enumerated
 from ncml.images.region import Region
 from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView

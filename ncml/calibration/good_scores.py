@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.data.inventory import counted, enumerated
+from ncml.data.inventory import counted
 from ncml.data.scenes import Integers
-from ncml.errors import InputError
+from ncml.errors import InputError, enumerated
 from ncml.images.reading import name_image
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_calibration import MIN_DEVIATION, Scale

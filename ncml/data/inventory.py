@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ncml.errors import InputError
+from ncml.errors import InputError, enumerated
 
 MAX_NAMES = 3
 """Maximum number of sizes or files that a line lists; the others are counted."""
@@ -82,7 +82,7 @@ class Inventory:
     def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
         """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops."""
         sizes = [f"{size} ({count:,})" for size, count in self.sizes.most_common()]
-        lines = [f"{counted(self.images, 'image')}, of {enumerated(sizes)}"]
+        lines = [f"{counted(self.images, 'image')}, of {enumerated(sizes, MAX_NAMES)}"]
         if crops > 1:
             lines.append(f"{crops} random crops of each are resized to {width}x{height}")
         elif self.sizes.keys() != {f"{width}x{height}"}:
@@ -95,7 +95,7 @@ class Inventory:
             lines.append(f"{counted(len(classes), 'class', 'classes')}: {enumerated(classes, MAX_CLASS_NAMES)}")
             small_classes = [f"{name} ({count})" for name, count in by_count if count < MIN_CLASS_IMAGES]
             if small_classes:
-                lines.append(f"too few images to learn by class: {enumerated(small_classes)}")
+                lines.append(f"too few images to learn by class: {enumerated(small_classes, MAX_NAMES)}")
         elif crops == 1:
             lines.append("no classes (make a subfolder for each to have them)")
         if self.copies:
@@ -103,16 +103,12 @@ class Inventory:
                 f"{counted(self.copies, 'image')} identical to an earlier one: held-out figures may be too good"
             )
         if self.unreadable:
-            lines.append(f"{counted(len(self.unreadable), 'unreadable file')} left out: {enumerated(self.unreadable)}")
+            lines.append(
+                f"{counted(len(self.unreadable), 'unreadable file')} left out: {enumerated(self.unreadable, MAX_NAMES)}"
+            )
         return lines
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Format a count with its noun: 1 image, 2,000 images."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def enumerated(names: Sequence[str], maximum: int = MAX_NAMES) -> str:
-    """List names, and how many more there are than `maximum`: a, b, c and 2 more."""
-    more = len(names) - maximum
-    return ", ".join(names[:maximum]) + (f" and {more:,} more" if more > 0 else "")
