@@ -325,7 +325,7 @@ FAULTS = (
     Fault(
         "detector: many photographs of one ranking part are reviewed",
         "ncml/data/scenes.py",
-        "and _share(members, count, known) <= MAX_SHARE",
+        "and _share(members, count, original_count) <= MAX_SHARE",
         "and len(members) / count <= MAX_SHARE",
         "ncml/data/test_scenes.py",
     ),

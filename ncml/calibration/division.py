@@ -52,12 +52,12 @@ class RankedScenesError(InputError):
 def find_scenes(
     good: GoodImages,
     group: str = finding.AUTO,
-    known: int | None = None,
+    original_count: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Integers:
     """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files.
 
-    known: number of the first images, if others were added to them (`near_duplicates`); None: all.
+    original_count: number of the first images, if others were added to them (`near_duplicates`); None: all.
 
     Raises `InputError` for images that are all equal, and for a name that states no scene.
     """
@@ -67,7 +67,7 @@ def find_scenes(
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     if good.points is None:
         raise ValueError("these images were opened without their points")
-    duplicates_N = finding.near_duplicates(good.thumbnails, good.digests, known, on_progress)
+    duplicates_N = finding.near_duplicates(good.thumbnails, good.digests, original_count, on_progress)
     return finding.merge(duplicates_N, overlapping(good.points))
 
 
@@ -82,7 +82,7 @@ def find_common_scenes(
     joined = good.join(reviewed)
     if group == finding.IMAGE:
         return finding.number(joined.digests)
-    scenes_N = find_scenes(joined, known=len(good), on_progress=on_progress)
+    scenes_N = find_scenes(joined, original_count=len(good), on_progress=on_progress)
     if group == finding.AUTO:
         return scenes_N
     first: dict[str, int] = {}
@@ -138,11 +138,15 @@ def reliable_scenes(false_positive_rate: float, confidence: float | None) -> int
     return counts[bisect.bisect_left(counts, needed, key=lambda n: _ranking(n, false_positive_rate, confidence))]
 
 
-def check_apart(known: GoodImages, check: GoodImages, group: str, on_progress: OnProgress = ignore_progress) -> None:
+def check_apart(
+    taking_part: GoodImages, check: GoodImages, group: str, on_progress: OnProgress = ignore_progress
+) -> None:
     """Raise `InputError` if an image shows a scene of those that have a part in a detector."""
-    common_N = find_common_scenes(known, check, group, on_progress)
-    scenes = set(common_N[: len(known)].tolist())
-    names = [name for name, scene in zip(check.names, common_N[len(known) :].tolist(), strict=True) if scene in scenes]
+    common_N = find_common_scenes(taking_part, check, group, on_progress)
+    scenes = set(common_N[: len(taking_part)].tolist())
+    names = [
+        name for name, scene in zip(check.names, common_N[len(taking_part) :].tolist(), strict=True) if scene in scenes
+    ]
     if names:
         alone = ", or, if each image shows a scene of its own, make a new detector with --group image"
         raise InputError(

@@ -108,7 +108,7 @@ def digest(image_HWC: Pixels) -> str:
 def near_duplicates(
     descriptors_NF: NDArray[np.floating[Any]],
     digests: Sequence[str],
-    known: int | None = None,
+    original_count: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Integers:
     """Return the scene of each image: near-duplicates and equal images are one scene.
@@ -117,8 +117,8 @@ def near_duplicates(
     `LINKED` of the median distance, another image is at least `GAP` times as far, and it has at most `MAX_SHARE` of the
     images; of nested groups, the largest.
 
-    known: number of the first images, of which a group that has some of them may have that share, however many of the
-        others it has: ten new photographs of one known part are one scene with it. None: all.
+    original_count: number of the first images, of which a group that has some of them may have that share, however
+        many of the others it has: ten new photographs of one known part are one scene with it. None: all.
     """
     x_NF = np.asarray(descriptors_NF, np.float64)
     labels_N = number(list(digests))
@@ -130,7 +130,7 @@ def near_duplicates(
     for height, first, second in [*_spanning_tree(x_NF, labels_N, on_progress), (np.inf, 0, 0)]:
         for group in {group_of[first], group_of[second]}:
             members, inside = groups[group], height_of[group]
-            is_near = inside < limit and height >= GAP * inside and _share(members, count, known) <= MAX_SHARE
+            is_near = inside < limit and height >= GAP * inside and _share(members, count, original_count) <= MAX_SHARE
             if len(members) > 1 and (inside == 0 or is_near):
                 scenes_N[members] = members[0]
         if first != second:
@@ -142,10 +142,10 @@ def near_duplicates(
     return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)
 
 
-def _share(members: Sequence[int], count: int, known: int | None) -> float:
-    """Return the share of the images that are in a group: of the known ones, if it has some of them."""
-    if known is not None and (own := sum(member < known for member in members)):
-        return own / known
+def _share(members: Sequence[int], count: int, original_count: int | None) -> float:
+    """Return the share of the images that are in a group: of the original ones, if it has some of them."""
+    if original_count is not None and (own := sum(member < original_count for member in members)):
+        return own / original_count
     return len(members) / count
 
 

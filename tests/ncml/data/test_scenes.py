@@ -26,9 +26,9 @@ def part(seed: int) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def found(images: list[np.ndarray], known: int | None = None) -> np.ndarray:
+def found(images: list[np.ndarray], original_count: int | None = None) -> np.ndarray:
     thumbnails = np.stack([scenes.thumbnail(image) for image in images])
-    return scenes.near_duplicates(thumbnails, [scenes.digest(image) for image in images], known)
+    return scenes.near_duplicates(thumbnails, [scenes.digest(image) for image in images], original_count)
 
 
 def test_frames_of_a_burst_are_one_scene() -> None:
@@ -55,7 +55,7 @@ def test_any_number_of_new_photographs_of_a_known_part_are_one_scene_with_it(cop
     rng = np.random.default_rng(0)
     known = [part(seed) for seed in range(40)]
     photographs = [(known[8] + rng.normal(0, 2, known[8].shape)).clip(0, 255).astype(np.uint8) for _ in range(copies)]
-    labels = found([*known, *photographs], known=40)
+    labels = found([*known, *photographs], original_count=40)
     assert set(labels[40:].tolist()) == {labels[8]}
     assert len(set(labels.tolist())) == 40
 
@@ -65,7 +65,7 @@ def test_new_images_of_a_known_kind_are_not_one_scene_with_it() -> None:
     rng = np.random.default_rng(0)
     other = np.full((48, 64, 3), 200.0)
     kind = [(other + rng.normal(0, 2, other.shape)).clip(0, 255).astype(np.uint8) for _ in range(25)]
-    labels = found([*(part(seed) for seed in range(40)), *kind], known=60)
+    labels = found([*(part(seed) for seed in range(40)), *kind], original_count=60)
     assert len(set(labels[40:].tolist())) == 25
 
 
