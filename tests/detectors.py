@@ -54,6 +54,13 @@ def without_disc(seed: int) -> np.ndarray:
     return image
 
 
+def save_parts(folder: Path, count: int) -> None:
+    """Write good images of a part (`good_image`) into a folder, which is made if it is missing."""
+    folder.mkdir(exist_ok=True)
+    for seed in range(count):
+        Image.fromarray(good_image(seed)).save(folder / f"{seed:03}.png")
+
+
 def save_good_images(folder: Path, seed: int = 2, count: int = 60) -> None:
     """Write images that differ, of which 007.png is unlike the others."""
     images_NHWC = np.random.default_rng(seed).normal(120, 12, (count, 40, 40, 3)).astype(np.uint8)
@@ -81,9 +88,7 @@ def make_small_detector(base: Path, images: Path, out: Path, count: int = 40) ->
     from ncml.calibration.detector import make_detector
     from ncml.data.good_images import open_folder
 
-    images.mkdir()
-    for seed in range(count):
-        Image.fromarray(good_image(seed)).save(images / f"{seed:03}.png")
+    save_parts(images, count)
     with pytest.MonkeyPatch.context() as patch:
         use_small_scale(patch)
         make_detector(ncml.load(base), open_folder(images, sorted(images.iterdir())), out, power_images=2)

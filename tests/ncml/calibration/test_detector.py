@@ -40,7 +40,7 @@ from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.view import Estimated, Measurement
 from ncml.ood.weights import LEAST_WEIGHT
 from ncml.progress import ignore_progress
-from tests.detectors import good_image, use_small_scale, without_disc
+from tests.detectors import good_image, save_parts, use_small_scale, without_disc
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,8 +54,7 @@ def _small_scale() -> object:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
-    for seed in range(60):
-        Image.fromarray(good_image(seed)).save(folder / f"{seed:03}.png")
+    save_parts(folder, 60)
     (folder / "notes.txt").write_text("no image")
     return folder
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import ncml
 from ncml.calibration import descriptions
@@ -16,7 +15,7 @@ from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError
 from ncml.images.perturbations import rounded
 from ncml.ood.detector_calibration import DetectorCalibration
-from tests.detectors import good_image, use_small_scale
+from tests.detectors import good_image, save_parts, use_small_scale
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,8 +31,7 @@ def _small_scale() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> GoodImages:
     folder = tmp_path_factory.mktemp("good")
-    for seed in range(40):
-        Image.fromarray(good_image(seed)).save(folder / f"{seed:03}.png")
+    save_parts(folder, 40)
     return open_folder(folder, sorted(folder.iterdir()))
 
 
