@@ -160,7 +160,7 @@ def deviations(features: Iterable[Tensor]) -> Tensor:
 
 
 def pass_seconds(image_HWC: Pixels, device: str) -> float:
-    """Return the seconds of describing the patches of an image on this machine: those of the median of some passes."""
+    """Return the seconds of describing the patches of an image on this machine, the median of some passes."""
     network = efficientnet.load(device)
     judged_HWC = judged_resize(part_size(*image_HWC.shape[:2]))(image_HWC)
     patch_features(network, judged_HWC)  # the first also initialises kernels
