@@ -132,7 +132,7 @@ class LikelihoodGraph(ViewGraph):
         super().__init__(Resize(*size, "BICUBIC"))
         self.side = side
         self.network = view.network
-        self.halvings = view.halvings
+        self.halvings = likelihood.judged_halvings(*size, side, view.halvings, view.scales)
         self.whole = _Gaussian(view.whole)
         self.windows = nn.ModuleList(_Gaussian(gaussian) for gaussian in view.windows)
         self.typical_KS2 = nn.Buffer(torch.from_numpy(view.typical_KS2))

@@ -9,7 +9,8 @@ largest over the scales, which are standardised by good images:
 - `likelihood_peak`: the largest mean of 5x5 pixels, minus that of the image. It finds small marks on even ground. A few
   good images have peaks far above the others', so excesses above 0 count by the logarithm of 1 plus themselves.
 
-Large images are halved first, and small ones enlarged to the smallest size at which they can be measured.
+Large images are halved first, as often as the good ones, and much larger ones further. Small images are enlarged to
+the smallest size at which they can be measured.
 
 The network's weights are stored with the view, so that it does not depend on another model folder.
 
@@ -44,7 +45,9 @@ from ncml.progress import OnProgress, Progress
 MAX_SCALES = 4
 """The first size, and at most three halvings."""
 MOST_PIXELS = 2**18
-"""Pixels of the first size at most, 512x512: the time of an image grows with them."""
+"""Pixels of the first size of good images at most, 512x512: the time of an image grows with them."""
+MOST_JUDGED_PIXELS = 4 * MOST_PIXELS
+"""Pixels of the first size of a judged image, unless its smallest size would then be too small for a window."""
 STEP = 8
 """Pixels between neighbouring windows, whose side is the model's."""
 CELL = 8
@@ -252,9 +255,9 @@ def _measure(
     network: NCPN, image_HWC: Pixels, precision: Precision, halvings: int, scales: int
 ) -> list[ScaleMeasurements]:
     """Measure an image at its first size, after some halvings, and at halved ones."""
-    height, width = image_HWC.shape[:2]
-    image_HWC = Resize(*first_size(height, width, window_side(network), halvings + scales), "BICUBIC")(image_HWC)
-    for _ in range(halvings):
+    height, width = first_size(*image_HWC.shape[:2], window_side(network), halvings + scales)
+    image_HWC = Resize(height, width, "BICUBIC")(image_HWC)
+    for _ in range(judged_halvings(height, width, window_side(network), halvings, scales)):
         image_HWC = halved(image_HWC)
     row: list[ScaleMeasurements] = []
     for _ in range(scales):
@@ -271,6 +274,14 @@ def first_size(height: int, width: int, side: int, sizes: int) -> tuple[int, int
     if min(height, width) >= least:
         return height, width
     return max(least, round(least * height / width)), max(least, round(least * width / height))
+
+
+def judged_halvings(height: int, width: int, side: int, halvings: int, scales: int) -> int:
+    """Return how often a judged image of a first size is halved: at least as often as good images."""
+    largest = scales_of(height, width, side) - scales
+    while halvings < largest and (height >> halvings) * (width >> halvings) > MOST_JUDGED_PIXELS:
+        halvings += 1
+    return halvings
 
 
 class MeasuredBits(NamedTuple):

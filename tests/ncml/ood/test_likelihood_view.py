@@ -263,6 +263,19 @@ def test_large_images_are_halved_first(network: NCPN, monkeypatch: pytest.Monkey
         assert measurement.score == pytest.approx(view.measure(twice)[name].score, rel=1e-3, abs=1e-3)
 
 
+def test_an_image_much_larger_than_the_good_ones_is_halved_further(
+    estimated: Estimated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size would otherwise decide how long one image occupies a worker."""
+    monkeypatch.setattr(likelihood, "MOST_JUDGED_PIXELS", 100 * 134)
+    large = good_image(9, 400, 536)
+    expected = estimated.view.measure(halved(halved(large)))
+    for name, measurement in estimated.view.measure(large).items():
+        assert measurement.score == expected[name].score
+    # As many halvings as leave room for a window at the smallest size.
+    assert likelihood.judged_halvings(32, 6400, 16, 0, 1) == 1
+
+
 def test_a_network_with_attention_is_refused() -> None:
     with pytest.raises(ModelError, match="has attention"):
         LikelihoodView.estimate(
