@@ -25,8 +25,10 @@ from worker.queue import JobQueue
 
 TEXT = (ROOT / "docs" / "operate.md").read_text()
 QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-LINES = [re.sub(r"\s{2,}#.*", "", line) for language, block in BLOCKS if not language for line in block.splitlines()]
+BLOCKS = re.findall(r"^ *```(\w*)\n(.*?)^ *```", TEXT, re.MULTILINE | re.DOTALL)
+LINES = [
+    re.sub(r"\s{2,}#.*", "", line.strip()) for language, block in BLOCKS if not language for line in block.splitlines()
+]
 VARIABLES = {name for path in (COMPOSE, SERVICE_ENV, *OVERRIDES) for name in re.findall(r"\$\{(\w+)", path.read_text())}
 SERVICES = compose()["services"]
 
