@@ -60,7 +60,7 @@ def test_the_end_of_a_job_is_sent_with_a_signature(hooked: TestClient, receiver:
 def test_the_documented_receiver_accepts_each_message_once_and_refuses_forged_and_old_ones(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
     [code] = re.findall(r"^```javascript\n(.*?)^```", text, re.M | re.S)
-    port, body = free_port(), json.dumps({"type": "job.succeeded", "data": {"links": {"result": "/jobs/1/result"}}})
+    port, body = free_port(), json.dumps({"type": "image.flagged", "data": {"file": "1.png"}})  # of ncml watch
     code = code.replace("whsec_...", SECRET).replace(".listen(9000)", f".listen({port}, () => console.log('ready'))")
     headers = Signer.from_file(write_secret(tmp_path)).headers("msg_1", body)
     other = f"v1,{base64.b64encode(bytes(32)).decode()}"
@@ -86,7 +86,7 @@ def test_the_documented_receiver_accepts_each_message_once_and_refuses_forged_an
             assert [send(webhook_id="msg_2"), send(webhook_signature=other), send(**replayed)] == [401, 401, 401]
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # Node.js is a child of the wheel's process
-        assert process.stdout.read() == "job.succeeded /jobs/1/result\n"
+        assert process.stdout.read() == "image.flagged { file: '1.png' }\n"
 
 
 def test_the_models_document_states_whether_requests_may_name_a_webhook(hooked: TestClient, receiver: Receiver) -> None:
