@@ -128,7 +128,7 @@ def describe_detector(made: MadeDetector) -> list[str]:
         )
     if reviews.images:
         still = f"{reviews.still_flagged} would be flagged again if only images of other scenes had been added"
-        lines.append(f"{counted(reviews.images, 'reviewed image')} estimate, too, and do not rank; {still}")
+        lines.append(f"{counted(reviews.images, 'reviewed image')} for estimation, not for ranking; {still}")
     if reviews.checked:
         flagged, checked = reviews.flagged, reviews.checked
         low, high = share_interval(flagged, checked, BOUND_CONFIDENCE)
