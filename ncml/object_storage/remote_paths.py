@@ -99,7 +99,8 @@ class StoragePath:
         """Return the part of the path below a folder that contains it."""
         if not self.url.startswith(f"{folder}/"):
             raise ValueError(f"{self} is not in {folder}")
-        return PurePosixPath(self.url[len(folder.url) + 1 :])
+        # Keys may have two slashes in a row; joined to a folder of this machine, an absolute path would replace it.
+        return PurePosixPath(self.url[len(folder.url) + 1 :].lstrip("/"))
 
     def is_dir(self) -> bool:
         """Return whether this is a folder; raise `InputError` if there is nothing of this name."""

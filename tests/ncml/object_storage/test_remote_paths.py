@@ -14,6 +14,8 @@ import pytest
 
 from ncml import images
 from ncml.cli import main as cli
+from ncml.data import kept_images
+from ncml.data.good_images import open_folder
 from ncml.errors import InputError, NcmlError, StorageError, TooLarge
 from ncml.object_storage import StoragePath, filesystems, read_ahead
 from ncml.object_storage.filesystems import open_filesystem
@@ -31,6 +33,15 @@ def test_an_image_is_read_with_one_request(s3: S3) -> None:
     assert np.array_equal(images.open_image(path), images.open_image(PNG))
     assert s3.requests == [("GET", "/line/a.png")]
     assert np.array_equal(images.open_image(StoragePath("s3://line/a.png")), images.open_image(PNG))
+
+
+def test_a_key_with_two_slashes_is_not_copied_out_of_the_folder_of_a_detector(s3: S3, tmp_path: Path) -> None:
+    s3.put(f"good/{tmp_path}/outside.png", images.to_png(nets.images(1, 64, 64).numpy()[0]))  # good//tmp/...
+    folder = StoragePath("s3://line/good")
+    good = open_folder(folder, list(folder.list_files()))
+    kept_images.keep(tmp_path / "detector", good, None, None, "image")
+    (kept,) = tmp_path.rglob("*.png")
+    assert kept == Path(f"{tmp_path}/detector/images/good/{tmp_path}/outside.png")
 
 
 def test_a_file_over_the_limit_is_not_requested(s3: S3) -> None:
