@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeAlias
@@ -11,6 +10,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from PIL import Image
 
+from ncml.images import open_image
 from ncml.images.tiling import Box, Tiling
 from ncml.results import Detection, ImageArray, Scan, Score, Verdict, ViewDetection, ViewVerdict
 
@@ -81,7 +81,8 @@ class Generated:
     def from_document(cls, document: Document) -> Self:
         """Read images."""
         files = [base64.b64decode(image["png"]) for image in document["images"]]
-        images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+        # Pillow itself would try all its formats, and run Ghostscript for one of them.
+        images = np.stack([open_image(file) for file in files])
         seeds = tuple(image["seed"] for image in document["images"])
         return cls(images.view(ImageArray), seeds, document["model"]["name"], document["model"]["version"])
 

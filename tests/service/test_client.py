@@ -1,6 +1,7 @@
 """`ncml.client` against the application, and against responses of an overloaded or failing service."""
 
 import asyncio
+import base64
 import io
 import os
 import subprocess
@@ -539,6 +540,26 @@ def test_a_response_that_cannot_be_decoded_is_refused() -> None:
         Client("http://service", transport=httpx2.MockTransport(answer)).models()
     with pytest.raises(ServiceError, match=message):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize("form", ["EPS", "text", "PNG of 36 megapixels"])
+def test_only_images_of_the_formats_of_a_service_are_opened(
+    form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")  # Ghostscript, with which Pillow reads EPS
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    file = io.BytesIO(b"text")
+    if form == "EPS":
+        Image.new("RGB", (8, 8)).save(file, "EPS")
+    elif form != "text":
+        Image.new("1", (6000, 6000)).save(file, "PNG")
+    generated = [{"png": base64.b64encode(file.getvalue()).decode(), "seed": 1}]
+    response = httpx2.Response(200, json={"images": generated, "model": {"name": "m", "version": "v"}})
+    with pytest.raises(ServiceError, match="not as an ncml service"):
+        scripted(response)[0].generate()
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("timeout_s", "wait"), [(90, 30), (10, 5), (1, 0)])
