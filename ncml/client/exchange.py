@@ -315,7 +315,7 @@ class Exchanges:
             if not isinstance(document, dict):
                 raise TypeError("the document is not an object")
             return read(document)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise self._not_a_service(response) from error
 
     def _not_a_service(self, response: httpx2.Response | None = None) -> ServiceError:
@@ -402,5 +402,5 @@ def _retry_after(response: httpx2.Response) -> float:
     moment = email.utils.parsedate_tz(value)
     try:
         return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else 0.0
-    except ValueError:  # of a year that no calendar has
+    except (OverflowError, ValueError):  # of a year that no calendar has
         return 0.0

@@ -500,6 +500,7 @@ def test_a_service_that_stays_busy_is_retried_until_patience_ends(pauses: list[f
         ([httpx2.Response(200, json=[])], "answered 200, but not as an ncml service", 0),
         ([httpx2.Response(400, json={"title": "Bad Request"}, headers=PROBLEM)], "^Bad Request$", 0),
         ([httpx2.Response(400, json={}, headers=PROBLEM)], "answered 400, but not as an ncml service", 0),
+        ([httpx2.Response(200, text='{"a":' + "[" * 100_000)], "answered 200, but not as an ncml service", 0),
         ([httpx2.Response(200, text="<html>")], "answered 200, but not as an ncml service", 0),
         ([httpx2.ReadTimeout("")] * 4, "cannot be reached .ReadTimeout.", 3),
     ],
@@ -573,7 +574,7 @@ def test_a_job_may_take_longer_than_the_timeout(timeout_s: float, wait: int, pau
     assert pauses == [0.25, 0.25]
 
 
-@pytest.mark.parametrize("year", [2015, 99999])
+@pytest.mark.parametrize("year", [2015, 99999, 10**20])
 def test_retry_after_may_be_a_date(pauses: list[float], year: int) -> None:
     client, _ = scripted(problem(429, "queue-full", **{"retry-after": f"Wed, 21 Oct {year} 07:28:00 GMT"}), MODELS)
     assert client.models() == []
