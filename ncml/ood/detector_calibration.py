@@ -255,7 +255,8 @@ class DetectorCalibration:
         with storage.refusing_damage(path):
             scores_N = storage.ranks(content["ranked"])
             scenes_N = storage.floats(content["scenes"], len(scores_N)).astype(np.int64)
-            if not np.array_equal(np.unique(scenes_N), np.arange(scenes_N.max() + 1)):
+            numbers = np.unique(scenes_N)
+            if not np.array_equal(numbers, np.arange(len(numbers))):
                 raise ValueError("its scenes are not numbered from 0")
             scales = {
                 str(name): Scale(*storage.floats(values, 3).tolist()) for name, values in content["scales"].items()

@@ -28,6 +28,7 @@ from ncml.images.tiling import Box
 from ncml.limits import MAX_SHEET_BYTES
 from ncml.network import efficientnet
 from ncml.ood import detector_calibration as detectors
+from ncml.ood import storage
 from ncml.ood.detection import box_of
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.judging import Detector
@@ -313,6 +314,15 @@ def test_a_changed_calibration_is_refused(copy: Path) -> None:
     stored = json.loads((copy / detectors.FILE).read_text())
     (copy / detectors.FILE).write_text(json.dumps(stored | {"false_positive_rate": 0.01}))
     with pytest.raises(ModelError, match="was changed after it was written: make the detector again"):
+        judge(copy)
+
+
+def test_a_scene_with_a_large_number_is_refused_before_all_below_it_are_listed(copy: Path) -> None:
+    stored = json.loads((copy / detectors.FILE).read_text())
+    content = {name: value for name, value in stored.items() if name not in ("version", *storage.UNSIGNED)}
+    content["scenes"][-1] = 10**13
+    storage.write(copy / detectors.FILE, content)
+    with pytest.raises(ModelError, match="its scenes are not numbered from 0"):
         judge(copy)
 
 
