@@ -21,6 +21,12 @@ SUFFIXES = (".csv", ".parquet")
 BLOCK = 10_000
 """Rows of one write to Parquet."""
 
+NAMING = ("file", "error")
+"""Text columns whose cells begin with the name of a file, which may be anyone's choice."""
+FORMULA = ("=", "+", "-", "@")
+"""First characters of a cell that spreadsheets take for a formula."""
+FORMULA_PATHS = tuple(f"./{character}" for character in FORMULA)
+
 Row = dict[str, str]
 AnyLocation = TypeVar("AnyLocation", Path, StoragePath)
 
@@ -106,7 +112,7 @@ class Table:
     def rows(self) -> Iterator[Row]:
         """Yield the rows so far, as text."""
         with self.part.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
+            yield from map(_from_csv, csv.DictReader(file))
 
     def numbers(self, column: str) -> "array.array[float]":
         """Return one column without its empty cells, 8 bytes a row."""
@@ -128,7 +134,8 @@ class Table:
         Constants replace cells of the same name: a detector's statistic is one for all rows, unlike its view.
         """
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self.columns, restval="").writerows(dict(row) | self.constants for row in rows)
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writerows(_to_csv(dict(row) | self.constants) for row in rows)
         with self.part.open("ab", buffering=0) as file:
             end, unwritten = file.seek(0, os.SEEK_END), text.getvalue().encode()
             try:
@@ -168,7 +175,17 @@ def _write_csv(path: Path, columns: list[str], _: set[str], rows: Iterable[Row])
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(_to_csv, rows))
+
+
+def _to_csv(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells of a row in a CSV file: a file that is named like a formula gets `./`, which names the same."""
+    return row | {name: f"./{row[name]}" for name in NAMING if str(row.get(name, "")).startswith(FORMULA)}
+
+
+def _from_csv(row: Row) -> Row:
+    """Return the row of which `_to_csv` has made these cells: no other name begins with `./`."""
+    return row | {name: row[name][2:] for name in NAMING if (row.get(name) or "").startswith(FORMULA_PATHS)}
 
 
 def _write_parquet(path: Path, columns: list[str], texts: set[str], rows: Iterable[Row]) -> None:
@@ -216,7 +233,7 @@ def read(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), na
                     yield {name: "" if cell is None else str(cell) for name, cell in cells.items()}
         else:
             with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file, restval=""):
+                for row in map(_from_csv, csv.DictReader(file, restval="")):
                     yield {name: row[name] for name in columns} | {name: row.get(name, "") for name in optional}
     except (KeyError, ValueError, csv.Error) as error:
         raise InputError(

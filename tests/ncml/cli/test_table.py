@@ -34,6 +34,20 @@ def test_rows_are_written_immediately_and_resumed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
+@pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
+def test_a_file_that_is_named_like_a_formula_is_a_path_in_csv(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table(path).add([{"file": name, "x": -1}, {"file": f"in/{name}"}])
+    assert lines(tmp_path / "t.csv.part")[1:] == [f"./{name},-1,m1", f"in/{name},,m1"]
+    again = table(path)
+    assert [row["file"] for row in again.rows()] == [name, f"in/{name}"]
+    again.keep(1)
+    assert table(path).last == name
+    again.finish()
+    assert lines(path)[1:] == [f"./{name},-1,m1"]
+    assert [row["file"] for row in read(path, ["file"])] == [name]
+
+
 def test_rows_are_on_the_disk_when_they_have_been_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, sizes = os.fsync, dict[int, int]()
 
