@@ -6,7 +6,7 @@ const COLUMNS = [
   ...["model", "version", "calibration", "calibration_version"],
 ];
 
-/** The table of readings. */
+/** The table of readings. With ./ in front, spreadsheets take no file name for a formula. */
 export function csv(readings) {
   const lines = [COLUMNS, ...readings.map(csvRow)].map((cells) => cells.map(csvCell).join());
   return lines.map((line) => `${line}\r\n`).join("");
@@ -21,7 +21,7 @@ function csvRow({ name, score, scan, model, conditions }) {
   const isOod = ood && (ood.is_ood ? "yes" : "no");
   const noise = scan ? "" : (conditions.noise ?? 0);
   return [
-    ...[name, bpd, nats, statistic, oodScore, threshold, pValue, isOod],
+    ...[name.replace(/^[=+@-]/, "./$&"), bpd, nats, statistic, oodScore, threshold, pValue, isOod],
     ...[view, left, top, width, height, conditions.class, noise],
     ...[model.name, model.version, calibration, calibrationVersion],
   ];

@@ -220,7 +220,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     assert download.value.suggested_filename == "it's a photo-map.png"
     assert size(download) == (128, 128)
     page.get_by_label("In tiles").check()
-    photo = photo.rename(photo.with_name('a "large", photo.png'))
+    photo = photo.rename(photo.with_name('=a "large", photo.png'))
     upload(page, "score", photo)
     page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .verdict")).to_contain_text("308 tiles of 8 × 8 pixels")
@@ -232,7 +232,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     assert download.value.suggested_filename == "scores.csv"
     with Path(download.value.path()).open(newline="") as file:
         scan, first, second = csv.DictReader(file)
-    assert [row["image"] for row in (scan, first, second)] == [photo.name, "it's a photo.png", "stripes.png"]
+    assert [row["image"] for row in (scan, first, second)] == [f"./{photo.name}", "it's a photo.png", "stripes.png"]
     assert (scan["bits_per_dim"], scan["box_width"], scan["out_of_distribution"]) == ("", "8", "yes")
     assert (scan["statistic"], scan["view"], len(scan["calibration_version"])) == ("tiles", "worst_tile", 64)
     assert float(scan["ood_score"]) > float(scan["threshold"])
