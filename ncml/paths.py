@@ -242,11 +242,15 @@ def _is_new(folder: Path, roots: list[Path]) -> bool:
 
 
 def printable(path: str | os.PathLike[str] | StoragePath) -> str:
-    """Return a path as text that any output can hold: bytes that are not UTF-8 and control characters become escapes.
+    """Return a path as text that any output can hold, with escapes for bytes that are not UTF-8 and for controls."""
+    return escape_controls(os.fsencode(str(path)).decode("utf-8", "backslashreplace"))
 
-    In a terminal, the name of a file could otherwise forge lines and change what is shown.
+
+def escape_controls(text: str) -> str:
+    """Return a text with escapes for control characters.
+
+    In a terminal, the name of a file or the answer of a server could otherwise forge lines and change what is shown.
     """
-    text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
 
 

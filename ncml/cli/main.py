@@ -25,6 +25,7 @@ import tyro
 from ncml import runtime
 from ncml.errors import InputError, NcmlError, suggestion
 from ncml.object_storage import StoragePath
+from ncml.paths import escape_controls
 
 COMMANDS = {
     "train": "ncml.cli.train:train",
@@ -195,5 +196,5 @@ def _describe(error: Exception) -> str | None:
 
 
 def _fail(sentence: str) -> int:
-    print(f"ncml: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"ncml: {escape_controls(' '.join(sentence.split()))}", file=sys.stderr)
     return 2

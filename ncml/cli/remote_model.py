@@ -11,7 +11,7 @@ from ncml.images.reading import Image
 from ncml.ood.calibrations import Calibrations
 from ncml.ood.detector_calibration import NAME, STATISTIC
 from ncml.options import leaves_verdict_to_detector
-from ncml.paths import Location, printable
+from ncml.paths import Location, escape_controls, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RemoteCalibration:
             threshold=document["threshold"],
             n_rank=document["n_rank"],
             smallest_p=document["smallest_p"],
-            weakness=document.get("weakness", ""),
+            weakness=escape_controls(document.get("weakness", "")),
             statistics=tuple(document.get("thresholds", {})),
         )
 
@@ -73,7 +73,7 @@ class RemoteModel:
 
     def __init__(self, client: "Client", document: dict[str, Any]) -> None:
         self._client, self.url = client, client.url
-        self.name, self.version = str(document["name"]), str(document["version"])
+        self.name, self.version = escape_controls(str(document["name"])), str(document["version"])
         self.height, self.width = int(document["height"]), int(document["width"])
         calibrations = document.get("calibrations") or {}
         self.calibrations = Calibrations(
@@ -159,7 +159,7 @@ def connect(url: str, api_key: str, name: str) -> RemoteModel:
     except NcmlError:
         client.close()
         raise
-    except (LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         client.close()
         detail = f"{client.url} describes models in another way than an ncml service: check the address."
         raise ServiceError(detail) from error

@@ -23,7 +23,7 @@ from ncml.errors import InputError, ServiceError
 from ncml.images import heat
 from ncml.limits import MAX_JUDGED_IMAGES
 from ncml.object_storage import read_ahead
-from ncml.paths import Location, printable
+from ncml.paths import Location, escape_controls, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class SkippedFiles:
     def add(self, path: Location, message: str) -> Row:
         """Count a file and return its row."""
         self.count += 1
+        message = escape_controls(message)
         if self.count <= MAX_MESSAGES:
             self.messages.append(message)
         return {"file": printable(path), "error": message}

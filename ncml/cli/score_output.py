@@ -18,7 +18,7 @@ from ncml.data.inventory import counted
 from ncml.errors import InputError, NcmlError
 from ncml.object_storage import StoragePath
 from ncml.ood import conformal
-from ncml.paths import Location, collect, list_files, printable
+from ncml.paths import Location, collect, escape_controls, list_files, printable
 from ncml.progress import Progress
 
 TEXT_COLUMNS = (
@@ -217,12 +217,12 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
     if "rarity" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
         values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
-        view = row["view"].replace("_", " ")
-        remarks = "; ".join(filter(None, (row["rarity"], row["differences"])))
+        view = escape_controls(row["view"].replace("_", " "))
+        remarks = escape_controls("; ".join(filter(None, (row["rarity"], row["differences"]))))
         print(f"{view:17} {row['score']:7.2f} at {position:20}{verdict}{values}  {row['file']}  ({remarks})")
     elif "tiles" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
-        view = row["view"].replace("_", " ")
+        view = escape_controls(row["view"].replace("_", " "))
         print(f"{view:10} {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")
     else:
         values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)

@@ -25,7 +25,7 @@ from ncml.errors import InputError, ServiceError, StorageError
 from ncml.object_storage import StoragePath
 from ncml.object_storage.filesystems import open_filesystem
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
-from ncml.paths import Location, printable, printed_path, relative_to
+from ncml.paths import Location, escape_controls, printable, printed_path, relative_to
 from ncml.signals import handling
 
 RETRY_S = 5.0
@@ -328,4 +328,4 @@ class Watch:
               file=sys.stderr, flush=True)  # fmt: skip
 
     def _print(self, message: str) -> None:
-        print(f"{CLEAR if sys.stderr.isatty() else ''}ncml: {message}", file=sys.stderr, flush=True)
+        print(f"{CLEAR if sys.stderr.isatty() else ''}ncml: {escape_controls(message)}", file=sys.stderr, flush=True)

@@ -16,11 +16,12 @@ from PIL import Image
 
 from ncml.cli import arrivals, remote_model, rows, watch, watch_loop
 from ncml.cli import main as cli
-from ncml.cli.score_output import TEXT_COLUMNS
+from ncml.cli.score_output import TEXT_COLUMNS, print_row
 from ncml.cli.table import Table
 from ncml.client import Client
 from ncml.errors import ServiceError
 from ncml.ood.alarm import FlaggedRateAlarm
+from ncml.results import Score
 from service.app import create_app
 from service.keys import digest
 from service.settings import Settings
@@ -485,6 +486,50 @@ def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, worker, model
     status, _, err = run("images", "--statistics", "typicality")
     assert status == 2
     assert "this model has no default calibration: choose from tolerant." in err
+
+
+@pytest.mark.parametrize("others", [{"height": float("inf")}, {"calibrations": [1]}])
+def test_a_model_of_something_else_is_refused(
+    others: dict[str, object], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "images", range(80, 82, 2))
+    models = Client.models
+    monkeypatch.setattr(Client, "models", lambda client: [models(client)[0] | others])
+    status, _, err = run("images")
+    assert status == 2
+    assert "describes models in another way than an ncml service" in err
+
+
+def test_what_a_service_answers_cannot_change_the_terminal(
+    run: Run, jobs, worker, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "images", range(80, 82, 2))
+    models = Client.models
+    monkeypatch.setattr(Client, "models", lambda client: [models(client)[0] | {"name": "a\x1b[2J", "calibrations": {}}])
+    monkeypatch.setattr(Client, "score", lambda *_, **__: [Score(1.0, -1.0)])
+    status, _, err = run("images")
+    assert status == 0
+    assert "the service's model a\\x1b[2J is not calibrated" in err
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ServiceError("\x1b[2J", status=422)
+
+    monkeypatch.setattr(Client, "score", refuse)
+    assert run("images") == (2, "", "ncml: \\x1b[2J\n")
+
+
+@pytest.mark.parametrize("kind", [{"tiles": 1}, {"rarity": "rare", "differences": "grey", "p_value": None}])
+def test_the_view_of_a_service_cannot_change_the_terminal(
+    kind: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"file": "a.png", "view": "a\x1b[2J", "score": 1.0, "left": 0, "top": 0, "width": 1, "height": 1}
+    print_row(row | kind, ())
+    assert capsys.readouterr().out.startswith("a\\x1b[2J ")
+
+
+def test_messages_of_watch_cannot_change_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    watch_loop.Watch._print(watch_loop.Watch.__new__(watch_loop.Watch), "in/a\x1b[2J.png cannot be moved")
+    assert capsys.readouterr().err == "ncml: in/a\\x1b[2J.png cannot be moved\n"
 
 
 def test_no_module_imports_torch() -> None:
