@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 import httpx2
 
 from ncml.client.documents import Generated, Job, Result
-from ncml.client.exchange import Call, Exchange, Exchanges, RetryPolicy
+from ncml.client.exchange import Body, Call, Exchange, Exchanges, RetryPolicy
 from ncml.client.job_options import (
     CalibrateOptions,
     CompleteOptions,
@@ -156,7 +156,11 @@ class Client:
                 self._pause(step)
                 continue
             try:
-                answer = self._http.request(**step.arguments())
+                body = Body()
+                with self._http.stream(**step.arguments()) as response:
+                    for part in response.iter_bytes():
+                        body.add(part)
+                answer = body.complete(response)
             except httpx2.RequestError as error:
                 answer = error
 
@@ -273,7 +277,11 @@ class AsyncClient:
                 await asyncio.sleep(step)
                 continue
             try:
-                answer = await self._http.request(**step.arguments())
+                body = Body()
+                async with self._http.stream(**step.arguments()) as response:
+                    async for part in response.aiter_bytes():
+                        body.add(part)
+                answer = body.complete(response)
             except httpx2.RequestError as error:
                 answer = error
 

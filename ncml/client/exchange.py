@@ -52,6 +52,10 @@ which takes up to 45 s if it answers its requests first."""
 FIRST_PAUSE_S = 0.5
 """Pause before the first retry without a `Retry-After`; it doubles with each retry."""
 
+MAX_RESPONSE_BYTES = 512 * 2**20
+"""Maximum bytes of a response when it is decompressed, twice what 64 generated images of 1024x1024 pixels have: what
+sends more, such as a camera without end, is not a service, and would take all memory."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -64,7 +68,7 @@ class Call:
     headers: Mapping[str, str] | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `httpx2.Client.request`."""
+        """Return the arguments of `httpx2.Client.stream`."""
         files = [("image", (name or "image", data)) for name, data in self.files]
         return {
             "method": self.method,
@@ -73,6 +77,26 @@ class Call:
             "files": files or None,
             "headers": self.headers,
         }
+
+
+class Body:
+    """The body of a response, part by part."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: bytes) -> None:
+        """Append a part; raise `httpx2.DecodingError` if there are too many bytes."""
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > MAX_RESPONSE_BYTES:
+            raise httpx2.DecodingError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
+
+    def complete(self, response: httpx2.Response) -> httpx2.Response:
+        """Return the response with this body, and those of its headers that an exchange reads."""
+        headers = {name: response.headers[name] for name in ("content-type", "retry-after") if name in response.headers}
+        return httpx2.Response(response.status_code, headers=headers, content=b"".join(self._parts))
 
 
 ReadFiles: TypeAlias = Callable[[], list[Upload]]
@@ -319,7 +343,7 @@ class Exchanges:
             raise self._not_a_service(response) from error
 
     def _not_a_service(self, response: httpx2.Response | None = None) -> ServiceError:
-        """Return the error for a response of something else; None: its body cannot be decoded."""
+        """Return the error for a response of something else; None: its body cannot be decoded, or is too large."""
         status = 0 if response is None else response.status_code
         answer = f"answered {status}" if status else "answered"
         detail = f"{self.url} {answer}, but not as an ncml service does: check the address."

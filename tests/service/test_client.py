@@ -2,13 +2,14 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import os
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -541,6 +542,44 @@ def test_a_response_that_cannot_be_decoded_is_refused() -> None:
         Client("http://service", transport=httpx2.MockTransport(answer)).models()
     with pytest.raises(ServiceError, match=message):
         asyncio.run(ask())
+
+
+class Endless(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A body of blanks without end, of which `sent` counts the parts; it ends after 100 for a client that reads on."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self.sent < 100:
+            self.sent += 1
+            yield bytes(2**16)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+def test_a_response_that_is_too_large_is_refused_before_all_of_it_is_read(
+    coding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncml.client.exchange.MAX_RESPONSE_BYTES", 2**20)
+    bodies: list[Endless] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(Endless())
+        body = httpx2.ByteStream(gzip.compress(bytes(2**24))) if coding == "gzip" else bodies[-1]
+        return httpx2.Response(200, headers={"content-encoding": coding}, stream=body)
+
+    async def ask() -> None:
+        async with AsyncClient("http://service", transport=httpx2.MockTransport(answer)) as client:
+            await client.models()
+
+    for call in (Client("http://service", transport=httpx2.MockTransport(answer)).models, lambda: asyncio.run(ask())):
+        with pytest.raises(ServiceError, match=r"^http://service answered, but not as an ncml service does"):
+            call()
+    assert max(body.sent for body in bodies) < 20
 
 
 @pytest.mark.parametrize("form", ["EPS", "text", "PNG of 36 megapixels"])
