@@ -113,6 +113,8 @@ class Template:
         if mean_HW.ndim != 2 or mean_HW.shape != weight_HW.shape or min(mean_HW.shape) < 8:
             raise ValueError("its template and the weights have another shape")
         detail = int(tensors["template_detail"]) if "template_detail" in tensors else 0
+        if detail not in (0, *range(1, max(mean_HW.shape) + 1, 2)):
+            raise ValueError("the window of its detail is not odd, or is larger than the template")
         return cls(mean_HW, weight_HW, float(tensors["template_agreement"]), detail)
 
     @torch.inference_mode()

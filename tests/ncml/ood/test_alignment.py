@@ -101,6 +101,14 @@ def test_a_template_without_detail_is_that_of_earlier_detectors() -> None:
     assert torch.equal(pose.values_4, earlier.find(grey(images)[0]).values_4)
 
 
+@pytest.mark.parametrize("side", [-1.0, 2.0, 1025.0, 2.0**40])
+def test_a_template_with_an_impossible_window_of_detail_is_refused(side: float) -> None:
+    template = Template.of(grey([part(0)]), [Pose(torch.zeros(4), 1.0)])
+    stored = {name: torch.from_numpy(array) for name, array in template.store().items()}
+    with pytest.raises(ValueError, match="the window of its detail"):
+        Template.load(stored | {"template_detail": torch.tensor([side])})
+
+
 def test_images_that_lie_at_one_position_are_left_as_they_are(quick: None) -> None:
     images = [part(seed) for seed in range(12)]
     agreement = alignment.estimate(grey(images), ignore_progress)
