@@ -34,9 +34,14 @@ class Region:
 
     @classmethod
     def of_mask(cls, mask_HW: NDArray[np.bool_]) -> Self:
-        """Return the region of a mask of the images' size; raise `InputError` if nothing is judged."""
+        """Return the region of a mask of the images' size; raise `InputError` if it judges nothing or everything."""
         if not mask_HW.any():
             raise InputError("region", "the mask has no light pixel: make light what is judged, and the rest dark.")
+        if mask_HW.all():
+            raise InputError(
+                "region",
+                "the mask has no dark pixel (transparent ones are light): darken what is not judged, or omit --region.",
+            )
         box = Box.around(mask_HW)
         own_HW = mask_HW[box.top : box.top + box.height, box.left : box.left + box.width]
         return cls(box, mask_HW.shape[0], mask_HW.shape[1], None if own_HW.all() else np.packbits(own_HW).tobytes())

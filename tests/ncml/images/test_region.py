@@ -103,6 +103,16 @@ def test_a_mask_that_covers_its_box_is_that_box(tmp_path: Path) -> None:
     assert Region.of_mask(mask) == Region(Box(10, 20, 30, 40), 100, 80)
 
 
+def test_a_mask_that_is_white_on_a_transparent_ground_is_refused(tmp_path: Path) -> None:
+    mask_HW2 = np.full((100, 80, 2), 255, np.uint8)
+    mask_HW2[:50, :, 1] = 0
+    Image.fromarray(mask_HW2, "LA").save(tmp_path / "mask.png")
+    mask = read_region(str(tmp_path / "mask.png"))
+    assert isinstance(mask, np.ndarray)
+    with pytest.raises(InputError, match=r"the mask has no dark pixel \(transparent ones are light\)"):
+        Region.of_mask(mask)
+
+
 def test_an_empty_mask_and_a_damaged_one_are_refused() -> None:
     with pytest.raises(InputError, match="the mask has no light pixel"):
         Region.of_mask(np.zeros((10, 10), bool))
