@@ -216,9 +216,7 @@ class ImagesResult(FrozenModel):
 class ReviewCounts(FrozenModel):
     """What became of the reviewed images in a new version of a detector."""
 
-    good: int = Field(
-        description="flagged images that are good and joined those that estimate, also in earlier updates"
-    )
+    good: int = Field(description="flagged images that are good and became estimation images, also in earlier updates")
     still_flagged: int = Field(description="how many would be flagged if only images of other scenes had joined")
     defective: int = Field(description="defective images, also of earlier updates, which only tested the new version")
     found: int = Field(description="how many of them it flags")

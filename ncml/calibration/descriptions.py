@@ -87,7 +87,7 @@ def describe_detector(made: MadeDetector) -> list[str]:
         for images, scenes in parts
     )
     lines = [
-        f"{made.folder}: {estimating} estimate, and {ranking} rank",
+        f"{made.folder}: {estimating} for estimation, {ranking} for ranking",
         f"sizes of the good images: {_sizes(calibration)}",
         f"an image is flagged if its score is above {calibration.threshold:.2f}",
         f"weights in the score: {_weights(calibration)}",

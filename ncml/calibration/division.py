@@ -36,13 +36,13 @@ MAX_NAMES = 100
 
 
 class RankedScenesError(InputError):
-    """Reviewed images show scenes of images that rank."""
+    """Reviewed images show scenes of ranking images."""
 
     def __init__(self, names: Sequence[str]) -> None:
         subject = f"{counted(len(names), 'reviewed image')} {'shows' if len(names) == 1 else 'show'}"
         super().__init__(
             "reviewed",
-            f"{subject} scenes of good images that rank, which would make the rate wrong: leave out "
+            f"{subject} scenes of ranking images, which would make the rate wrong: leave out "
             f"{enumerated(names, MAX_REFUSED)} (on a service, delete the reviews).",
         )
         self.names = tuple(names)

@@ -79,15 +79,15 @@ def adapt(
         group: How images are grouped into scenes: by near-duplicates and overlaps (auto), each alone (image), by
             subfolder (folder), or by the group in parentheses of a regular expression on the path.
         leave_out: Leave out the images that are unlike the others.
-        reviewed: Folder of images that the detector flagged although they are good. They join those that estimate, and
-            never rank, so that the rate holds.
+        reviewed: Folder of images that the detector flagged although they are good. They become estimation
+            images, never ranking images, so that the rate holds.
         defective: Folder of images that should be flagged. They only test the detector: the report says how many it
             flags. With --update, they join those that it keeps.
         check: Folder of good images that have no part in the detector: the report says how many of them are flagged.
         keep_images: Keep copies of the good, reviewed and defective images in the folder of the detector, so that
             --update can use them.
         update: Detector of which to make a new version, with its own options and the images that it keeps; the images
-            in FOLDER join those that estimate.
+            in FOLDER become estimation images.
         region: Judge only this part of the images, in pixels from the left and the top, or where an image of their
             size, a mask, is light; all must have one size.
         tolerate_brightness: Do not flag images for being up to this much brighter or darker than the good ones.

@@ -30,7 +30,7 @@ class KeptImages:
 
     good: GoodImages
     reviewed: GoodImages | None
-    """Images that joined those that estimate; None if there are none."""
+    """Images that became estimation images; None if there are none."""
     defective: GoodImages | None
     """Images that should be flagged, which only test each version; None if there are none."""
     group: str

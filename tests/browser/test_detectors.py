@@ -615,7 +615,7 @@ def test_an_update_learns_from_the_reviews(
     # names of files with what looks like the id of a review, and a review that does not exist any more
     ids = [sent.json()["id"], "0" * 16, sent.json()["id"]]
     names = ", ".join(f"{review}-{'ab' * 8}-missing.png" for review in ids)
-    detail = f"1 reviewed image shows scenes of good images that rank: leave out {names}."
+    detail = f"1 reviewed image shows scenes of ranking images: leave out {names}."
     error = {"reason": "input", "field": "reviewed", "detail": detail}
     page.unroute("**/jobs/an-update/events")
     page.route("**/jobs/an-update/events", stream([("failed", {"status": "failed", "error": error})]))

@@ -442,7 +442,7 @@ def test_a_refused_or_canceled_update_leaves_no_folder(update: Callable[..., Out
     outcome = update(UPDATE.model_copy(update={"reviewed": (*FLAGGED, ranked)}))
     assert outcome.error is not None
     assert (outcome.error.reason, outcome.error.field) == ("input", "reviewed")
-    assert "1 reviewed image shows scenes of good images that rank" in outcome.error.detail
+    assert "1 reviewed image shows scenes of ranking images" in outcome.error.detail
     assert outcome.error.detail.endswith("leave out 5f-part.png (on a service, delete the reviews).")
     assert update(UPDATE, Drop(1, frozenset({"job"}))).calibration is None
     outcome = update(UPDATE, calibrates=False)

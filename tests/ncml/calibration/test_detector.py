@@ -219,10 +219,10 @@ def test_the_report_states_the_threshold_without_suspects_only_if_it_differs(mad
         report = descriptions.describe_detector(replace(made, suspects=suspects, threshold_without_suspects=without))
         assert words in report
         assert "1 of 60 images is unlike the others: a.png (places); remove any that is not good" in report
-    assert report[0] == f"{made.folder}: 21 images estimate, and 39 images rank"
+    assert report[0] == f"{made.folder}: 21 images for estimation, 39 images for ranking"
     of_scenes = replace(made.calibration, estimation_scenes=7)
     [line, *_] = descriptions.describe_detector(replace(made, calibration=of_scenes))
-    assert line == f"{made.folder}: 21 images of 7 scenes estimate, and 39 images rank"
+    assert line == f"{made.folder}: 21 images of 7 scenes for estimation, 39 images for ranking"
 
 
 def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:

@@ -701,7 +701,7 @@ def test_a_reviewed_image_whose_name_states_a_ranking_scene_is_refused(
     _, ranking = divide(division.find_scenes(good, "([0-9]+)"), 0.05)
     name = Path(good.names[ranking[0]]).stem
     reviewed = write(tmp_path / "flagged", **{name: brighter(300)})
-    with pytest.raises(InputError, match=rf"1 reviewed image shows scenes of good images that rank.* {name}.png"):
+    with pytest.raises(InputError, match=rf"1 reviewed image shows scenes of ranking images.* {name}.png"):
         make_detector(model, good, tmp_path / "part", reviewed=reviewed, **OPTIONS)
 
 
