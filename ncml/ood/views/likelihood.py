@@ -255,13 +255,15 @@ def _measure(
     network: NCPN, image_HWC: Pixels, precision: Precision, halvings: int, scales: int
 ) -> list[ScaleMeasurements]:
     """Measure an image at its first size, after some halvings, and at halved ones."""
-    height, width = first_size(*image_HWC.shape[:2], window_side(network), halvings + scales)
+    height, width = image_HWC.shape[:2]
+    side = window_side(network)
+    height, width = first_size(height, width, side, halvings + scales)
     image_HWC = Resize(height, width, "BICUBIC")(image_HWC)
-    for _ in range(judged_halvings(height, width, window_side(network), halvings, scales)):
+    for _ in range(judged_halvings(height, width, side, halvings, scales)):
         image_HWC = halved(image_HWC)
     row: list[ScaleMeasurements] = []
     for _ in range(scales):
-        measured = measure_bits(bits_map(network, image_HWC, precision=precision), window_side(network))
+        measured = measure_bits(bits_map(network, image_HWC, precision=precision), side)
         whole_M, windows_RC2 = measured.whole_M.cpu().numpy(), measured.windows_RC2.cpu().numpy()
         row.append(ScaleMeasurements(whole_M, windows_RC2, float(measured.peak), measured.peak_hw.cpu().numpy()))
         image_HWC = halved(image_HWC)
