@@ -5,6 +5,7 @@
 >>> model.score("photo.jpg")[0].bpd
 >>> model.generate(4, classes="cat", seeds=7)
 >>> model.complete("half.png", keep="top")
+>>> ncml.adapt("good", out="models/detector")
 
 This package does not import HTTP libraries, Redis or RQ. `import ncml` does not import torch; `load` does.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ncml.errors import InputError, ModelError, NcmlError, NotAnImage, TooLarge, TrainingError
 
 if TYPE_CHECKING:
+    from ncml.calibration.adapting import adapt
     from ncml.model import Model, Score, load
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Score",
     "TooLarge",
     "TrainingError",
+    "adapt",
     "load",
 ]
 
@@ -34,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from ncml import model
 
         return getattr(model, name)
+    if name == "adapt":
+        from ncml.calibration import adapting
+
+        return adapting.adapt
     raise AttributeError(f"module 'ncml' has no attribute {name!r}")

@@ -8,34 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ncml.checkpoint import DETECTOR, check_copy
-from ncml.cli.rows import MAX_MESSAGES
-from ncml.cli.terminal import (
-    DeviceOption,
-    JsonOption,
-    LocationArgument,
-    ModelOption,
-    describe,
-    load,
-    print_json,
-    progress_bar,
-)
-from ncml.data.good_images import check_brightness, open_folder
-from ncml.data.kept_images import are_kept
-from ncml.data.scenes import AUTO, are_compared, check_group
-from ncml.errors import InputError
-from ncml.images.region import read_region
-from ncml.ood.conformal import check_rate
-from ncml.paths import check_model_name, sorted_files
+from ncml import runtime
+from ncml.calibration import adapting
+from ncml.calibration.adapting import DEFAULT_RATE, AdaptedDetector
+from ncml.cli.terminal import DeviceOption, JsonOption, LocationArgument, ModelOption, print_json, progress_bar
+from ncml.data.scenes import AUTO
 
 if TYPE_CHECKING:
     from ncml.calibration.detector import MadeDetector
 
-DEFAULT_RATE = 0.05
 NO_ALIGN = "Compare parts where they lie, even if good images agree better once they are brought to one position."
 NO_POWER = "Skip the measurement of which alterations the detector finds, which takes most of the time."
-SUSPECTS = "suspects.png"
-"""The contact sheet of images that are unlike the others, in the folder of the detector."""
 
 
 def adapt(
@@ -95,114 +78,49 @@ def adapt(
         as_json: Print JSON.
     """
     started = time.monotonic()
-    check_rate(false_positive_rate)
-    check_group(group)
-    brightness = tolerate_brightness / 100
-    check_brightness(brightness)
-    judged = None if region is None else read_region(region)
-    if update:
-        of_the_detector = {
-            "model": model, "false-positive-rate": false_positive_rate != DEFAULT_RATE,
-            "confidence": confidence, "group": group != AUTO, "leave-out": leave_out, "reviewed": reviewed,
-            "region": region, "tolerate-brightness": tolerate_brightness, "keep-images": keep_images,
-            "no-align": not align,
-        }  # fmt: skip
-        for name in (name for name, value in of_the_detector.items() if value):
-            raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
-    check_model_name(out)
-    description = describe(update or model, device)
-    check_copy(description.folder, out)
-    folders = {
-        "data": (data, "good images"), "reviewed": (reviewed, "good images that were flagged"),
-        "defective": (defective, "defective images"), "check": (check, "good images that have no part in the detector"),
-    }  # fmt: skip
-    for field, (folder, contents) in folders.items():
-        if folder is not None and not folder.is_dir():
-            raise InputError(field, f"{folder} is not a folder: name a folder of {contents}.")
-    is_in_place = bool(update) and out.resolve() == description.folder.resolve()
-    if (out / DETECTOR).is_file() and not is_in_place:
-        is_losing = are_kept(out) and (bool(update) or not keep_images)
-        lost = ", and the images that it keeps are deleted" if is_losing else ""
-        _print_message(f"ncml: {out} holds a detector already: the new one replaces it{lost}")
-    comparison: list[str] = []
+    runtime.wait_without_spinning()
     printed: set[str] = set()
 
-    def report(made: "MadeDetector") -> None:
-        """Write the card, and print the lines of the report that are new."""
-        from ncml.calibration import descriptions
-
-        descriptions.write_detector_card(made)
-        lines = [*descriptions.describe_detector(made), *comparison]
-        if made.suspects:
-            lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
-        if made.pictures:
-            lines.append(f"examples of what it finds and misses are shown in {made.pictures}")
-        for line in [] if as_json else [line for line in lines if line not in printed]:
+    def report(adapted: AdaptedDetector) -> None:
+        """Print the lines of the report that are new."""
+        for line in [] if as_json else [line for line in adapted.report if line not in printed]:
             print(line, flush=True)
-        printed.update(lines)
-
-    def report_calibrated(made: "MadeDetector") -> None:
-        from ncml.calibration import descriptions
-
-        descriptions.save_contact_sheet(made.suspects, out / SUSPECTS)
-        report(made)
+            printed.add(line)
 
     with progress_bar() as on_progress:
-        compared = are_compared(group, has_others=reviewed is not None or check is not None)
-        opened = {
-            field: open_folder(
-                folder, sorted_files(folder), on_progress, seeks_points=compared and field != "defective"
-            )
-            for field, (folder, _) in folders.items()
-            if folder is not None
-        }
-        reasons = [reason for images in opened.values() for reason in images.unreadable]
-        more = f"and {len(reasons) - MAX_MESSAGES} more"
-        for reason in reasons[:MAX_MESSAGES] + [more] * (len(reasons) > MAX_MESSAGES):
-            _print_message(f"ncml: skipped: {reason}")
-        loaded = load(description, device)
-        common: dict[str, Any] = {
-            "defective": opened.get("defective"),
-            "check": opened.get("check"),
-            "device": device,
-            "on_calibrated": report_calibrated,
-            "on_message": _print_message,
-            "on_progress": on_progress,
-            **({} if power else {"power_images": 0}),
-        }
-        if update:
-            from ncml.calibration.updating import update_detector
-
-            updated = update_detector(loaded, opened["data"], out, **common)
-            made, comparison = updated.made, updated.comparison
-        else:
-            from ncml.calibration.detector import make_detector
-
-            made = make_detector(
-                loaded,
-                opened["data"],
-                out,
-                false_positive_rate=false_positive_rate,
-                confidence=confidence,
-                group=group,
-                leave_out=leave_out is not None,
-                reviewed=opened.get("reviewed"),
-                keep_images=keep_images,
-                region=judged,
-                align=align,
-                brightness=brightness,
-                **common,
-            )
-    report(made)
+        adapted = adapting.adapt(
+            data,
+            out=out,
+            model=model,
+            false_positive_rate=false_positive_rate,
+            confidence=confidence,
+            group=group,
+            leave_out=leave_out,
+            reviewed=reviewed,
+            defective=defective,
+            check=check,
+            keep_images=keep_images,
+            update=update,
+            region=region,
+            tolerate_brightness=tolerate_brightness,
+            align=align,
+            power=power,
+            device=device,
+            on_calibrated=report,
+            on_message=_print_message,
+            callback=on_progress,
+        )
+    report(adapted)
     if as_json:
-        print_json(_result(made) | {"comparison": comparison, "seconds": round(time.monotonic() - started, 1)})
+        result = _result(adapted.made) | {"comparison": list(adapted.comparison)}
+        print_json(result | {"seconds": round(time.monotonic() - started, 1)})
     else:
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         print(f"try: ncml score IMAGE --model {shlex.quote(str(out.resolve()))}", file=sys.stderr)
 
 
 def _print_message(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"ncml: {line}", file=sys.stderr, flush=True)
 
 
 def _result(made: "MadeDetector") -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from ncml.calibration.adapting import adapt
 from ncml.calibration.division import find_scenes
-from ncml.cli.adapt import adapt
 from ncml.data import scenes
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.data.overlaps import find_points, overlapping
@@ -96,8 +96,8 @@ def test_points_are_sought_only_in_images_that_are_compared(
     def stop(*_: object) -> NoReturn:
         raise Opened
 
-    monkeypatch.setattr("ncml.cli.adapt.open_folder", open_and_note)
-    monkeypatch.setattr("ncml.cli.adapt.load", stop)
+    monkeypatch.setattr("ncml.calibration.adapting.open_folder", open_and_note)
+    monkeypatch.setattr("ncml.model.load", stop)
     for name in sought:
         nets.save_images(tmp_path / name, np.zeros((1, 40, 40, 3), np.uint8))
     paths = {name: value if name == "group" else tmp_path / value for name, value in options.items()}

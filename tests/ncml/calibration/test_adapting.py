@@ -1,0 +1,68 @@
+"""`ncml.adapt`, the Python form of `ncml adapt`; tests/flow/commands/test_adapt.py has the command's options."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+import ncml
+from ncml.calibration.adapting import AdaptedDetector
+from ncml.errors import InputError
+from ncml.progress import Progress
+from tests.detectors import good_image, save_parts, use_small_scale, without_disc
+
+
+@pytest.fixture(autouse=True)
+def _small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_scale(monkeypatch)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    save_parts(folder, 40)
+    return folder
+
+
+def test_a_detector_is_made_reported_and_loaded(
+    model: ncml.Model, good: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (good / "damaged.png").write_bytes(b"no image")
+    out, calibrated, stages = tmp_path / "detector", list[AdaptedDetector](), set[str]()
+
+    def note(progress: Progress) -> None:
+        stages.add(progress.stage)
+
+    with caplog.at_level(logging.WARNING):
+        adapted = ncml.adapt(
+            good, out=out, model=str(model.folder), power=False, on_calibrated=calibrated.append, callback=note
+        )
+    assert any("skipped: damaged.png" in message for message in caplog.messages)
+    assert {"features", "likelihood"} <= stages
+    assert str(adapted).splitlines() == adapted.report
+    assert adapted.report[0] == f"{out}: 21 images for estimation, 19 images for ranking"
+    assert calibrated[0].report == adapted.report  # there is no power to measure
+    assert adapted.report[1] in (out / "card.md").read_text()
+    usual, missing = ncml.load(out).score([good_image(1000), without_disc(1001)])
+    assert usual.ood is not None
+    assert missing.ood is not None
+    assert (usual.ood.is_ood, missing.ood.is_ood) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"reviewed": "nowhere"}, "reviewed"),
+        ({"false_positive_rate": 2.0}, "false_positive_rate"),
+        ({"update": "cifar10", "confidence": 0.95}, "update"),
+        ({"region": "1,2"}, "region"),
+    ],
+)
+def test_wrong_options_are_refused_by_name_before_the_model_is_loaded(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], field: str
+) -> None:
+    monkeypatch.setattr("ncml.model.load", lambda *_: pytest.fail("it loads the model"))
+    with pytest.raises(InputError) as raised:
+        ncml.adapt(good, out=tmp_path / "detector", **options)  # pyright: ignore[reportArgumentType]
+    assert raised.value.field == field
