@@ -112,7 +112,8 @@ def test_configured_solvers_exist() -> None:
 
 def test_the_public_names() -> None:
     assert ncml.__all__ == [
-        "InputError", "Model", "ModelError", "NcmlError", "NotAnImage", "Score", "TooLarge", "TrainingError", "load",
+        "InputError", "Model", "ModelError", "NcmlError", "NotAnImage", "Score", "TooLarge", "TrainingError", "adapt",
+        "load",
     ]  # fmt: skip
     assert all(hasattr(ncml, name) for name in ncml.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
