@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ncml.data.scenes import AUTO, are_compared, check_group
 from ncml.errors import InputError
 from ncml.hub import find_model
 from ncml.images.region import read_region
+from ncml.limits import check_number
 from ncml.object_storage import StoragePath
 from ncml.ood.conformal import check_rate
 from ncml.paths import Location, check_model_name, parse_location, sorted_files
@@ -45,13 +47,44 @@ CONTENTS = {
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptedDetector:
-    """A detector in its folder, and its report, which `print` shows."""
+    """A detector in its folder, and its report, which `print` and notebooks show."""
 
     made: MadeDetector
     comparison: Sequence[str] = ()
     """What has changed in an update, a sentence each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values that `ncml adapt --json` prints."""
+        calibration, reviews = self.made.calibration, self.made.reviews
+        return {
+            "folder": str(self.made.folder),
+            "calibration": calibration.version,
+            "views": list(calibration.scales),
+            "weights": {name: scale.weight for name, scale in calibration.scales.items()},
+            "threshold": calibration.threshold,
+            "false_positive_rate": calibration.false_positive_rate,
+            "rate_bound": calibration.rate_bound,
+            "confidence": calibration.confidence,
+            "n_fit": calibration.n_fit,
+            "n_rank": calibration.n_rank,
+            "scenes": calibration.estimation_scenes + calibration.ranks.scenes,
+            "ranking_scenes": calibration.ranks.scenes,
+            "smallest_p": calibration.smallest_p,
+            "power": None if calibration.power is None else calibration.power.to_json(),
+            "pictures": self.made.pictures and str(self.made.pictures),
+            "weakness": calibration.weakness,
+            "notes": list(calibration.notes),
+            "near_duplicates": [list(names) for names in self.made.near_duplicates],
+            "suspicious": [suspect.name for suspect in self.made.suspects],
+            "left_out": list(self.made.left_out),
+            "reviewed": {name: getattr(reviews, name) for name in ("images", "still_flagged", "defective", "found")}
+            if reviews.images or reviews.defective
+            else None,
+            "check": {"images": reviews.checked, "flagged": reviews.flagged} if reviews.checked else None,
+            "comparison": list(self.comparison),
+        }
 
     @property
     def report(self) -> list[str]:
@@ -65,7 +98,7 @@ class AdaptedDetector:
             lines.append(f"examples of what it finds and misses are shown in {self.made.pictures}")
         return lines
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self.report)
 
 
@@ -74,7 +107,7 @@ def adapt(
     /,
     *,
     out: str | os.PathLike[str],
-    model: str = "",
+    model: str | os.PathLike[str] = "",
     false_positive_rate: float = DEFAULT_RATE,
     confidence: float | None = None,
     group: str = AUTO,
@@ -83,8 +116,8 @@ def adapt(
     defective: Folder | None = None,
     check: Folder | None = None,
     keep_images: bool = False,
-    update: str = "",
-    region: str | None = None,
+    update: str | os.PathLike[str] = "",
+    region: str | os.PathLike[str] | None = None,
     tolerate_brightness: float = 0.0,
     align: bool = True,
     power: bool = True,
@@ -95,7 +128,13 @@ def adapt(
 ) -> AdaptedDetector:
     """Make a detector from a folder of at least 30 good images; `ncml.load(out)` judges with it.
 
-    The arguments are the options of `ncml adapt`, which docs/detectors.md describes.
+    The arguments are the options of `ncml adapt`, which docs/detectors.md describes. Messages name them as the command
+    does: "--group image" is `group="image"` here.
+
+    data, reviewed, defective, check: folders, here or at s3://, gs://, hf:// or https://.
+    update: the folder or the name of a detector of which a new version is made.
+    region: "x,y,width,height" in pixels, or the path of a mask.
+    tolerate_brightness: in percent.
 
     on_calibrated: called once the detector is in its folder, before its power is measured.
     on_message: called with what is noticed before, such as files that cannot be read and the time it will take.
@@ -104,10 +143,16 @@ def adapt(
     Raises `InputError`, with the name of the argument, for options and images of which no detector can be made, and
     `ModelError` for a model that cannot be loaded.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise InputError("out", f"out must be the path of the detector's folder, not {reprlib.repr(out)}.")
     out = Path(out)
-    check_rate(false_positive_rate)
+    check_rate(check_number("false_positive_rate", false_positive_rate))
+    if confidence is not None:
+        check_number("confidence", confidence)
     check_group(group)
-    brightness = tolerate_brightness / 100
+    if leave_out not in (None, "suspects"):
+        raise InputError("leave_out", f"leave_out must be 'suspects' or None, not {leave_out!r}.")
+    brightness = check_number("tolerate_brightness", tolerate_brightness) / 100
     check_brightness(brightness)
     judged = None if region is None else read_region(region)
     if update:
@@ -189,8 +234,10 @@ def _folders(named: dict[str, Folder | None]) -> dict[str, Location]:
     """Return the folders that are named, by argument; raise `InputError` for one that is no folder."""
     folders: dict[str, Location] = {}
     for field, name in named.items():
-        if name is None:
+        if name is None and field != "data":
             continue
+        if not isinstance(name, str | os.PathLike | StoragePath):
+            raise InputError(field, f"{field} must be a folder of {CONTENTS[field]}, not {reprlib.repr(name)}.")
         folder = name if isinstance(name, StoragePath) else parse_location(os.fspath(name), field)
         if not folder.is_dir():
             raise InputError(field, f"{folder} is not a folder: name a folder of {CONTENTS[field]}.")

@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,9 +13,6 @@ from ncml.calibration import adapting
 from ncml.calibration.adapting import DEFAULT_RATE, AdaptedDetector
 from ncml.cli.terminal import DeviceOption, JsonOption, LocationArgument, ModelOption, print_json, progress_bar
 from ncml.data.scenes import AUTO
-
-if TYPE_CHECKING:
-    from ncml.calibration.detector import MadeDetector
 
 NO_ALIGN = "Compare parts where they lie, even if good images agree better once they are brought to one position."
 NO_POWER = "Skip the measurement of which alterations the detector finds, which takes most of the time."
@@ -112,8 +109,7 @@ def adapt(
         )
     report(adapted)
     if as_json:
-        result = _result(adapted.made) | {"comparison": list(adapted.comparison)}
-        print_json(result | {"seconds": round(time.monotonic() - started, 1)})
+        print_json(adapted.to_dict() | {"seconds": round(time.monotonic() - started, 1)})
     else:
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         print(f"try: ncml score IMAGE --model {shlex.quote(str(out.resolve()))}", file=sys.stderr)
@@ -121,33 +117,3 @@ def adapt(
 
 def _print_message(line: str) -> None:
     print(f"ncml: {line}", file=sys.stderr, flush=True)
-
-
-def _result(made: "MadeDetector") -> dict[str, Any]:
-    calibration, reviews = made.calibration, made.reviews
-    return {
-        "folder": str(made.folder),
-        "calibration": calibration.version,
-        "views": list(calibration.scales),
-        "weights": {name: scale.weight for name, scale in calibration.scales.items()},
-        "threshold": calibration.threshold,
-        "false_positive_rate": calibration.false_positive_rate,
-        "rate_bound": calibration.rate_bound,
-        "confidence": calibration.confidence,
-        "n_fit": calibration.n_fit,
-        "n_rank": calibration.n_rank,
-        "scenes": calibration.estimation_scenes + calibration.ranks.scenes,
-        "ranking_scenes": calibration.ranks.scenes,
-        "smallest_p": calibration.smallest_p,
-        "power": None if calibration.power is None else calibration.power.to_json(),
-        "pictures": made.pictures and str(made.pictures),
-        "weakness": calibration.weakness,
-        "notes": list(calibration.notes),
-        "near_duplicates": [list(names) for names in made.near_duplicates],
-        "suspicious": [suspect.name for suspect in made.suspects],
-        "left_out": list(made.left_out),
-        "reviewed": {name: getattr(reviews, name) for name in ("images", "still_flagged", "defective", "found")}
-        if reviews.images or reviews.defective
-        else None,
-        "check": {"images": reviews.checked, "flagged": reviews.flagged} if reviews.checked else None,
-    }

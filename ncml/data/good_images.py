@@ -175,7 +175,7 @@ def check_brightness(brightness: float) -> None:
     """Raise `InputError` for a share by which images cannot be made brighter or darker."""
     if not 0 <= brightness <= MAX_BRIGHTNESS:
         raise InputError(
-            "tolerate-brightness",
+            "tolerate_brightness",
             f"the tolerated change of brightness must be between 0 and {100 * MAX_BRIGHTNESS:g}%, not "
             f"{100 * brightness:g}%: where light differs more, use good images of each light.",
         )

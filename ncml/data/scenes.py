@@ -47,6 +47,8 @@ def check_group(group: str) -> None:
     """Raise `InputError` for a way to find scenes that is neither a word nor a pattern with a group."""
     if group in (AUTO, IMAGE, FOLDER):
         return
+    if not isinstance(group, str):
+        raise InputError("group", f"--group must be a text, not {group!r}.")
     try:
         groups = re.compile(group).groups
     except re.error as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import reprlib
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,7 +155,10 @@ def parse_region(text: str) -> Box:
     return Box(left, top, width, height)
 
 
-def read_region(text: str) -> Box | NDArray[np.bool_]:
+def read_region(region: str | os.PathLike[str]) -> Box | NDArray[np.bool_]:
     """Return the light pixels of a mask if this is the path of an image, [H, W]; else the box of `parse_region`."""
-    path = Path(text)
-    return open_image(path, field="region").mean(2) > 127.5 if path.is_file() else parse_region(text)
+    if not isinstance(region, str | os.PathLike):
+        shown = reprlib.repr(region)
+        raise InputError("region", f"a region must be a text such as '100,50,640,480' or a mask's path, not {shown}.")
+    path = Path(region)
+    return open_image(path, field="region").mean(2) > 127.5 if path.is_file() else parse_region(os.fspath(region))

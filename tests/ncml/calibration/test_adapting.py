@@ -40,7 +40,8 @@ def test_a_detector_is_made_reported_and_loaded(
         )
     assert any("skipped: damaged.png" in message for message in caplog.messages)
     assert {"features", "likelihood"} <= stages
-    assert str(adapted).splitlines() == adapted.report
+    assert str(adapted).splitlines() == repr(adapted).splitlines() == adapted.report
+    assert adapted.to_dict()["n_rank"] == 19
     assert adapted.report[0] == f"{out}: 21 images for estimation, 19 images for ranking"
     assert calibrated[0].report == adapted.report  # there is no power to measure
     assert adapted.report[1] in (out / "card.md").read_text()
@@ -57,6 +58,16 @@ def test_a_detector_is_made_reported_and_loaded(
         ({"false_positive_rate": 2.0}, "false_positive_rate"),
         ({"update": "cifar10", "confidence": 0.95}, "update"),
         ({"region": "1,2"}, "region"),
+        ({"region": (0, 0, 32, 32)}, "region"),
+        ({"region": Path("nowhere.png")}, "region"),
+        ({"reviewed": ["a.png"]}, "reviewed"),
+        ({"out": None}, "out"),
+        ({"false_positive_rate": "0.05"}, "false_positive_rate"),
+        ({"confidence": "0.95"}, "confidence"),
+        ({"group": None}, "group"),
+        ({"leave_out": True}, "leave_out"),
+        ({"tolerate_brightness": "10"}, "tolerate_brightness"),
+        ({"tolerate_brightness": 60}, "tolerate_brightness"),
     ],
 )
 def test_wrong_options_are_refused_by_name_before_the_model_is_loaded(
@@ -64,5 +75,11 @@ def test_wrong_options_are_refused_by_name_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("ncml.model.load", lambda *_: pytest.fail("it loads the model"))
     with pytest.raises(InputError) as raised:
-        ncml.adapt(good, out=tmp_path / "detector", **options)  # pyright: ignore[reportArgumentType]
+        ncml.adapt(good, **{"out": tmp_path / "detector", **options})  # pyright: ignore[reportArgumentType]
     assert raised.value.field == field
+
+
+@pytest.mark.parametrize("data", [None, ["a.png"]])
+def test_good_images_that_are_no_folder_are_refused(tmp_path: Path, data: object) -> None:
+    with pytest.raises(InputError, match="data must be a folder of good images, not"):
+        ncml.adapt(data, out=tmp_path / "detector")  # pyright: ignore[reportArgumentType]
