@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -70,8 +70,18 @@ def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: s
     return Model(network.requires_grad_(False), description, setting)
 
 
+def _load_again(folder: Path, device: str, setting: BatchingSetting, version: str) -> Model:
+    model = load(folder, device, batching=setting)
+    if model.version != version:
+        raise ModelError(f"{folder} holds another model than when it was loaded: load it again.")
+    return model
+
+
 class Model:
-    """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time."""
+    """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time.
+
+    A copy, also one that is passed to another process, is loaded from the folder again.
+    """
 
     def __init__(self, network: NCPN, description: checkpoint.Description, batching: BatchingSetting = "auto") -> None:
         self.network = network
@@ -96,6 +106,9 @@ class Model:
         self._batchings: dict[tuple[int, int, bool], Batching] = {}
         """By number of threads, rows per image, and whether distributions are tilted."""
         self.read_calibration()
+
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[Path, str, BatchingSetting, str]]:
+        return _load_again, (self.folder.resolve(), str(self.device), self._batching_setting, self.version)
 
     def __repr__(self) -> str:
         size = f"{self.height}x{self.width}, {len(self.classes)} classes"

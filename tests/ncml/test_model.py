@@ -1,6 +1,9 @@
 """The public interface: scores are correct, and every mistake is explained in a sentence."""
 
+import copy
 import math
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 
 import ncml
-from ncml.errors import InputError
+from ncml.errors import InputError, ModelError
 from ncml.network.mixture import LOG_SCALES, split_parameters
 from tests.ncml import nets
 
@@ -241,3 +244,19 @@ def test_numpy_numbers_are_numbers(model: ncml.Model) -> None:
 def test_a_relative_folder_has_its_name(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model.folder)
     assert ncml.load(Path()).name == "loud"
+
+
+def test_a_copy_is_loaded_from_the_folder_again_unless_that_has_changed(model: ncml.Model, tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(model.folder, folder)
+    loaded = ncml.load(folder, batching="fixed")
+    expected = [score.bpd for score in loaded.score(IMAGES)]
+    copies = copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))
+    for copied in copies:
+        assert copied.network is not loaded.network
+        assert copied.batching == loaded.batching
+        assert [score.bpd for score in copied.score(IMAGES)] == expected
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"a"', '"z"'))
+    with pytest.raises(ModelError):
+        copy.deepcopy(loaded)
