@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError
 from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
+from ncml.images.reading import Image, read_image
 from ncml.images.tiling import Box, Scores, Tiling, blend, stretch_bands
 from ncml.limits import View
 
@@ -68,7 +69,7 @@ class Detection:
     differences: tuple[str, ...] = ()
     """What distinguishes the image from all good ones at first sight, a clause each: its size, that it is grey, or that
     the part was not found in it."""
-    grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     """Local scores of the view, evenly spaced over `covered`; empty for a view without a map."""
 
     def verdict(self, calibration: str) -> Verdict:
@@ -95,10 +96,19 @@ class Detection:
         """The local scores at the image's size, [H, W]; 0 outside the part that is judged and without a map."""
         return np.concatenate(list(stretch_bands(self.grid, self.covered, self.height, self.width)))
 
-    def draw(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the image, uint8 [H, W, 3] at its own size, in grey with the map and the box."""
+    def draw(self, image: Image) -> ImageArray:
+        """Return the judged image, uint8 [H, W, 3] at its own size, in grey with the map and the box.
+
+        Raises `InputError` for an image of another size.
+        """
+        image_HWC = read_image(image, "image")
+        if image_HWC.shape[:2] != (self.height, self.width):
+            size = f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
+            raise InputError(
+                "image", f"the image has {size} pixels, not {self.width}x{self.height}: pass the image that was judged."
+            )
         colours = heat.detection_range(self.grid, self.score, self.threshold)
-        return heat.render_detection(image_HWC, self.map, colours, self.box, self.is_ood)
+        return heat.render_detection(image_HWC, self.map, colours, self.box, self.is_ood).view(ImageArray)
 
 
 @dataclass(frozen=True)
@@ -259,6 +269,10 @@ class Scan:
 
 class ImageArray(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
     """Images, uint8 [n, H, W, 3] or [H, W, 3]: an array that a notebook renders."""
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        """Return a number for a mean or a sum, as other arrays do."""
+        return array[()] if return_scalar else super().__array_wrap__(array, context, return_scalar)
 
     def _repr_png_(self) -> bytes | None:
         """Return the images as a PNG, as a grid if there are several; None for an array that is not of images."""

@@ -172,4 +172,5 @@ def test_a_notebook_shows_generated_images_as_a_grid(model: ncml.Model) -> None:
     assert single is not None
     assert Image.open(io.BytesIO(single)).size == (256, 256)
     assert (generated / 2)._repr_png_() is None
+    assert type(generated.mean()) is np.float64
     assert generated.mean(0)._repr_png_() is None

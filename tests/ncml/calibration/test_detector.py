@@ -85,6 +85,10 @@ def test_a_folder_of_good_images_becomes_a_model_that_judges_images_at_their_own
     assert missing.detection.rarity.startswith("0 of ")
     assert good.detection is not None
     flagged, unflagged = missing.detection.draw(without_disc(1001)), good.detection.draw(good_image(1000))
+    assert np.array_equal(missing.detection.draw(Image.fromarray(without_disc(1001))), flagged)
+    with pytest.raises(InputError, match="the image has 5x4 pixels, not 96x72: pass the image that was judged"):
+        missing.detection.draw(np.zeros((4, 5, 3), np.uint8))
+    assert "grid=" not in repr(missing.detection)
     assert (flagged == heat.FLAGGED).all(2).any()
     assert not (unflagged == heat.FLAGGED).all(2).any()
     box = good.detection.box
