@@ -33,8 +33,9 @@ def read_images(
     """
     pixels: list[NDArray[np.uint8]] = []
     paths: list[str | None] = []
-    for image in list_images(images):
-        array = read_image(image)
+    listed = list_images(images)
+    for position, image in enumerate(listed):
+        array = read_image(image, "images" if len(listed) == 1 else f"images[{position}]")
         if not preprocess:
             _check_size(array.shape, height, width)
         pixels.append(resize_to(array, height, width))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,8 +24,8 @@ from ncml.paths import list_local_files, printable
 
 Image: TypeAlias = "str | os.PathLike[str] | StoragePath | bytes | PILImage.Image | NDArray[np.uint8]"
 """The path or the bytes of a file, a Pillow image, or an array uint8 [H, W, 3], [H, W, 4] or [H, W]."""
-Images: TypeAlias = "Image | Sequence[Image]"
-"""An image, several of them, an array of them uint8 [B, H, W, 3], or a folder."""
+Images: TypeAlias = "Image | Iterable[Image]"
+"""An image, several of them (a list or a generator), an array of them uint8 [B, H, W, 3], or a folder."""
 
 
 def list_images(images: Images, field: str = "images") -> list[Image]:
@@ -65,6 +65,16 @@ def _not_an_image(value: object, field: str) -> InputError:
     return InputError(field, f"an image must be {kinds}, not {reprlib.repr(value)}.")
 
 
+def _conversion(array: NDArray[Any]) -> str:
+    """Return the remedy for an array that is no image."""
+    steps: list[str] = []
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
+        steps.append("move the channels to the end with numpy.moveaxis(image, 0, 2)")
+    if array.dtype.kind == "f":
+        steps.append("convert values from 0 to 1 with (255 * image).round().astype('uint8')")
+    return " and ".join(steps) or "convert it"
+
+
 def name_of(image: Image) -> str | None:
     """Return the path of an image that was passed as one."""
     return printable(image) if isinstance(image, str | os.PathLike | StoragePath) else None
@@ -96,9 +106,10 @@ def read_pil(image: Image, field: str = "images") -> PILImage.Image:
     array = np.asarray(image)
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not is_image or not array.size:
+        subject = "an image" if field in ("image", "images") else field
         raise InputError(
             field,
-            f"an image must be uint8 [height, width, 3], not {array.dtype} {list(array.shape)}: convert it, or pass a "
-            "PIL image or a path.",
+            f"{subject} must be uint8 [height, width, 3], not {array.dtype} {list(array.shape)}: {_conversion(array)}, "
+            "or pass a PIL image or a path.",
         )
     return to_rgb_or_rgba(PILImage.fromarray(array))

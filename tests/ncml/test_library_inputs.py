@@ -82,8 +82,17 @@ def test_errors_about_images_name_the_remedy(model: ncml.Model, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"there is no image in .*empty: name a folder of png, jpg"):
         model.score(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"not float64 \[8, 8, 3\]: convert it, or pass a PIL image or a path"):
-        model.score(np.zeros((8, 8, 3)))
+    for array, remedy in (
+        (np.zeros((8, 8, 3)), r"not float64 \[8, 8, 3\]: convert values from 0 to 1 with \(255 \* image\)"),
+        (PIXELS[0].transpose(2, 0, 1), r"move the channels to the end with numpy\.moveaxis\(image, 0, 2\), or pass a "),
+        (np.zeros((3, 8, 8)), "move the channels .* and convert values"),
+        (PIXELS[0].astype(int), "convert it, or pass a PIL image or a path"),
+    ):
+        with pytest.raises(InputError, match=remedy):
+            model.score(array)
+    for invalid in (PIXELS[0].astype(int), b"hello"):
+        with pytest.raises(InputError, match=r"^images\[1\] (must be uint8|is not an image)"):
+            model.score([PIXELS[0], invalid])
     for invalid in (5, None, [None], [PIXELS[0], 5.0], {"a": PIXELS[0]}):
         with pytest.raises(InputError, match="an image must be a path, bytes, a PIL image or a uint8 array, not"):
             model.score(invalid)  # type: ignore[arg-type]
