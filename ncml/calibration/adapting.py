@@ -33,7 +33,7 @@ Folder: TypeAlias = str | os.PathLike[str] | StoragePath
 
 DEFAULT_RATE = 0.05
 MAX_SKIPPED = 5
-"""Files that cannot be read of which the reason is reported."""
+"""Unreadable files that are reported individually."""
 SUSPECTS = "suspects.png"
 """The contact sheet of images that are unlike the others, in the folder of the detector."""
 CONTENTS = {
@@ -231,7 +231,7 @@ def adapt(
 
 
 def _folders(named: dict[str, Folder | None]) -> dict[str, Location]:
-    """Return the folders that are named, by argument; raise `InputError` for one that is no folder."""
+    """Return the given folders by argument; raise `InputError` for a path that is not a folder."""
     folders: dict[str, Location] = {}
     for field, name in named.items():
         if name is None and field != "data":

@@ -66,7 +66,7 @@ def _not_an_image(value: object, field: str) -> InputError:
 
 
 def _conversion(array: NDArray[Any]) -> str:
-    """Return the remedy for an array that is no image."""
+    """Return how to convert an array that is not an image."""
     steps: list[str] = []
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
         steps.append("move the channels to the end with numpy.moveaxis(image, 0, 2)")

@@ -43,7 +43,7 @@ def test_a_detector_is_made_reported_and_loaded(
     assert str(adapted).splitlines() == repr(adapted).splitlines() == adapted.report
     assert adapted.to_dict()["n_rank"] == 19
     assert adapted.report[0] == f"{out}: 21 images for estimation, 19 images for ranking"
-    assert calibrated[0].report == adapted.report  # there is no power to measure
+    assert calibrated[0].report == adapted.report  # with power=False, nothing follows the calibration
     assert adapted.report[1] in (out / "card.md").read_text()
     usual, missing = ncml.load(out).score([good_image(1000), without_disc(1001)])
     assert usual.ood is not None
