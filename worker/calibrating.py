@@ -176,15 +176,11 @@ def _update(
                 "update it on the command line (ncml adapt --update), or ask the operator to raise NCML_JOB_TIMEOUT_S.",
             )
 
-    reviewed = _open(job.reviewed, incoming / "reviewed", on_progress)
-    defective = None
-    if job.defective:
-        defective = _open(job.defective, incoming / "defective", on_progress, seeks_points=False)
     updated = update_detector(
         model,
-        reviewed,
+        _open(job.reviewed, incoming / "reviewed", on_progress),
         folder,
-        defective=defective,
+        defective=_open(job.defective, incoming / "defective", on_progress),
         power_images=UPDATE_POWER_IMAGES,
         device=str(model.device),
         on_estimate=check_time,
@@ -209,14 +205,17 @@ def _update(
     )
 
 
-def _open(
-    images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress, *, seeks_points: bool = True
-) -> GoodImages:
-    """Write images to a folder and open them; their scenes are stated by the names that the client gave the files."""
+def _open(images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress) -> GoodImages | None:
+    """Write images to a folder and open them; None without any.
+
+    Their scenes are stated by the names that the client gave the files.
+    """
+    if not images:
+        return None
     folder.mkdir(parents=True)
     for image in images:
         (folder / image.name).write_bytes(image.file)
-    opened = open_folder(folder, sorted(folder.iterdir()), on_progress, seeks_points=seeks_points)
+    opened = open_folder(folder, sorted(folder.iterdir()), on_progress)
     scene_names = {image.name: image.scene_name or image.name for image in images}
     return replace(opened, scene_names=tuple(scene_names[name] for name in opened.names))
 

@@ -266,10 +266,8 @@ class UpdateJob(LongJob):
 
     task: Literal[Task.UPDATE] = Task.UPDATE
     name: str = Field(pattern=MODEL_NAME, max_length=64, description="name of the new model folder")
-    reviewed: tuple[ReviewedImage, ...] = Field(
-        min_length=1, description="images that it flagged although they are good"
-    )
-    defective: tuple[ReviewedImage, ...] = Field(default=(), description="images that only test the new version")
+    reviewed: tuple[ReviewedImage, ...] = Field(default=(), description="images that it flagged although they are good")
+    defective: tuple[ReviewedImage, ...] = Field(default=(), description="images that should be flagged")
 
 
 Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob | CalibrateJob | UpdateJob

@@ -79,7 +79,9 @@ class AdaptedDetector:
             "near_duplicates": [list(names) for names in self.made.near_duplicates],
             "suspicious": [suspect.name for suspect in self.made.suspects],
             "left_out": list(self.made.left_out),
-            "reviewed": {name: getattr(reviews, name) for name in ("images", "still_flagged", "defective", "found")}
+            "reviewed": {
+                name: getattr(reviews, name) for name in ("images", "still_flagged", "defective", "learned", "found")
+            }
             if reviews.images or reviews.defective
             else None,
             "check": {"images": reviews.checked, "flagged": reviews.flagged} if reviews.checked else None,
@@ -103,7 +105,7 @@ class AdaptedDetector:
 
 
 def adapt(
-    data: Folder,
+    data: Folder | None = None,
     /,
     *,
     out: str | os.PathLike[str],
@@ -132,7 +134,8 @@ def adapt(
     does: "--group image" is `group="image"` here.
 
     data, reviewed, defective, check: folders, here or at s3://, gs://, hf:// or https://.
-    update: the folder or the name of a detector of which a new version is made.
+    update: the folder or the name of a detector of which a new version is made. It needs no data if there are defective
+        images.
     region: "x,y,width,height" in pixels, or the path of a mask.
     tolerate_brightness: in percent.
 
@@ -164,6 +167,12 @@ def adapt(
         }  # fmt: skip
         for name in (name for name, value in of_the_detector.items() if value):
             raise InputError("update", f"--update uses the options of the detector itself: omit --{name}.")
+    if data is None and not update:
+        raise InputError("data", "a folder of good images is missing: name one.")
+    if data is None and defective is None:
+        raise InputError(
+            "data", "an update needs images: name a folder of flagged images that are good, or --defective ones."
+        )
     check_model_name(out)
     runtime.check_device_name(device)
     base = checkpoint.describe(find_model(update or model)).folder
@@ -174,9 +183,9 @@ def adapt(
         is_losing = are_kept(out) and (bool(update) or not keep_images)
         lost = ", and the images that it keeps are deleted" if is_losing else ""
         on_message(f"{out} holds a detector already: the new one replaces it{lost}")
-    compared = are_compared(group, has_others=reviewed is not None or check is not None)
+    compared = are_compared(group, has_others=len(folders) > 1)
     opened = {
-        field: open_folder(folder, sorted_files(folder), callback, seeks_points=compared and field != "defective")
+        field: open_folder(folder, sorted_files(folder), callback, seeks_points=compared)
         for field, folder in folders.items()
     }
     reasons = [f"skipped: {reason}" for images in opened.values() for reason in images.unreadable]
@@ -205,7 +214,7 @@ def adapt(
     if update:
         from ncml.calibration.updating import update_detector
 
-        updated = update_detector(loaded, opened["data"], out, **common)
+        updated = update_detector(loaded, opened.get("data"), out, **common)
         adapted = AdaptedDetector(updated.made, updated.comparison)
     else:
         from ncml.calibration.detector import make_detector
@@ -234,7 +243,7 @@ def _folders(named: dict[str, Folder | None]) -> dict[str, Location]:
     """Return the given folders by argument; raise `InputError` for a path that is not a folder."""
     folders: dict[str, Location] = {}
     for field, name in named.items():
-        if name is None and field != "data":
+        if name is None:
             continue
         if not isinstance(name, str | os.PathLike | StoragePath):
             raise InputError(field, f"{field} must be a folder of {CONTENTS[field]}, not {reprlib.repr(name)}.")

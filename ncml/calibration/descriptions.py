@@ -124,8 +124,14 @@ def describe_detector(made: MadeDetector) -> list[str]:
     reviews = made.reviews
     if reviews.defective:
         lines.append(
-            f"{reviews.found} of {counted(reviews.defective, 'defective image')}, which only test it, are flagged"
+            f"{reviews.found} of {counted(reviews.defective, 'defective image')} are flagged, each by weights of the "
+            "views that were learned without it"
         )
+        if others := reviews.defective - reviews.learned:
+            shows, it = ("shows a scene", "it") if others == 1 else ("show scenes", "them")
+            lines.append(
+                f"{counted(others, 'defective image')} {shows} of ranking images, so nothing was learned from {it}"
+            )
     if reviews.images:
         still = f"{reviews.still_flagged} would be flagged again if only images of other scenes had been added"
         lines.append(f"{counted(reviews.images, 'reviewed image')} for estimation, not for ranking; {still}")

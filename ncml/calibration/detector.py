@@ -2,7 +2,7 @@
 
 1. Find the scenes, and divide them between estimation and ranking.
 2. Estimate the views on the estimation images, standardise their scores, and weight them by what they find in altered
-   estimation images.
+   estimation images and in defective images, if there are any.
 3. Rank the scores of the ranking images; the views are those that will be loaded from the folder.
 4. Measure the power on altered ranking images.
 
@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
-from ncml.calibration.division import DividedImages, GoodScenes, check_apart, check_labels
+from ncml.calibration.division import DefectiveImages, DividedImages, GoodScenes, check_apart, check_labels
 from ncml.calibration.good_image_notes import describe_good_images
 from ncml.calibration.good_scores import is_flagged
-from ncml.calibration.view_estimation import measure_good_images, region_readers
+from ncml.calibration.view_estimation import measure_images, region_readers
 from ncml.data import kept_images
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages, check_brightness
@@ -76,8 +76,10 @@ class Reviews:
     still_flagged: int
     """How many the images of other scenes would not keep from being flagged again."""
     defective: int
+    learned: int
+    """From how many of the defective images the weights are learned."""
     found: int
-    """How many of the defective images are flagged; they have no part in the detector."""
+    """How many of the defective images are flagged, each with weights that are learned without it (`count_found`)."""
     checked: int
     flagged: int
     """How many of the good images that have no part in the detector are flagged."""
@@ -135,7 +137,8 @@ def make_detector(
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
         holds, and the scales are those of the other images, except of scores that images change by nothing else.
-    defective: images that should be flagged; they only test the detector. None is among the good ones.
+    defective: images that should be flagged. The weights are learned from them, but from none that shows a scene of
+        ranking images, so that the rate holds; and they test the detector. None is among the good ones.
     check: further good images, which only test it; they show no scene of the others.
     keep_images: whether the folder keeps copies of the good, reviewed and defective images, so that the detector can be
         updated.
@@ -158,10 +161,10 @@ def make_detector(
     find_detector_base()  # before minutes of computing: the last view needs it
     former = checkpoint.detector_version(folder)
     taking_part = good if reviewed is None else good.join(reviewed)
-    if check is not None:
-        check_apart(taking_part, check, group, on_progress)
     if defective is not None:
         check_labels(taking_part if check is None else taking_part.join(check), defective)
+    if check is not None:
+        check_apart(taking_part if defective is None else taking_part.join(defective), check, group, on_progress)
     tests = [images for images in (defective, check) if images is not None]
     judged = None if region is None else _region(functools.reduce(GoodImages.join, tests, taking_part), region)
     kept_bytes = kept_images.kept_bytes(good, reviewed, defective) if keep_images else 0
@@ -169,15 +172,16 @@ def make_detector(
     scenes = GoodScenes.find(good, reviewed, group, on_progress)
     duplicates = scenes.near_duplicates
     divided = scenes.divide(false_positive_rate, confidence)
+    learned = DefectiveImages.of(divided, defective, group, on_progress)
     example_HWC = region_readers(divided.images, divided.estimating[:1], judged)[0]()
     if efficientnet.is_available():
         pass_seconds = patches.pass_seconds(example_HWC, device)
-        calibrating = _calibration_seconds(pass_seconds, divided)
+        calibrating = _calibration_seconds(pass_seconds, divided, len(learned.images))
         on_estimate(calibrating)
         on_message(_describe_time(calibrating, pass_seconds, divided, power_images))
     started = time.monotonic()
     measure = functools.partial(
-        measure_good_images,
+        measure_images,
         region=judged,
         align=align,
         brightness=brightness,
@@ -185,7 +189,7 @@ def make_detector(
         on_message=on_message,
         on_progress=on_progress,
     )
-    views, scores, lost = measure(divided)
+    views, scores, lost = measure(divided, learned)
     suspects = _suspects(good, scores.combined_N[: len(good)], scores.leading_views_N)
     without = scores.threshold_without({suspect.position for suspect in suspects}, false_positive_rate, confidence)
     before = None
@@ -196,7 +200,8 @@ def make_detector(
         left_out = tuple(name for name in good.names if name in names)
         scenes = scenes.without(names)
         divided = scenes.divide(false_positive_rate, confidence)
-        views, scores, lost = measure(divided)
+        learned = DefectiveImages.of(divided, defective, group, on_progress)
+        views, scores, lost = measure(divided, learned)
     if checkpoint.detector_version(folder) != former:  # its images are not among these, so replacing it would lose them
         raise _made_meanwhile(folder, "made while this one was measured")
     with _replacing(folder) as written:
@@ -224,6 +229,7 @@ def make_detector(
             grey_images=sum(divided.images.are_grey),
             region=judged,
             brightness=brightness,
+            learned_defective=int(learned.are_learned_D.sum()),
         )
         calibration.save(written)
         adopt_arrays(written)
@@ -232,7 +238,10 @@ def make_detector(
     reviews = Reviews(  # before minutes of measuring the power: one of the images that test may be refused
         divided.reviewed,
         scores.count_flagged_again(calibration.cutoff),
-        *(count for images in (defective, check) for count in count_flagged(detector, images, on_progress)),
+        len(learned.images),
+        calibration.learned_defective,
+        scores.count_found(calibration.cutoff),
+        *count_flagged(detector, check, on_progress),
     )
     made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
     on_calibrated(made)
@@ -325,9 +334,9 @@ def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
     return region
 
 
-def _calibration_seconds(pass_seconds: float, divided: DividedImages) -> float:
+def _calibration_seconds(pass_seconds: float, divided: DividedImages, defective: int) -> float:
     """Return an estimate of the time to the calibration from that of one pass."""
-    judging = len(divided.ranking) + len(ALTERATIONS)
+    judging = len(divided.ranking) + len(ALTERATIONS) + defective
     return pass_seconds * (ESTIMATION_PASSES * len(divided.estimating) + JUDGING_PASSES * judging)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml.data import scenes as finding
 from ncml.data.blocks import one_of_each_block
@@ -192,6 +193,27 @@ class DividedImages:
     def one_of_each_ranking_scene(self) -> GoodImages:
         """Return the first image of each scene that ranks."""
         return self.images.take(self.ranking[np.unique(self.scenes_N[self.ranking], return_index=True)[1]])
+
+
+@dataclass(frozen=True)
+class DefectiveImages:
+    """Images that should be flagged, and from which of them the weights of views are learned."""
+
+    images: GoodImages
+    scenes_D: Integers
+    are_learned_D: NDArray[np.bool_]
+    """Whether none of its scene ranks, so that the score does not depend on what it ranks; the others only test it."""
+
+    @classmethod
+    def of(
+        cls, divided: DividedImages, images: GoodImages | None, group: str, on_progress: OnProgress = ignore_progress
+    ) -> Self:
+        """Find the scenes of defective images, if there are any, as `find_common_scenes` does."""
+        if images is None:
+            return cls(divided.images.take([]), np.empty(0, np.int64), np.empty(0, np.bool_))
+        common_N = find_common_scenes(divided.images, images, group, on_progress)
+        scenes_D = common_N[len(divided.images) :]
+        return cls(images, scenes_D, ~np.isin(scenes_D, common_N[divided.ranking]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The scores of good images: how they are standardised and weighted, and the refusal of images without a finite one.
 
-Shapes: N good images, the reviewed ones last; M altered images; V scores of views.
+Shapes: N good images, the reviewed ones last; M altered and D defective images; V scores of views.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from ncml.ood.weights import learn_weights
 
 MAX_NAMES = 20
 """Names of images that an error lists at most."""
+FOLDS = 10
+"""Parts into which scenes of defective images are divided at most; those of each are judged without its part."""
 
 
 def check_finite(name: str, scores_N: Floats, names: Sequence[str]) -> None:
@@ -33,7 +35,7 @@ def check_finite(name: str, scores_N: Floats, names: Sequence[str]) -> None:
     if faulty:
         raise InputError(
             "data",
-            f"the score {name} of {counted(len(faulty), 'good image')} is not finite: leave out "
+            f"the score {name} of {counted(len(faulty), 'image')} is not finite: leave out "
             f"{enumerated(faulty, MAX_NAMES)}, or save them again as PNG, or compute on another device.",
         )
 
@@ -56,6 +58,11 @@ class GoodScores:
     """Scores of altered estimation images, none of them reviewed; by name, [M]."""
     are_processed_M: NDArray[np.bool_]
     """Whether the whole of an altered image has changed, or only a region."""
+    defective: Mapping[str, Floats]
+    """Scores of defective images, by name, [D]."""
+    defective_scenes_D: Integers
+    are_learned_D: NDArray[np.bool_]
+    """Whether the weights are learned from a defective image: none of its scene ranks."""
     least_deviations: Mapping[str, float]
     """Of the scores that have one (`Estimated.least_deviations`)."""
     only_scaled: frozenset[str]
@@ -73,22 +80,18 @@ class GoodScores:
         Reviewed images were chosen for being unusual, so they have a part in the scale of a score only if that is all
         that images change of it, and the weights are learned without them.
         """
-        return self._weighted(self._scales(self.estimating), self.estimating)
+        return self._weighted(self._scales(self.estimating), self.estimating, self.are_learned_D)
 
     @functools.cached_property
-    def _squares_VN(self) -> Floats:
-        return _squares(self.scales, self.scores)
-
-    @property
     def combined_N(self) -> Floats:
         """The score of each image."""
-        return np.sqrt(self._squares_VN.sum(0))
+        return _combined(self.scales, self.scores)
 
     @property
     def leading_views_N(self) -> list[str]:
         """The view score with the largest part in that of each image."""
         names = list(self.scores)
-        return [names[i] for i in self._squares_VN.argmax(0)]
+        return [names[i] for i in _squares(self.scales, self.scores).argmax(0)]
 
     @property
     def ranks(self) -> SceneRanks:
@@ -122,8 +125,24 @@ class GoodScores:
             estimating = self.estimating[~is_own_N[self.estimating]]
             others = self._scales(estimating)
             changed = {name: others[name] if name in self.only_scaled else scale for name, scale in self.scales.items()}
-            combined_N = np.sqrt(_squares(self._weighted(changed, estimating), self.scores).sum(0))
+            combined_N = _combined(self._weighted(changed, estimating, self.are_learned_D), self.scores)
             count += int((combined_N[is_own_N & is_reviewed_N] > self._rank(combined_N).threshold(cutoff)).sum())
+        return count
+
+    def count_found(self, cutoff: float) -> int:
+        """Return how many defective images are flagged if the weights are learned without their part of the scenes.
+
+        The parts have one scene each, if there are at most `FOLDS`. Images from which nothing is learned are judged
+        with the final weights.
+        """
+        folds_D = np.unique(self.defective_scenes_D, return_inverse=True)[1] % FOLDS
+        folds_D[~self.are_learned_D] = -1
+        scales, count = self._scales(self.estimating), 0
+        for fold in np.unique(folds_D).tolist():
+            is_own_D = folds_D == fold
+            weighted = self._weighted(scales, self.estimating, self.are_learned_D & ~is_own_D)
+            threshold = self._rank(_combined(weighted, self.scores)).threshold(cutoff)
+            count += int((_combined(weighted, self.defective)[is_own_D] > threshold).sum())
         return count
 
     def _scales(self, estimating: Integers) -> dict[str, Scale]:
@@ -135,10 +154,18 @@ class GoodScores:
             for name, scores_N in self.scores.items()
         }
 
-    def _weighted(self, scales: Mapping[str, Scale], estimating: Integers) -> dict[str, Scale]:
+    def _weighted(
+        self, scales: Mapping[str, Scale], estimating: Integers, are_learned_D: NDArray[np.bool_]
+    ) -> dict[str, Scale]:
         """Return scales with the weights that are learned from scores that they standardise."""
         good = {name: scores_N[self._unreviewed(estimating)] for name, scores_N in self.scores.items()}
-        weights_V = learn_weights(_standardise(scales, good), _standardise(scales, self.altered), self.are_processed_M)
+        weights_V = learn_weights(
+            _standardise(scales, good),
+            _standardise(scales, self.altered),
+            self.are_processed_M,
+            _standardise(scales, self.defective)[:, are_learned_D],
+            self.defective_scenes_D[are_learned_D],
+        )
         return {
             name: replace(scale, weight=weight)
             for (name, scale), weight in zip(scales.items(), weights_V.tolist(), strict=True)
@@ -154,6 +181,11 @@ class GoodScores:
 def _standardise(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:
     """Return standardised scores, [V, N]."""
     return np.stack([(scores[name] - scale.median) / scale.deviation for name, scale in scales.items()])
+
+
+def _combined(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:
+    """Return the score of each image, [N]."""
+    return np.sqrt(_squares(scales, scores).sum(0))
 
 
 def _squares(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:

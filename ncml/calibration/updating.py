@@ -34,7 +34,11 @@ class UpdatedDetector:
         lines: list[str] = []
         reviews, power, former = self.made.reviews, self.made.calibration.power, self.before.power
         if reviews.defective:
-            lines.append(f"the former version finds {self.found_before} of the {reviews.defective} defective images")
+            learned = self.before.learned_defective
+            which = f", which learned from {learned} of them," if learned else ""
+            lines.append(
+                f"the former version{which} finds {self.found_before} of the {reviews.defective} defective images"
+            )
         if reviews.checked:
             lines.append(
                 f"the former version flags {self.flagged_before} of the {reviews.checked} good images that took no part"
@@ -50,7 +54,7 @@ class UpdatedDetector:
 
 def update_detector(
     model: Model,
-    reviewed: GoodImages,
+    reviewed: GoodImages | None,
     folder: Path,
     *,
     defective: GoodImages | None = None,
@@ -64,8 +68,8 @@ def update_detector(
 ) -> UpdatedDetector:
     """Make a new version of a detector, as `make_detector` does, with its own options and the images that it keeps.
 
-    reviewed: images that it flagged although they are good; they join those of earlier updates, as do `defective` ones.
-        Of an image that is among both, the later verdict counts.
+    reviewed: images that it flagged although they are good, if any; they join those of earlier updates, as do
+        `defective` ones. Of an image that is among both, the later verdict counts.
     folder: where to write it; may be the folder of the model.
 
     Raises `InputError` as `make_detector` does, for a model that is not a detector, and for one that keeps no images.

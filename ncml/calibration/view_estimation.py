@@ -1,20 +1,22 @@
-"""The views of a detector, estimated from good images, and the scores of all good images and of altered ones."""
+"""The views of a detector, estimated from good images, and the scores of all good, altered and defective images."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.calibration.division import DividedImages
+from ncml.calibration.division import DefectiveImages, DividedImages
 from ncml.calibration.good_scores import GoodScores, check_finite
 from ncml.data.good_images import GoodImages
 from ncml.data.scenes import Integers
+from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS, SIZES
+from ncml.images.reading import name_image
 from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.network import efficientnet
@@ -36,8 +38,9 @@ class MeasuredImages(NamedTuple):
     """Names of the images in which the part was not found, in order."""
 
 
-def measure_good_images(
+def measure_images(
     divided: DividedImages,
+    defective: DefectiveImages,
     *,
     region: Region | None,
     align: bool,
@@ -46,7 +49,7 @@ def measure_good_images(
     on_message: Callable[[str], None],
     on_progress: OnProgress,
 ) -> MeasuredImages:
-    """Estimate the views, and measure the ranking images with them.
+    """Estimate the views, and measure the ranking images, altered and defective ones with them.
 
     align: whether parts may be brought to one position.
     brightness: by how much that of the images is changed at random (`GoodImages.brightness`).
@@ -97,6 +100,9 @@ def measure_good_images(
         scores,
         altered,
         are_processed_M,
+        measure_defective(views, list(scores), defective.images, region, on_progress),
+        defective.scenes_D,
+        defective.are_learned_D,
         least_deviations,
         frozenset(only_scaled),
         divided.scenes_N,
@@ -141,7 +147,34 @@ def measure_altered(
     return altered, np.array(are_processed)
 
 
-def region_readers(images: GoodImages, indices: Integers, region: Region | None) -> list[Reader]:
+def measure_defective(
+    views: Mapping[str, View],
+    names: Sequence[str],
+    images: GoodImages,
+    region: Region | None,
+    on_progress: OnProgress,
+) -> dict[str, Floats]:
+    """Return the scores of defective images, [D], by their names.
+
+    Raises `InputError` for an image that a view cannot judge, and for scores that are not finite.
+    """
+    scores = {name: np.empty(len(images)) for name in names}
+    for done, reader in enumerate(region_readers(images, images.all, region)):
+        image_HWC = reader()
+        for view in views.values():
+            try:
+                measurements = view.measure(image_HWC)
+            except InputError as error:
+                raise InputError("defective", name_image(error, images.names[done]).detail) from error
+            for name, measurement in measurements.items():
+                scores[name][done] = measurement.score
+        on_progress(Progress("judge defective images", done + 1, len(images)))
+    for name, scores_D in scores.items():
+        check_finite(name, scores_D, images.names)
+    return scores
+
+
+def region_readers(images: GoodImages, indices: Sequence[int] | Integers, region: Region | None) -> list[Reader]:
     """Return functions that open images, or their region."""
     readers = images.readers(indices)
     return readers if region is None else [_cropped(reader, region) for reader in readers]

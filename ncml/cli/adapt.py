@@ -19,7 +19,9 @@ NO_POWER = "Skip the measurement of which alterations the detector finds, which 
 
 
 def adapt(
-    data: Annotated[Positional[LocationArgument], arg(metavar="FOLDER")],
+    data: Annotated[
+        Positional[LocationArgument | None], arg(metavar="FOLDER", help_behavior_hint="(required without --update)")
+    ] = None,
     /,
     *,
     out: Annotated[Path, arg(metavar="FOLDER")],
@@ -50,7 +52,7 @@ def adapt(
 
     Args:
         data: Folder of at least 30 good images, here or at s3://, gs://, hf:// or https://; with --update, of images
-            that the detector flagged although they are good.
+            that the detector flagged although they are good, unless there are only defective ones.
         out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
             detector is replaced, and its other calibrations are kept.
         model: Name or folder of the model to start from, which computes bits/dim.
@@ -61,8 +63,9 @@ def adapt(
         leave_out: Leave out the images that are unlike the others.
         reviewed: Folder of images that the detector flagged although they are good. They become estimation
             images, never ranking images, so that the rate holds.
-        defective: Folder of images that should be flagged. They only test the detector: the report says how many it
-            flags. With --update, they join those that it keeps.
+        defective: Folder of images that should be flagged. The weights of the views are learned from them too, and
+            the report says how many are flagged, each by weights that were learned without it. With --update, they
+            join those that it keeps.
         check: Folder of good images that have no part in the detector: the report says how many of them are flagged.
         keep_images: Keep copies of the good, reviewed and defective images in the folder of the detector, so that
             --update can use them.

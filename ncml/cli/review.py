@@ -27,8 +27,7 @@ def review(
     """Send reviewed images to a service: good ones that its detector flags, or defective ones.
 
     The service judges each image first; files that are not images are skipped. An update of the detector learns from
-    the good images, and the defective ones only test it. Without a service, collect the images in folders for
-    ncml adapt --update.
+    them. Without a service, collect the images in folders for ncml adapt --update.
 
     Args:
         files: Images, or folders of images.

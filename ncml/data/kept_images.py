@@ -1,7 +1,7 @@
 """The images in the folder of a detector, from which `ncml adapt --update` makes it again.
 
 `images/good` has copies of the good images under their own names, `images/reviewed` those of images that were flagged
-although they are good, `images/defective` those of images that test each version, and `images/made.json` says how
+although they are good, `images/defective` those of images that should be flagged, and `images/made.json` says how
 scenes were found and what the latter two were called. Publishing a model leaves them out. Does not import torch.
 """
 
@@ -32,7 +32,7 @@ class KeptImages:
     reviewed: GoodImages | None
     """Images that became estimation images; None if there are none."""
     defective: GoodImages | None
-    """Images that should be flagged, which only test each version; None if there are none."""
+    """Images that should be flagged, which teach and test each version; None if there are none."""
     group: str
     """How the scenes of the good images are found."""
 
@@ -118,7 +118,7 @@ def read(folder: Path, on_progress: OnProgress = ignore_progress) -> KeptImages:
     if good is None:
         raise ModelError(f"{folder / FOLDER} has lost its good images: make the detector again.")
     reviewed = _open(folder / FOLDER / REVIEWED, compared, on_progress, stored)
-    defective = _open(folder / FOLDER / DEFECTIVE, False, on_progress, stored)
+    defective = _open(folder / FOLDER / DEFECTIVE, compared, on_progress, stored)
     return KeptImages(good, reviewed, defective, group)
 
 

@@ -3,9 +3,9 @@
 A detector judges an image at its own size by several views (`ncml.ood.views`). Each score of a view is standardised by
 the estimation images: z = (s - median) / deviation, where the deviation is that of a normal distribution with the same
 mean excess over the median. The score of the image is the root of the sum over views of weight x max(0, z)^2, with
-weights that are learned from altered estimation images (`ncml.ood.weights`): what is ordinary in one view does not make
-up for what is unusual in another. This function is fixed before a ranking image is looked at. Its values are ranked
-once (`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
+weights that are learned from altered estimation images and from defective images (`ncml.ood.weights`): what is ordinary
+in one view does not make up for what is unusual in another. This function is fixed before a ranking image is looked at.
+Its values are ranked once (`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
 
 `detector.json` holds the calibration, `detector.safetensors` the arrays of the views, and `detector.jpg` examples of
 what it finds and misses.
@@ -118,6 +118,8 @@ class DetectorCalibration:
     """The only part of an image that is judged; None: all of it."""
     brightness: float = 0.0
     """Share by which good images may be brighter or darker than those that it was made from."""
+    learned_defective: int = 0
+    """Number of defective images from which the weights are learned."""
     power: DetectorPower | None = None
 
     @property
@@ -228,7 +230,9 @@ class DetectorCalibration:
             "sizes": dict(self.sizes or {}),
             "grey_images": self.grey_images,
             "region": self.region and self.region.to_json(),
-            **({"brightness": self.brightness} if self.brightness else {}),  # detectors had none before
+            # Detectors had none of these before.
+            **({"brightness": self.brightness} if self.brightness else {}),
+            **({"learned_defective": self.learned_defective} if self.learned_defective else {}),
         }
 
     def save(self, folder: Path) -> None:
@@ -285,6 +289,7 @@ class DetectorCalibration:
                 storage.count(content["grey_images"], 0),
                 None if content["region"] is None else Region.from_json(content["region"]),
                 float(storage.floats(content.get("brightness", 0.0))),
+                storage.count(content.get("learned_defective", 0), 0),
                 None if power is None else DetectorPower.from_json(power),
             )
             _ = calibration.threshold  # fails for impossible values

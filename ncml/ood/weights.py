@@ -1,9 +1,11 @@
-"""The weights of views in the score of an image, learned from altered good images. Does not import torch.
+"""The weights of views in the score of an image, learned from altered good images and from defective ones, if any.
+
+Does not import torch.
 
 The score of an image is S = sqrt(sum over views of w_v max(0, z_v)^2), where z are its standardised scores
 (`ncml.ood.detector_calibration`). With x_v = min(max(0, z_v), `MAX_STANDARDISED`)^2, the weights are those of a
-logistic regression that distinguishes altered images (y = 1) from good ones (y = -1), which have half of the total
-weight each:
+logistic regression that distinguishes altered and defective images (y = 1) from good ones (y = -1), which have half of
+the total weight each:
 
     minimise over w >= 0 and b    mean of log(1 + exp(-y (w x + b))) + `RIDGE` / 2 |w|^2
 
@@ -11,7 +13,7 @@ They are not negative, so that no view excuses what another finds, and are scale
 below `LEAST_WEIGHT`: what resembles no alteration is found where it exceeds good images by far. Chosen by measurement:
 `docs/ood-method.md`.
 
-Shapes: V views; N good and M altered images, K of both; X parameters, the weights and b.
+Shapes: V views; N good, M altered and D defective images, K of all; X parameters, the weights and b.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from ncml.ood.conformal import Floats
 LEAST_WEIGHT = 0.05
 PROCESSING_SHARE = 0.2
 """Weight of altered images of which processing has changed the whole; marks and missing parts have the rest."""
+DEFECTIVE_SCENES = 10
+"""Scenes of defective images that count as much as all altered images."""
 OUTLIER = 6.0
 """Good images with a larger standardised score have no part in the weights, unless most have: a few that are not good
 would hide the views that find them."""
@@ -36,19 +40,26 @@ STEPS = 3000
 """Number of steps of accelerated projected gradient descent, after which no weight changes by a thousandth."""
 
 
-def learn_weights(good_VN: Floats, altered_VM: Floats, are_processed_M: NDArray[np.bool_]) -> Floats:
+def learn_weights(
+    good_VN: Floats,
+    altered_VM: Floats,
+    are_processed_M: NDArray[np.bool_],
+    defective_VD: Floats,
+    scenes_D: NDArray[np.int64],
+) -> Floats:
     """Return the weight of each view, from `LEAST_WEIGHT` to 1, [V]; all 1 if no view has more than 0.
 
-    good_VN, altered_VM: standardised scores.
+    good_VN, altered_VM, defective_VD: standardised scores.
     are_processed_M: whether the whole of an altered image has changed.
+    scenes_D: the scenes of the defective images, each of which counts once.
     """
     largest_N = good_VN.max(0)
     good_VN = good_VN[:, largest_N <= max(OUTLIER, float(np.median(largest_N)))]
     views, good = good_VN.shape
-    x_XK = np.concatenate([good_VN, altered_VM], 1).clip(0, MAX_STANDARDISED) ** 2
+    x_XK = np.concatenate([good_VN, altered_VM, defective_VD], 1).clip(0, MAX_STANDARDISED) ** 2
     x_XK = np.concatenate([x_XK, np.ones((1, x_XK.shape[1]))])
-    sign_K = np.append(np.full(good, -1.0), np.ones(len(are_processed_M)))
-    share_K = np.append(np.full(good, 0.5 / good), 0.5 * _shares(are_processed_M))
+    sign_K = np.append(np.full(good, -1.0), np.ones(x_XK.shape[1] - good))
+    share_K = 0.5 * np.append(np.full(good, 1 / good), _shares(are_processed_M, scenes_D))
     unit_X = np.maximum(1, np.sqrt((share_K * x_XK**2).sum(1)))  # in it, all weights converge equally fast
     x_XK /= unit_X[:, None]
     ridge_X = np.append(RIDGE / unit_X[:-1] ** 2, 0.0)  # none for b
@@ -67,7 +78,15 @@ def learn_weights(good_VN: Floats, altered_VM: Floats, are_processed_M: NDArray[
     return np.maximum(LEAST_WEIGHT, weights_V / weights_V.max()) if weights_V.any() else np.ones(views)
 
 
-def _shares(are_processed_M: NDArray[np.bool_]) -> Floats:
+def _shares(are_processed_M: NDArray[np.bool_], scenes_D: NDArray[np.int64]) -> Floats:
+    """Return the weights of altered and then of defective images, which sum to 1, [M + D]."""
+    scene_D, size_of = np.unique(scenes_D, return_inverse=True, return_counts=True)[1:]
+    scenes = len(size_of)
+    altered_M = _altered_shares(are_processed_M) * DEFECTIVE_SCENES / (scenes + DEFECTIVE_SCENES)
+    return np.append(altered_M, 1 / size_of[scene_D] / (scenes + DEFECTIVE_SCENES))
+
+
+def _altered_shares(are_processed_M: NDArray[np.bool_]) -> Floats:
     """Return weights of altered images that sum to 1; equal ones if all or none are processed."""
     processed = int(are_processed_M.sum())
     others = len(are_processed_M) - processed

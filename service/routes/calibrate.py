@@ -110,9 +110,9 @@ async def update(request: Request, jobs: Jobs) -> Response:
     """Make a new version of a detector, under a new name, from the images that it keeps and from your reviews of it.
 
     Flagged images that are good join those from which the detector is estimated, never those that rank, so that its
-    false-positive rate holds; an image of a scene that ranks is refused. Images that are defective only test the new
-    version. `reviews` reports what has become of both, and `summary` compares the versions. The new version keeps
-    copies of the good images, those of the reviews included, for further updates.
+    false-positive rate holds; an image of a scene that ranks is refused. The weights of the views are learned from
+    defective images. `reviews` reports what has become of both, and `summary` compares the versions. The new version
+    keeps copies of the images, those of the reviews included, for further updates.
 
     This takes minutes. What the new version finds is measured on ten altered images, or on fewer once nine tenths of
     NCML_JOB_TIMEOUT_S have passed.
@@ -138,8 +138,8 @@ async def update(request: Request, jobs: Jobs) -> Response:
         await _check_name(jobs, params.name)
     async with jobs.updating:
         reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
-        if not reviewed["good"]:
-            detail = f"model: there is no review of {model.name} as good with this key; review flagged images first."
+        if not any(reviewed.values()):
+            detail = f"model: there is no review of {model.name} with this key; review images that it has judged first."
             raise invalid_field("model", detail)
         job = UpdateJob(
             **common, name=params.name, reviewed=tuple(reviewed["good"]), defective=tuple(reviewed["defective"])

@@ -73,8 +73,7 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     """Keep an image that a detector has judged for this key, and whether it is good or defective.
 
     `job` is the job that judged it, of at most an hour ago, and the file must be the same, byte for byte. An image that
-    was not flagged can be reviewed as defective only. A new version of the detector (/update) learns from flagged
-    images that are good; defective images only test it.
+    was not flagged can be reviewed as defective only. A new version of the detector (/update) learns from the images.
 
     Only the key that sent a review can list, use and delete it. It is deleted after the time of NCML_REVIEW_DAYS.
 

@@ -14,7 +14,8 @@ const STAGES = {
   align: "Aligning images",
   "judge altered images": "Judging altered images",
   rank: "Ranking good images",
-  test: "Testing with defective images",
+  "judge defective images": "Judging defective images",
+  test: "Testing the former version",
   power: "Measuring what it finds",
 };
 
@@ -28,8 +29,8 @@ export function updateForm(model, kept) {
     return { element: h("p", { class: "hint" }, text), useReviews: () => {} };
   }
   const updates = h("div", { class: "runs" });
-  let goodCount = 0;
-  const { update, form } = jobForm("Update detector", send, () => goodCount > 0);
+  let count = 0;
+  const { update, form } = jobForm("Update detector", send, () => count > 0);
   const id = uid();
   const hintId = uid();
   const name = h("input", {
@@ -38,7 +39,7 @@ export function updateForm(model, kept) {
     title: "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.",
   });
   const hint =
-    "The new version learns from good images, and is tested with defective ones; the former one remains. " +
+    "The new version learns from the reviewed images; the former one remains. " +
     "It keeps copies of the images, also when their reviews are deleted. An update takes minutes: what the new " +
     "version finds is measured last, and on fewer images if the time of a job runs out.";
   const field = h(
@@ -48,14 +49,14 @@ export function updateForm(model, kept) {
     name,
     h("p", { id: hintId, class: "hint" }, hint),
   );
-  const need = h("p", { class: "hint" }, "An update needs a review of a flagged image that is good.");
+  const need = h("p", { class: "hint" }, "An update needs a review.");
   const element = h("div", { class: "stack" }, form(field, need), updates);
   for (const record of jobs.of("update")) if (record.base === base) watch(record, updates, kept);
   return { element, useReviews };
 
   function useReviews(reviews) {
-    goodCount = reviews.filter(({ verdict }) => verdict === "good").length;
-    need.hidden = goodCount > 0;
+    count = reviews.length;
+    need.hidden = count > 0;
     update();
   }
 
@@ -146,8 +147,11 @@ function updateReport({ model, calibration }) {
   const lines = [
     `${plural(estimated, "image")} for estimation, ${good.toLocaleString("en")} of them reviewed; ` +
       `${ranked.toLocaleString("en")} for ranking.`,
-    `${still} of ${plural(good, "reviewed image")} would be flagged again if only images of other scenes had been added.`,
-    defective && `${found} of ${plural(defective, "defective image")} are found, formerly ${before}.`,
+    good &&
+      `${still} of ${plural(good, "good image")} would be flagged again if only images of other scenes had been added.`,
+    defective &&
+      `${found} of ${plural(defective, "defective image")} are found, each without learning from it; ` +
+        `formerly ${before}.`,
   ].filter(Boolean);
   const offered = () => catalogue.models.find(({ name }) => name === model.name);
   const use = () => {

@@ -52,6 +52,12 @@ def test_reviews_become_a_job_and_its_result_says_what_became_of_them(client: Te
     assert len(client.get("/models/tiny/reviews").json()["reviews"]) == 2  # they are kept
 
 
+def test_defective_images_suffice_for_an_update(client: TestClient, jobs: Any) -> None:
+    review(client, PASSED, score(client, PASSED), "defective")
+    submitted = jobs[update(client).json()["id"]]
+    assert (submitted.reviewed, [image.file for image in submitted.defective]) == ((), [PASSED])
+
+
 def test_names_of_files_are_safe(client: TestClient, jobs: Any) -> None:
     job = score(client, FLAGGED)
     data = {"job": job, "verdict": "good"}
@@ -72,7 +78,7 @@ def test_only_reviews_of_the_same_key_are_used(
     refused = update(client, headers=bearer(BOB))
     assert refused.status_code == 422
     assert refused.json()["detail"] == (
-        "model: there is no review of tiny as good with this key; review flagged images first."
+        "model: there is no review of tiny with this key; review images that it has judged first."
     )
     review(client, flat(210), score(client, flat(210), headers=bearer(BOB)), headers=bearer(BOB))
     submitted = jobs[update(client, headers=bearer(BOB)).json()["id"]]

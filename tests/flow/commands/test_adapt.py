@@ -138,7 +138,7 @@ def test_a_detector_that_keeps_its_images_is_updated(
     updated = json.loads(capsys.readouterr().out)
     assert updated["n_fit"] == made["n_fit"] + 1
     assert updated["n_rank"] == made["n_rank"]
-    assert updated["reviewed"].keys() == {"images", "still_flagged", "defective", "found"}
+    assert updated["reviewed"].keys() == {"images", "still_flagged", "defective", "learned", "found"}
     assert updated["reviewed"]["images"] == updated["reviewed"]["defective"] == updated["reviewed"]["found"] == 1
     assert (updated["check"]["images"], updated["check"].keys()) == (3, {"images", "flagged"})
     before, flagged = updated["comparison"]

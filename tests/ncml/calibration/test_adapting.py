@@ -79,7 +79,16 @@ def test_wrong_options_are_refused_by_name_before_the_model_is_loaded(
     assert raised.value.field == field
 
 
-@pytest.mark.parametrize("data", [None, ["a.png"]])
-def test_good_images_that_are_no_folder_are_refused(tmp_path: Path, data: object) -> None:
-    with pytest.raises(InputError, match="data must be a folder of good images, not"):
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(None, "a folder of good images is missing"), (["a.png"], "data must be a folder of good images, not")],
+)
+def test_good_images_that_are_no_folder_are_refused(tmp_path: Path, data: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
         ncml.adapt(data, out=tmp_path / "detector")  # pyright: ignore[reportArgumentType]
+    assert raised.value.field == "data"
+
+
+def test_an_update_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name a folder of flagged images that are good, or --defective ones"):
+        ncml.adapt(update="part", out=tmp_path / "detector")

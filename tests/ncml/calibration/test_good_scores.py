@@ -1,4 +1,6 @@
-"""What the scores of good images say about images that are unlike the others."""
+"""What the scores of good images say about images that are unlike the others, and about defective ones."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ import pytest
 from ncml.calibration.good_scores import GoodScores
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.scene_ranks import cutoff
+
+NO_SCENES, NONE_LEARNED = np.empty(0, np.int64), np.empty(0, bool)
 
 
 def scores_of(values_N: np.ndarray, estimating: int) -> GoodScores:
@@ -15,6 +19,9 @@ def scores_of(values_N: np.ndarray, estimating: int) -> GoodScores:
         {"one": values_N},
         altered,
         np.zeros(estimating, bool),
+        {"one": np.empty(0)},
+        NO_SCENES,
+        NONE_LEARNED,
         {},
         frozenset(),
         positions,
@@ -45,8 +52,10 @@ def test_the_score_is_the_root_of_weighted_squares_above_the_median() -> None:
     values = {"finds": rng.normal(size=50), "finds_more": rng.normal(size=50), "finds_nothing": rng.normal(size=50)}
     altered = {name: rng.normal(shift, 1, 40) for name, shift in zip(values, (2.0, 4.0, 0.0), strict=True)}
     positions = np.arange(50)
+    none = {name: np.empty(0) for name in values}
     scores = GoodScores(
-        values, altered, np.arange(40) < 10, {}, frozenset(), positions, positions[:20], positions[20:], 0
+        *(values, altered, np.arange(40) < 10, none, NO_SCENES, NONE_LEARNED, {}, frozenset()),
+        *(positions, positions[:20], positions[20:], 0),
     )
     weights = {name: scale.weight for name, scale in scores.scales.items()}
     assert weights["finds_more"] == 1
@@ -68,7 +77,11 @@ def scores_with_reviewed(seed: int) -> GoodScores:
     values = {name: np.append(own_N, others.normal(9 * seed, 1, 5)) for name, own_N in good.items()}
     positions = np.arange(55)
     estimating, ranking = np.append(positions[:20], positions[50:]), positions[20:50]
-    return GoodScores(values, altered, np.arange(40) < 10, {}, frozenset(), positions, estimating, ranking, 5)
+    none = {name: np.empty(0) for name in values}
+    return GoodScores(
+        *(values, altered, np.arange(40) < 10, none, NO_SCENES, NONE_LEARNED, {}, frozenset()),
+        *(positions, estimating, ranking, 5),
+    )
 
 
 def test_scales_and_weights_depend_on_no_ranking_and_no_reviewed_image() -> None:
@@ -80,3 +93,63 @@ def test_scales_and_weights_depend_on_no_ranking_and_no_reviewed_image() -> None
 def test_an_outlier_among_good_images_does_not_hide_a_score() -> None:
     usual_N = np.linspace(-1, 1, 41)
     assert Scale.estimate(np.append(usual_N, 1e6)).deviation < 2 * Scale.estimate(usual_N).deviation
+
+
+def scores_with_defective(shifts: tuple[float, float], scenes_D: np.ndarray, are_learned_D: np.ndarray) -> GoodScores:
+    """Return scores of 20 images that estimate, 59 that rank, and defective ones, which no altered one resembles.
+
+    shifts: of the scores of defective images in the two views; those of altered ones are 3 and 0.
+    """
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=79) for name in ("altered", "defective")}
+    altered = {name: rng.normal(shift, 1, 40) for name, shift in zip(values, (3.0, 0.0), strict=True)}
+    defective = {name: rng.normal(shift, 1, len(scenes_D)) for name, shift in zip(values, shifts, strict=True)}
+    positions = np.arange(79)
+    return GoodScores(
+        *(values, altered, np.arange(40) < 10, defective, scenes_D, are_learned_D, {}, frozenset()),
+        *(positions, positions[:20], positions[20:], 0),
+    )
+
+
+@pytest.mark.parametrize("scenes", [3, 12, 30])
+def test_defective_images_are_judged_by_weights_that_were_learned_without_them(scenes: int) -> None:
+    scenes_D, flagged = np.arange(30) % scenes, 0
+    scores = scores_with_defective((0, 2.5), scenes_D, np.ones(30, bool))
+    for fold in range(min(scenes, 10)):
+        is_own_D = scenes_D % 10 == fold
+        others = replace(scores, are_learned_D=~is_own_D)
+        combined_D = np.zeros(30)
+        for name, scale in others.scales.items():
+            combined_D += [scale.square(score) for score in scores.defective[name].tolist()]
+        threshold = others.ranks.threshold(cutoff(59, 0.05, None))
+        flagged += int((np.sqrt(combined_D)[is_own_D] > threshold).sum())
+    assert scores.count_found(cutoff(59, 0.05, None)) == flagged
+    assert 0 < flagged < 30
+
+
+def test_more_defective_images_are_found_if_weights_are_learned_from_them() -> None:
+    found = [
+        scores_with_defective((0, 3), np.arange(30), np.full(30, learned)).count_found(cutoff(59, 0.05, None))
+        for learned in (False, True)
+    ]
+    assert found[1] > found[0] + 5
+
+
+def test_one_defective_image_is_not_judged_by_what_was_learned_from_it() -> None:
+    alone = scores_with_defective((0, 3), np.zeros(30, np.int64), np.ones(30, bool))
+    without = scores_with_defective((0, 3), np.zeros(30, np.int64), np.zeros(30, bool))
+    assert alone.scales["defective"].weight > without.scales["defective"].weight
+    assert alone.count_found(cutoff(59, 0.05, None)) == without.count_found(cutoff(59, 0.05, None))
+    assert scores_of(np.arange(40.0), 12).count_found(cutoff(28, 0.05, None)) == 0
+
+
+def test_nothing_is_learned_from_defective_images_whose_scenes_rank() -> None:
+    scores = scores_with_defective((0, 3), np.arange(30), np.arange(30) < 20)
+    fewer = replace(
+        scores,
+        defective={name: own_D[:20] for name, own_D in scores.defective.items()},
+        defective_scenes_D=np.arange(20),
+        are_learned_D=np.ones(20, bool),
+    )
+    assert scores.scales == fewer.scales
+    assert scores.count_found(cutoff(59, 0.05, None)) > fewer.count_found(cutoff(59, 0.05, None))  # all are judged

@@ -1,4 +1,4 @@
-"""Updates of a detector: its own images and options, reviewed images, and defective images that only test it."""
+"""Updates of a detector: its own images and options, reviewed images, and defective images."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from ncml import checkpoint, hub
 from ncml.calibration import descriptions, detector, division
 from ncml.calibration.altered_originals import measure_power
 from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
-from ncml.calibration.division import divide, find_common_scenes
+from ncml.calibration.division import GoodScenes, divide, find_common_scenes
 from ncml.calibration.updating import update_detector
 from ncml.data import kept_images
 from ncml.data.good_images import GoodImages, open_folder
@@ -85,13 +85,13 @@ def test_an_update_is_the_detector_that_the_same_images_make(
         ncml.load(kept.folder), flagged, tmp_path / "part-2", defective=defective, check=aside, power_images=2
     )
     made = updated.made
-    expected = make_detector(model, good, tmp_path / "same", reviewed=flagged, **OPTIONS)
+    expected = make_detector(model, good, tmp_path / "same", reviewed=flagged, defective=defective, **OPTIONS)
     assert made.calibration.version == expected.calibration.version
     assert made.calibration.version != kept.calibration.version
     assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 10, kept.calibration.n_rank)
     assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (10, 2, 1, 1)
     lines = descriptions.describe_detector(made)
-    assert "1 of 2 defective images, which only test it, are flagged" in lines
+    assert "1 of 2 defective images are flagged, each by weights of the views that were learned without it" in lines
     assert updated.comparison[0] == "the former version finds 1 of the 2 defective images"
     flagged_aside = [
         sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(list(aside.paths)))
@@ -117,14 +117,50 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     assert flagged_by[1] <= flagged_by[0] / 2
 
 
-def test_defective_images_have_no_part_in_the_detector(
+def test_weights_are_learned_from_defective_images(
     model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
 ) -> None:
-    defective = write(tmp_path / "bad", **{f"{seed}": brighter(seed) for seed in range(3)})
-    made = make_detector(model, good, tmp_path / "tested", defective=defective, **OPTIONS)
-    assert made.calibration.version == kept.calibration.version
-    assert (made.reviews.images, made.reviews.defective) == (0, 3)
+    defective = write(tmp_path / "bad", **{f"{seed}": brighter(seed) for seed in range(300, 306)})
+    made = make_detector(model, good, tmp_path / "taught", defective=defective, **OPTIONS)
+    assert (made.reviews.images, made.reviews.defective, made.reviews.learned) == (0, 6, 6)
+    weight, former = (own.calibration.scales["appearance"].weight for own in (made, kept))
+    assert weight > former
+    scales, others = (
+        {name: (own.median, own.deviation) for name, own in made_.calibration.scales.items()} for made_ in (made, kept)
+    )
+    assert scales == others
+    loaded = ncml.load(made.folder).detector
+    assert loaded is not None
+    assert loaded.learned_defective == 6
     assert not kept_images.are_kept(made.folder)
+
+
+def test_nothing_is_learned_from_a_defective_image_of_a_scene_that_ranks(
+    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
+) -> None:
+    divided = GoodScenes.find(good, None, OPTIONS["group"]).divide(OPTIONS["false_positive_rate"], None)
+    scenes = [
+        Path(good.names[own[0]]).stem for own in (divided.estimating, divided.ranking)
+    ]  # as the pattern finds them
+    both = write(tmp_path / "bad", **{f"{scene}-marked": brighter(300 + i) for i, scene in enumerate(scenes)})
+    is_ranking = [name.startswith(scenes[1]) for name in both.names]
+    made = make_detector(model, good, tmp_path / "taught", defective=both, **OPTIONS)
+    assert (made.reviews.defective, made.reviews.learned) == (2, 1)
+    alone = make_detector(model, good, tmp_path / "alone", defective=both.take([is_ranking.index(False)]), **OPTIONS)
+    assert alone.calibration.version == made.calibration.version
+    line = "1 defective image shows a scene of ranking images, so nothing was learned from it"
+    assert line in descriptions.describe_detector(made)
+    assert not any("nothing was learned" in line for line in descriptions.describe_detector(alone))
+
+
+def test_an_update_needs_no_reviewed_image(kept: MadeDetector, tmp_path: Path) -> None:
+    missed = write(tmp_path / "missed", **{f"{seed}": brighter(seed) for seed in range(300, 303)})
+    updated = update_detector(ncml.load(kept.folder), None, tmp_path / "part-2", defective=missed, power_images=0)
+    assert (updated.made.reviews.images, updated.made.reviews.learned) == (0, 3)
+    again = update_detector(ncml.load(updated.made.folder), None, tmp_path / "part-3", defective=missed, power_images=0)
+    assert again.made.calibration.version == updated.made.calibration.version
+    assert updated.comparison == [f"the former version finds {updated.found_before} of the 3 defective images"]
+    assert again.comparison[0].startswith("the former version, which learned from 3 of them, finds")
 
 
 def test_reviewed_images_scale_a_score_only_if_it_learns_by_nothing_else(
@@ -201,6 +237,28 @@ def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_fla
     assert with_all < expected < 10
 
 
+def test_a_defective_image_is_found_if_the_detector_without_its_scene_flags_it(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"halves": TwoLevels})
+    rng = np.random.default_rng(0)
+    good = write(tmp_path / "good", **{f"{seed:02}": levels(*rng.normal(100, 8, 2), seed) for seed in range(40)})
+    copies = {f"burst{copy}": levels(116, 118, 50) for copy in range(3)}
+    others = {f"other{seed}": levels(100 + 3 * seed, 108 + 4 * seed, 60 + seed) for seed in range(6)}
+    defective = write(tmp_path / "bad", **copies, **others)
+    options: dict[str, Any] = {"group": "image", "power_images": 0}
+    made = make_detector(model, good, tmp_path / "all", defective=defective, **options)
+    expected = 0
+    for digest in sorted(set(defective.digests)):
+        is_own = np.array([other == digest for other in defective.digests])
+        others_D = defective.take(np.flatnonzero(~is_own))
+        without = make_detector(model, good, tmp_path / digest, defective=others_D, **options)
+        detector = Detector(without.calibration, {"halves": TwoLevels()})
+        expected += count_flagged(detector, defective.take(np.flatnonzero(is_own)))[1]
+    assert (made.reviews.defective, made.reviews.learned, made.reviews.found) == (9, 9, expected)
+    assert 0 < expected < 9
+
+
 class Equal(TwoLevels):
     """A view of which a score is equal for all good images."""
 
@@ -238,7 +296,7 @@ def test_images_whose_score_is_not_finite_are_named(
     names = f"{faulty[0]:02}.png, {faulty[1]:02}.png"
     with pytest.raises(InputError) as caught:
         make_detector(model, good, tmp_path / "part", group="image", power_images=0)
-    expected = f"the score left of 2 good images is not finite: leave out {names}, or save them again as PNG, or "
+    expected = f"the score left of 2 images is not finite: leave out {names}, or save them again as PNG, or "
     assert caught.value.detail == f"{expected}compute on another device."
 
 
@@ -254,7 +312,11 @@ def test_a_tested_image_whose_score_is_not_finite_is_named_before_the_power_is_m
     monkeypatch.setattr("ncml.calibration.detector.measure_power", refuse)
     good = write(tmp_path / "good", **{f"{i:02}": levels(100, 110, i) for i in range(40)})
     tested = write(tmp_path / role, dark=levels(60, 60, 50), light=levels(200, 220, 51))
-    with pytest.raises(InputError, match=r"^light\.png has a score left that is not finite: save it again"):
+    expected = {
+        "defective": r"^the score left of 1 image is not finite: leave out light\.png, or save them again",
+        "check": r"^light\.png has a score left that is not finite: save it again",
+    }
+    with pytest.raises(InputError, match=expected[role]):
         make_detector(model, good, tmp_path / "part", group="image", power_images=1, **{role: tested})
 
 
@@ -340,13 +402,10 @@ def test_updates_in_place_add_up_and_repetitions_count_once(kept: MadeDetector, 
     assert ncml.load(folder).score([good_image(900)])[0].ood is not None
 
 
-def test_defective_images_test_later_versions_too(
-    model: ncml.Model, good: GoodImages, kept: MadeDetector, tmp_path: Path
-) -> None:
+def test_later_versions_learn_from_defective_images_too(model: ncml.Model, good: GoodImages, tmp_path: Path) -> None:
     folder = tmp_path / "part"
     bad = write(tmp_path / "bad", black=good_image(1) * 0, dark=brighter(302))
-    made = make_detector(model, good, folder, defective=bad, keep_images=True, **OPTIONS)
-    assert made.calibration.version == kept.calibration.version
+    make_detector(model, good, folder, defective=bad, keep_images=True, **OPTIONS)
     stored = kept_images.read(folder).defective
     assert stored is not None
     assert (set(stored.scene_names), set(stored.digests)) == ({"black.png", "dark.png"}, set(bad.digests))
@@ -356,7 +415,7 @@ def test_defective_images_test_later_versions_too(
     )
     assert (updated.made.reviews.defective, updated.found_before) == (3, 3)
     updated = update_detector(ncml.load(folder), write(tmp_path / "two", a=brighter(301)), folder, power_images=0)
-    assert (updated.made.reviews.images, updated.made.reviews.defective) == (2, 3)
+    assert (updated.made.reviews.images, updated.made.reviews.defective, updated.made.reviews.learned) == (2, 3, 3)
 
 
 def test_of_an_image_with_both_verdicts_the_later_one_counts(kept: MadeDetector, tmp_path: Path) -> None:
@@ -598,14 +657,14 @@ def test_an_update_leaves_one_that_was_made_meanwhile_with_its_images(
     folder = tmp_path / "part"
     shutil.copytree(kept.folder, folder)
     first, second = (write(tmp_path / name, a=brighter(seed)) for name, seed in (("one", 300), ("two", 301)))
-    measure = detector.measure_good_images
+    measure = detector.measure_images
 
     def measure_beside_another(*arguments: Any, **options: Any) -> object:
-        monkeypatch.setattr(detector, "measure_good_images", measure)
+        monkeypatch.setattr(detector, "measure_images", measure)
         update_detector(ncml.load(folder), second, folder, power_images=0)
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(detector, "measure_good_images", measure_beside_another)
+    monkeypatch.setattr(detector, "measure_images", measure_beside_another)
     with pytest.raises(InputError, match="part holds another detector, made while this one was measured") as error:
         update_detector(ncml.load(folder), first, folder, power_images=0)
     assert error.value.field == "out"

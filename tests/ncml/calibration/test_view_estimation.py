@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ncml.calibration import view_estimation
-from ncml.calibration.division import GoodScenes
-from ncml.calibration.view_estimation import measure_altered, measure_good_images
+from ncml.calibration.division import DefectiveImages, GoodScenes
+from ncml.calibration.view_estimation import measure_altered, measure_images
 from ncml.data.good_images import GoodImages, open_folder
 from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS
@@ -76,7 +76,7 @@ def test_marks_lie_in_the_region(tmp_path: Path) -> None:
 
 def test_an_altered_image_without_a_finite_score_is_named(tmp_path: Path) -> None:
     images = write(tmp_path / "good", 12, ((160, 200),))
-    with pytest.raises(InputError, match=r"the score recorded of 40 good images is not finite: leave out 00.png \(scr"):
+    with pytest.raises(InputError, match=r"the score recorded of 40 images is not finite: leave out 00.png \(scr"):
         measure(Recording(np.nan), images)
 
 
@@ -96,8 +96,9 @@ def test_altered_images_are_neither_ranking_nor_reviewed_ones(tmp_path: Path, mo
 
     monkeypatch.setattr(view_estimation, "measure_altered", record)
     monkeypatch.setattr(view_estimation, "VIEWS", {"appearance": AppearanceView})
-    measure_good_images(
+    measure_images(
         divided,
+        DefectiveImages.of(divided, None, "image"),
         region=None,
         align=True,
         brightness=0.0,

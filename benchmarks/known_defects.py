@@ -1,0 +1,172 @@
+"""Measure how many more defects a detector finds if the weights of its views are learned from some of them.
+
+    python benchmarks/known_defects.py SET... [--known 2 5 10 20] [--draws 20] [--redraw] [--group GROUP] [--json FILE]
+
+A set is `cells` or `textiles` (`defects.py`), or a folder in the layout of MVTec AD (`photographs.py`, `parts.py
+--images FOLDER --only-write`). Its views are estimated once, as `ncml adapt` does, and all images are measured. For
+each draw, some of the defective images are known, at random. The weights are learned from them, the ranking images
+ranked again, and all other defective images judged. Where there are several kinds of defects, those known are of one
+kind, and the defective images of the same and of other kinds are counted apart; the known kind changes from draw to
+draw. With `--redraw`, each draw also divides the ranking images and the good test images between both at random, for
+sets whose good images are of one source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from defects import SETS
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from ncml import images
+from ncml.calibration.division import DefectiveImages, GoodScenes
+from ncml.calibration.good_scores import GoodScores
+from ncml.calibration.view_estimation import measure_images
+from ncml.data.good_images import open_folder
+from ncml.data.scenes import AUTO, IMAGE, are_compared
+from ncml.ood.detection import scores_of
+from ncml.ood.scene_ranks import SceneRanks, cutoff
+from ncml.paths import sorted_files
+from ncml.progress import ignore_progress
+from ncml.runtime import use_full_precision
+
+RATE = 0.05
+GOOD = "good"
+
+Floats = NDArray[np.float64]
+Measured = Mapping[str, Floats]
+"""Scores of images by view."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """The scores of the good images of a detector, and those of the images that it judges, by kind."""
+
+    scores: GoodScores
+    tests: dict[str, Measured]
+
+    @property
+    def defects(self) -> list[str]:
+        """The kinds of defects."""
+        return [kind for kind in self.tests if kind not in (GOOD, "foreign")]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", metavar="SET", help="cells, textiles, or a folder")
+    parser.add_argument("--known", nargs="+", type=int, default=[2, 5, 10, 20], metavar="N", help="known defects")
+    parser.add_argument("--draws", type=int, default=20, metavar="N", help="random draws of each number")
+    parser.add_argument("--redraw", action="store_true", help="also draw the ranking images")
+    parser.add_argument("--group", default=AUTO, help="how the good images of folders are grouped into scenes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file, as they come")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    use_full_precision()
+    results: dict[str, Any] = {}
+    for name in options.sets:
+        own = measure(name, options.group)
+        results[name] = {}
+        for known in [0, *options.known]:
+            rows = [draw(own, known, number, redraw=options.redraw) for number in range(options.draws)]
+            results[name][known] = means = {
+                key: [round(float(statistic([row[key] for row in rows])), 3) for statistic in (np.mean, np.std)]
+                for key in rows[0]
+            }
+            shares = "  ".join(f"{key} {mean:.3f} ± {deviation:.3f}" for key, (mean, deviation) in means.items())
+            print(f"{name:10} known {known:2}  {shares}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def measure(name: str, group: str) -> Set:
+    """Estimate the views from the good images of a set, and measure all its images."""
+    if name in SETS:
+        image_set = SETS[name](100)
+        training, tests, group = image_set.calibration, image_set.tests, IMAGE
+        root = training[0].parent
+    else:
+        root = Path(name) / "train" / GOOD
+        training = sorted_files(root)
+        tests = {path.name: sorted_files(path) for path in sorted((Path(name) / "test").iterdir())}
+    good = open_folder(root, training, seeks_points=are_compared(group, has_others=False))
+    divided = GoodScenes.find(good, None, group).divide(RATE, None)
+    views, scores, _ = measure_images(
+        divided,
+        DefectiveImages.of(divided, None, group),
+        region=None,
+        align=True,
+        brightness=0.0,
+        device="cpu",
+        on_message=print,
+        on_progress=ignore_progress,
+    )
+    measured: dict[str, Measured] = {}
+    for kind, paths in tests.items():
+        rows: list[dict[str, float]] = []
+        for path in paths:
+            image_HWC = images.open_image(path)
+            rows.append({})
+            for view in views.values():
+                rows[-1] |= scores_of(view.measure(image_HWC))
+        measured[kind] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    return Set(scores, measured)
+
+
+def draw(own: Set, known: int, number: int, *, redraw: bool) -> dict[str, float]:
+    """Learn from a number of defects, and return the shares of other images that are flagged, and the AUROC."""
+    rng = np.random.default_rng(number)
+    kinds = own.defects
+    kind = kinds[number % len(kinds)]
+    order = rng.permutation(len(next(iter(own.tests[kind].values()))))
+    learned, rest = order[:known], order[known:]
+    scores = replace(
+        own.scores,
+        defective=taken(own.tests[kind], learned),
+        defective_scenes_D=np.arange(known),
+        are_learned_D=np.ones(known, bool),
+    )
+    ranking, judged = taken(scores.scores, scores.ranking), own.tests[GOOD]
+    scenes = scores.scenes_N[scores.ranking]
+    if redraw:
+        pool = joined([ranking, judged])
+        divided = rng.permutation(len(next(iter(pool.values()))))
+        ranking, judged = (taken(pool, part) for part in np.split(divided, [len(scenes)]))
+        scenes = np.arange(len(scenes))
+    ranks = SceneRanks.rank(combined(scores, ranking), scenes)
+    threshold = ranks.threshold(cutoff(ranks.scenes, RATE, None))
+    same, good = combined(scores, taken(own.tests[kind], rest)), combined(scores, judged)
+    row = {"found": float((same > threshold).mean())}
+    if others := [own.tests[other] for other in kinds if other != kind]:
+        row["of other kinds"] = float((combined(scores, joined(others)) > threshold).mean())
+    row["good flagged"] = float((good > threshold).mean())
+    row["AUROC"] = float(roc_auc_score(np.repeat([0, 1], [len(good), len(same)]), np.concatenate([good, same])))
+    return row
+
+
+def combined(scores: GoodScores, measured: Measured) -> Floats:
+    """Return the score of each image."""
+    squares = [[scale.square(value) for value in measured[name].tolist()] for name, scale in scores.scales.items()]
+    return np.sqrt(np.sum(squares, 0))
+
+
+def taken(measured: Measured, positions: NDArray[np.int64]) -> Measured:
+    """Return the scores of some images."""
+    return {name: values[positions] for name, values in measured.items()}
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """Return the scores of the images of all parts."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+if __name__ == "__main__":
+    main()
