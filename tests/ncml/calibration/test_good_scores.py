@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ncml.calibration.good_scores import GoodScores
+from ncml.calibration.good_scores import GoodScores, _combined
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.scene_ranks import cutoff
 
@@ -153,3 +153,35 @@ def test_nothing_is_learned_from_defective_images_whose_scenes_rank() -> None:
     )
     assert scores.scales == fewer.scales
     assert scores.count_found(cutoff(59, 0.05, None)) > fewer.count_found(cutoff(59, 0.05, None))  # all are judged
+
+
+def test_the_rate_holds_after_weights_were_learned_from_missed_defects() -> None:
+    """Simulated: in each of two updates, the ten that were missed most narrowly, so they depend on the ranks."""
+    rng = np.random.default_rng(0)
+    names = ("altered", "defective", "neither")
+    flagged = []
+    for _ in range(100):
+        values, fresh, defects = ({name: rng.normal(size=n) for name in names} for n in (99, 1000, 200))
+        defects["defective"] += 2
+        altered = {name: rng.normal(3 * (name == "altered"), 1, 20) for name in names}
+        positions = np.arange(99)
+        scores = GoodScores(
+            *(values, altered, np.arange(20) < 5, {name: np.empty(0) for name in names}, NO_SCENES, NONE_LEARNED, {}),
+            *(frozenset(), positions, positions[:20], positions[20:], 0),
+        )
+        learned: list[int] = []
+        after = []
+        for _update in range(3):
+            of_fresh, of_defects = (_combined(scores.scales, own) for own in (fresh, defects))
+            threshold = scores.ranks.threshold(cutoff(79, 0.05, None))
+            after.append((of_fresh > threshold).mean())
+            missed = np.flatnonzero(of_defects <= threshold)
+            learned += [i for i in missed[np.argsort(-of_defects[missed])].tolist() if i not in learned][:10]
+            scores = replace(
+                scores,
+                defective={name: own_D[learned] for name, own_D in defects.items()},
+                defective_scenes_D=np.arange(len(learned)),
+                are_learned_D=np.ones(len(learned), bool),
+            )
+        flagged.append(after)
+    assert np.mean(flagged, 0) == pytest.approx(0.05, abs=0.008)
