@@ -83,8 +83,8 @@ def evaluate(
 
     def show(section: Section) -> None:
         if not as_json:
-            for note in section.notes:
-                print(note)
+            for sentence in (*section.findings, *section.notes):
+                print(sentence)
             for table in section.tables:
                 if table.rows:
                     table.show()

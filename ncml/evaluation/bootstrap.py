@@ -5,7 +5,7 @@ Shapes: N and M images. A higher OOD score means more out-of-distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+Json = Mapping[str, Any]
+"""An estimate as `Estimate.to_json` returns it."""
 Indices = NDArray[np.intp]
 
 RESAMPLES = 1000
@@ -35,6 +38,12 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"value": self.value, "interval": [self.low, self.high], "n": self.n}
+
+
+def format_json(estimate: Json, digits: int = 3) -> str:
+    """Return an estimate and its interval for a sentence."""
+    value, low, high = (f"{number:.{digits}f}" for number in (estimate["value"], *estimate["interval"]))
+    return f"{value} [{low}, {high}]"
 
 
 def bootstrap(

@@ -11,6 +11,8 @@ Shapes: N images, C classes, H rows, W columns.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,11 @@ def classes(inputs: Inputs) -> Section:
         kind="classes",
         title="Class knowledge",
         text=_texts(inputs),
+        findings=[
+            sentence
+            for label, result in results.items()
+            for sentence in _findings(label, result, len(inputs.models[label].classes))
+        ],
         tables=[
             Table("classes", "Classes in the likelihood", ("model", "source", "noise", "gain", "posterior"), knowledge),
             Table(
@@ -156,17 +163,51 @@ def classes(inputs: Inputs) -> Section:
     )
 
 
+def _findings(label: str, result: Mapping[str, Any], classes: int) -> list[str]:
+    """Report recognition and variety at the defaults, the posterior, and a gain that classes alone cannot explain."""
+    findings: list[str] = []
+    pixels, varieties = result["fidelity_pixels"], result["variety"]
+    if pixels:
+        method = list(pixels)[-1]
+        findings.append(
+            f"In {bootstrap.format_json(pixels[method])} of the images that the model {label} generates by default, a "
+            f"classifier of pixels recognises the class; in real images in {bootstrap.format_json(pixels['real'])}."
+        )
+        if method in varieties and "real" in varieties:
+            recall, real = (varieties[name]["recall"] for name in (method, "real"))
+            findings.append(
+                f"These images vary less than real ones: recall is {bootstrap.format_json(recall)} (training images: "
+                f"{bootstrap.format_json(real)}), the variance within classes "
+                f"{bootstrap.format_json(varieties[method]['variance'])}."
+            )
+    clean = result["likelihood"]["0"]
+    findings.append(
+        f"For {bootstrap.format_json(clean['posterior'])} of the test images, the likelihood under the model {label} "
+        f"is largest with the true class; at random, it would be so for {1 / classes:.3g}."
+    )
+    gain = clean["gain"]
+    if gain["interval"][0] > math.log(classes):
+        findings.append(
+            f"The gain of the model {label} without noise, {bootstrap.format_json(gain)} nats, exceeds log {classes} = "
+            f"{math.log(classes):.3f}, which it could not if p(x) were the mean of p(x | class): without a class, the "
+            "model predicts worse than with the mean over classes, so the gain overstates what classes contribute."
+        )
+    return findings
+
+
 def _texts(inputs: Inputs) -> list[str]:
     network = load_extractor().network
     limits = inputs.limits
     return [
         "Gain is the mean of log p(x | true class) - log p(x) in nats, at noise levels in grey levels (images are "
-        "noised as in training). Posterior is the share of images whose true class has the largest likelihood.",
-        "Fidelity is the share of generated images in which a classifier recognises the requested class. The *probe* "
-        f"is a logistic regression on the features of {network}, trained on at most {limits['probe']:,} training "
-        "images; `ncml tune` chooses the default options with such a probe. *Pixels* is a small convolutional network, "
-        f"trained on the pixels of at most {limits['classifier']:,} training images and used for nothing but this "
-        "measurement. Classes are generated in turn, seeds are consecutive, no image is left out.",
+        "noised as in training). Posterior is the share of images whose true class has the largest likelihood. Both "
+        f"are measured on at most {limits['classes']:,} test images.",
+        f"Fidelity is the share of {limits['fidelity']:,} generated images of each method in which a classifier "
+        f"recognises the requested class, and of at most {limits['probe']:,} real ones. The *probe* is a logistic "
+        f"regression on the features of {network}, trained on at most {limits['probe']:,} training images; `ncml "
+        "tune` chooses the default options with such a probe. *Pixels* is a small convolutional network, trained on "
+        f"the pixels of at most {limits['classifier']:,} training images and used for nothing but this measurement. "
+        "Classes are generated in turn, seeds are consecutive, no image is left out.",
         f"Variety is measured in the features of {network}, on {limits['fidelity']:,} generated images and as many "
         "test images, the same number of each class. KD within classes is the kernel distance from real images of the "
         "same class, averaged over classes. Precision is the share of generated images that lie among real ones, "

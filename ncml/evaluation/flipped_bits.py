@@ -7,7 +7,7 @@ Shapes: N images, B of them at once, C = 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,14 @@ def likelihood(inputs: Inputs) -> Section:
         results[label] = {"bpd": {pi: estimate.to_json() for pi, estimate in estimates.items()}}
     size = next(iter(inputs.models.values())).height
     table, published_rows = published.bits(inputs.data_name, size)
-    notes = [*inputs.notes, *_not_reproduced(results, published_rows)]
     rows += [(name, PUBLISHED, *(f"{value:.2f}" for value in values)) for name, values in published_rows]
     header = ("model", "source", *(f"pi = {pi:g}" for pi in PIS))
     caption = f"Bits/dim of {inputs.data_name} with lowest bits flipped with probability pi (lower is better)"
+    count = next(iter(results.values()))["bpd"]["0"]["n"]
     text = [
-        "Exact -log2 p(x) per dimension at t = 0 under no class, averaged over images. Each value's lowest bit is "
-        "flipped with probability pi; the flips are the same for every model. Brackets are 95% bootstrap intervals "
-        "over images."
+        f"Exact -log2 p(x) per dimension at t = 0 under no class, averaged over {count:,} test "
+        "images. Each value's lowest bit is flipped with probability pi; the flips are the same for every model. "
+        "Brackets are 95% bootstrap intervals over images."
     ]
     if published_rows:
         text.append("Published rows are the paper's; its NCPN has 73 million parameters.")
@@ -81,20 +81,29 @@ def likelihood(inputs: Inputs) -> Section:
         kind="likelihood",
         title=f"{table}: likelihood" if table else "Likelihood",
         text=text,
+        findings=_findings(results, published_rows),
         tables=[Table("likelihood", f"{table}. {caption}" if table else caption, header, rows)],
         results=results,
-        notes=notes,
+        notes=inputs.notes,
     )
 
 
-def _not_reproduced(results: dict[str, dict[str, Any]], rows: Sequence[published.Row]) -> list[str]:
-    """Return a remark for each model that needs more bits/dim at pi = 0.5 than the paper's most robust network."""
+def _findings(results: Mapping[str, dict[str, Any]], rows: Sequence[published.Row]) -> list[str]:
+    """Compare each model with the paper's: its most robust one, and all of them on unchanged images."""
     if not rows:
         return []
+    findings: list[str] = []
     name, (_, lowest, _) = min(rows, key=lambda row: row[1][1])
-    return [
-        f"The robustness at pi = 0.5 that the paper reports for {name}, {lowest:.2f}, is not reproduced: {label} needs "
-        f"{result['bpd']['0.5']['value']:.3f}."
-        for label, result in results.items()
-        if result["bpd"]["0.5"]["interval"][0] > lowest
-    ]
+    unchanged = [values[0] for _, values in rows]
+    for label, result in results.items():
+        bpd = result["bpd"]
+        if bpd["0.5"]["interval"][0] > lowest:
+            findings.append(
+                f"The robustness at pi = 0.5 that the paper reports for {name}, {lowest:.2f}, is not reproduced: "
+                f"the model {label} needs {bpd['0.5']['value']:.3f}."
+            )
+        findings.append(
+            f"The model {label} needs {bootstrap.format_json(bpd['0'])} bits/dim for unchanged images; the published "
+            f"models need {min(unchanged):.2f} to {max(unchanged):.2f}."
+        )
+    return findings

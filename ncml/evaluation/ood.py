@@ -6,7 +6,7 @@ use the calibrated threshold, so the share that it flags is measured too, also o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table
 from ncml.model import Model
 from ncml.ood.calibration import Calibration
 from ncml.progress import Progress
+
+PAPER_STATISTIC = "ncml_grad"
+"""The norm of the gradient of p(x), in logarithms."""
 
 Scores = dict[str, Floats]
 """By statistic, [N] each."""
@@ -147,19 +150,52 @@ def ood(inputs: Inputs) -> Section:
         "AUROC (area under the ROC curve), AUPR (average precision, out-of-distribution being positive) and FPR95 (the "
         "share of in-distribution images that are flagged at the threshold that flags 95% of the others). For every "
         "statistic, higher means more out-of-distribution. Brackets are 95% bootstrap intervals over the images of "
-        "both sets, Wilson's for flagged shares and for an AUROC or FPR95 of 0 or 1. *constant* is one random colour "
-        "for each image, *uniform* independent random values. An average is over the sets that have a number in its "
-        "row, so ours and a published one are over different sets.",
+        "both sets, Wilson's for flagged shares and for an AUROC or FPR95 of 0 or 1. An average is over the sets that "
+        "have a number in its row, so ours and a published one are over different sets.",
+        f"Each set has at most {inputs.limits['ood']:,} images, drawn at random. *constant* is one random colour for "
+        "each image, *uniform* independent random values. The other sets can differ from the in-distribution one in "
+        "their processing (compression, resizing) as well as in what they show; these figures do not separate the two.",
     ]
+    results = {label: detection.to_json() for label, detection in detections.items()}
     return Section(
         kind="ood",
         title="Tables 2 and 4: out-of-distribution detection",
         text=text,
+        findings=[
+            sentence for label, result in results.items() for sentence in _findings(label, result, inputs.data_name)
+        ],
         tables=[_table_2(inputs.data_name, detections), _table_4(detections), _flagged_table(detections)],
         figures=[_figure(label, detection) for label, detection in detections.items()],
-        results={label: detection.to_json() for label, detection in detections.items()},
+        results=results,
         notes=[*inputs.notes, *notes],
     )
+
+
+def _findings(label: str, result: Mapping[str, Any], data: str) -> list[str]:
+    """Compare the paper's statistic with its figure, and report the hardest set of bits/dim and of the default."""
+    auroc, default, flagged = result["auroc"], result["statistic"], result["flagged"]
+    findings: list[str] = []
+    name = max(published.AUROC, key=lambda name: published.AUROC[name]["constant"])
+    reported, measured = published.AUROC[name]["constant"], auroc["constant"][PAPER_STATISTIC]
+    if published.is_cifar10(data) and result["intervals"]["auroc"]["constant"][PAPER_STATISTIC][1] < reported:
+        findings.append(
+            f"The AUROC against constant images that the paper reports for {name}, {reported:.2f}, is not reproduced: "
+            f"the paper's statistic, {PAPER_STATISTIC}, has {measured:.3f} with the model {label}."
+        )
+    lowest = min(auroc, key=lambda images: auroc[images]["bpd"])
+    if auroc[lowest]["bpd"] < 0.5:
+        findings.append(
+            f"By bits/dim alone, images of {lowest} seem more typical than those of {data}: the AUROC of the model "
+            f"{label} is {auroc[lowest]['bpd']:.3f}."
+        )
+    hardest = min(auroc, key=lambda images: auroc[images][default])
+    findings.append(
+        f"The default statistic of the model {label}, {default}, has its smallest AUROC, "
+        f"{auroc[hardest][default]:.3f}, against {hardest}, of which it flags "
+        f"{bootstrap.format_json(flagged[hardest][default])} at its threshold. Of the test images of {data}, it flags "
+        f"{bootstrap.format_json(flagged[data][default])}; at most {result['false_positive_rate']:g} is expected."
+    )
+    return findings
 
 
 def _table_2(data: str, detections: dict[str, Detection]) -> Table:

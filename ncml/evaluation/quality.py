@@ -7,6 +7,7 @@ Shapes: N and M images, F features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from ncml.config import SOLVERS, STEPPED_SOLVER
 from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.evaluation import published
-from ncml.evaluation.bootstrap import Estimate, share
+from ncml.evaluation.bootstrap import Estimate, format_json, share
 from ncml.evaluation.distances import Features, frechet_distance, kernel_distance, load_extractor
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs, class_labels
@@ -312,11 +313,12 @@ def fid(inputs: Inputs) -> Section:
         "FD depends on the number of images, so compare it only within one table. "
         "KD is the unbiased squared MMD with a cubic kernel. Precision is the share of images that lie among the test "
         f"images, recall the share of test images that lie among them (no farther than the {NEIGHBOURS}rd neighbour "
-        "of one of them; both depend on the number of images). The variance within classes is that of the features, "
-        "relative to the test images. White noise is the share of images in which neighbouring values differ by more "
-        f"than {NOISE_ROUGHNESS:g} grey levels on average. Images without a class should be compared only with one "
-        "another: those of all classes in turn have the classes of the test images in the same shares. Brackets are "
-        "95% intervals: bootstrap for KD and the variance, Wilson's for shares."
+        "of one of them; both depend on the number of images). A precision above the floor's means that samples keep "
+        "to where test images are dense, not that they are better than real ones. The variance within classes is that "
+        "of the features, relative to the test images. White noise is the share of images in which neighbouring values "
+        f"differ by more than {NOISE_ROUGHNESS:g} grey levels on average. Images without a class should be compared "
+        "only with one another: those of all classes in turn have the classes of the test images in the same shares. "
+        "Brackets are 95% intervals: bootstrap for KD and the variance, Wilson's for shares."
     )
     if name != "FID":
         text += (
@@ -331,6 +333,7 @@ def fid(inputs: Inputs) -> Section:
         kind="fid",
         title="Sample quality" if name != "FID" else "Table 1: FID",
         text=[text],
+        findings=[sentence for label, result in results.items() for sentence in _findings(label, result, kd)],
         tables=[
             Table("quality", "Distance of samples from test images", header, report.headline),
             Table("quality_solvers", solver_caption, header, report.solvers),
@@ -340,3 +343,22 @@ def fid(inputs: Inputs) -> Section:
         results=results,
         notes=list(dict.fromkeys([*inputs.notes, *notes])),
     )
+
+
+def _findings(label: str, result: Mapping[str, Any], kd: str) -> list[str]:
+    """Compare the sampling method with the smallest kernel distance with the floor, if there is one."""
+    measured = dict(result["measured"])
+    floor = measured.pop("floor", None)
+    method = min(measured, key=lambda name: measured[name]["kernel"]["value"])
+    best = measured[method]
+    found = [
+        f"The smallest {kd} of samples of the model {label} is {format_json(best['kernel'])} ({method})",
+        f"{format_json(best['recall'])} of the test images lie among these samples",
+    ]
+    if floor is None:
+        return [f"{sentence}." for sentence in found]
+    compared = (
+        f"that of training images {format_json(floor['kernel'])}",
+        f"among training images {format_json(floor['recall'])}",
+    )
+    return [f"{sentence}; {comparison}." for sentence, comparison in zip(found, compared, strict=True)]

@@ -106,6 +106,8 @@ class Section:
     title: str
     text: Sequence[str]
     """How it was measured, one paragraph each."""
+    findings: Sequence[str] = ()
+    """What was found, the unfavourable first, one sentence each; a page begins with them."""
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -119,7 +121,9 @@ class Section:
             part.write(folder)
         models, machine, date, took = (provenance[name] for name in ("models", "machine", "date", "took"))
         made = f"{models}; {machine}; {date}; this part took {took}"
-        parts = [f"## {self.title}\n", f"`{provenance['command']}`  \n{made}\n"]
+        parts = [f"## {self.title}\n"]
+        parts += ["".join(f"- {finding}\n" for finding in self.findings)] if self.findings else []
+        parts += [f"`{provenance['command']}`  \n{made}\n"]
         parts += [f"{paragraph}\n" for paragraph in self.text]
         parts += [f"> {note}\n" for note in self.notes]
         parts += [table.markdown() for table in self.tables if table.rows]

@@ -67,11 +67,14 @@ def evaluate(
 
 
 def write_index(out: Path) -> None:
-    """Write `report.md`, which links the pages of the folder by their titles."""
-    pages = [path for path in (out / f"{kind}.md" for kind in KINDS) if path.is_file()]
-    titles = [path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("## ") for path in pages]
-    links = [f"- [{title}]({path.name})\n" for title, path in zip(titles, pages, strict=True)]
-    (out / "report.md").write_text("# Measurements\n\n" + "".join(links), encoding="utf-8")
+    """Write `report.md`, which links the pages of the folder by their titles and repeats what each found."""
+    entries: list[str] = []
+    for page in (out / f"{kind}.md" for kind in KINDS):
+        if page.is_file():
+            title, _, text = page.read_text(encoding="utf-8").partition("\n\n")
+            findings = text.partition("\n\n")[0] if text.startswith("- ") else ""
+            entries.append(f"## [{title.removeprefix('## ')}]({page.name})\n\n{findings}".rstrip() + "\n")
+    (out / "report.md").write_text("\n".join(["# Measurements\n", *entries]), encoding="utf-8")
 
 
 def to_json(section: Section, inputs: Inputs) -> dict[str, Any]:
@@ -80,7 +83,8 @@ def to_json(section: Section, inputs: Inputs) -> dict[str, Any]:
         {"model": {"name": model.name, "version": model.version}, **section.results.get(label, {})}
         for label, model in inputs.models.items()
     ]
-    common: dict[str, Any] = {"kind": section.kind, "data": inputs.data_name, "notes": list(section.notes)}
+    common: dict[str, Any] = {"kind": section.kind, "data": inputs.data_name}
+    common |= {"findings": list(section.findings), "notes": list(section.notes)}
     if not section.results:
         common["not_measured"] = " ".join(section.text)
     return json.loads(json.dumps(common | (models[0] if len(models) == 1 else {"models": models})))

@@ -169,7 +169,10 @@ def samples(inputs: Inputs) -> Section:
     return Section(
         kind="samples",
         title="Figures 1, 3 and 5 to 10: samples, completions and the trajectory",
-        text=["Every image is the first result of its seed; none was selected."],
+        text=[
+            "Every image is the first result of its seed; none was selected. `ncml evaluate fid` and `classes` measure "
+            "how near samples are to real images, and how many show their class."
+        ],
         figures=[*itertools.chain(*by_label.values()), shared],
         results=results,
         notes=inputs.notes,

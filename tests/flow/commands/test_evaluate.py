@@ -88,11 +88,17 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
     assert "no floor" in " ".join(answer["fid"]["notes"])  # a folder of images has no splits
     assert "has no test split" in " ".join(answer["likelihood"]["notes"])
     needs = f"{bpd['0.5']['value']:.3f}"
-    assert f"NCPN (NCML-VP), 3.61, is not reproduced: mine needs {needs}." in " ".join(answer["likelihood"]["notes"])
+    finding = f"NCPN (NCML-VP), 3.61, is not reproduced: the model mine needs {needs}."
+    assert finding in " ".join(answer["likelihood"]["findings"])
     out = tmp_path / "out"
     pages = {path.name: path.read_text() for path in out.glob("*.md")}
     index = pages.pop("report.md")
     assert re.findall(r"\]\((.*)\)", index) == [f"{kind}.md" for kind in report_folder.KINDS]
+    for kind, section in answer.items():
+        listed = "".join(f"- {finding}\n" for finding in section["findings"])
+        assert bool(listed) == (kind != "samples")
+        assert pages[f"{kind}.md"].partition("\n\n")[2].startswith(f"{listed}\n" if listed else "`")
+        assert listed in index
     report = "\n".join(pages.values())
     made = answer["likelihood"]["made"]
     assert made["date"] in (today, date.today().isoformat())
