@@ -80,8 +80,8 @@ class ScoreParams(ScoreOptions, Params):
     tile: bool = Field(
         default=False,
         description="Split an image larger than the model into overlapping tiles and judge it by them; can be combined "
-        "with `model`, `priority`, `map`, `format` and `tile_size` only. Default: no; the image is resized to the "
-        "model's size.",
+        "with `model`, `priority`, `webhook`, `map`, `format` and `tile_size` only. Default: no; the image is resized "
+        "to the model's size.",
     )
     tile_size: int | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from ncml.images.tiling import Tiling, smallest_tile_side
 from ncml.limits import DETECTOR, MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES, MAX_JUDGED_PIXELS
-from ncml.options import leaves_verdict_to_detector
+from ncml.options import ScoreOptions, leaves_verdict_to_detector
 from service import answers
 from service.decoder import OriginalImage, TiledImage, open_for_tiles
 from service.http import examples
@@ -23,6 +23,9 @@ from worker.contract import Original, Pixels, ScanJob, ScoreJob, Task
 from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(tags=["images"])
+
+OPTIONS_WITHOUT_TILES = ("class_name", "statistics", *(name for name in ScoreOptions.model_fields if name != "map"))
+"""The options of a score that apply to images at the model's size only."""
 
 MAX_RAW_BYTES = 4 * 2**20
 """Size up to which a scan's pixels are sent to the worker even if the image file is smaller. Beyond it, the smaller of
@@ -153,17 +156,11 @@ def _check_tile_options(params: ScoreParams, image_count: int) -> None:
         if params.tile_size is not None:
             raise invalid_field("tile_size", "tile_size requires tile=1; add it, or omit tile_size.")
         return
-    options = {
-        "class": params.class_name,
-        "noise": params.noise,
-        "calibration": params.calibration,
-        "statistic": params.statistic,
-        "statistics": params.statistics,
-        "sanity": params.sanity,
-        "ood": not params.ood,
-    }
-    for name in (name for name, value in options.items() if value):
-        raise invalid_field(name, f"{name} cannot be combined with tile=1; omit {name} or tile.")
+    for attribute in OPTIONS_WITHOUT_TILES:
+        field = ScoreParams.model_fields[attribute]
+        if getattr(params, attribute) != field.default:
+            name = field.alias or attribute
+            raise invalid_field(name, f"{name} cannot be combined with tile=1; omit {name} or tile.")
     if image_count > 1:
         raise invalid_field("image", f"image: {image_count} images were sent; with tile=1 send one at a time.")
 

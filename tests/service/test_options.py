@@ -23,10 +23,12 @@ from ncml.errors import InputError
 from ncml.images import to_png
 from ncml.options import DEFAULT_NAMES, OPTIONS, ScoreOptions
 from ncml.sampling.sample import Plan
+from service import answers
 from service.app import create_app
 from service.settings import Settings
 from tests.ncml import nets
 from tests.service.live import served
+from worker import job_results
 from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
 from worker.engine import BatchRunner
 from worker.messages import Batch, EngineSettings
@@ -156,6 +158,12 @@ def test_the_defaults_of_a_model_folder_are_published(folder: Path, tmp_path: Pa
         assert asdict(limits.defaults).items() >= VALUES.items()
 
 
+def test_every_value_of_a_score_crosses_the_queue_and_is_answered() -> None:
+    values = set(inspect.signature(ncml.Score).parameters)
+    assert job_results.Score.model_fields.keys() == values - {"file"}
+    assert answers.Score.model_fields.keys() == values - {"flipped_bpd"} | {"sanity"}
+
+
 @pytest.mark.parametrize("place", ["query", "form", "json"])
 @pytest.mark.parametrize("name", SCORE_VALUES)
 def test_a_score_job_has_the_options_of_its_request(client: TestClient, jobs, name: str, place: str) -> None:
@@ -169,6 +177,15 @@ def test_a_score_job_has_the_options_of_its_request(client: TestClient, jobs, na
     assert response.status_code == 200, response.text
     [job] = jobs.values()
     assert job.scoring == ScoreOptions(**{name: value}).scoring
+
+
+@pytest.mark.parametrize("name", sorted(SCORE_VALUES.keys() - {"map"}))
+def test_no_option_of_a_score_is_ignored_with_tiles(client: TestClient, name: str) -> None:
+    files = {"image": ("image.png", to_png(IMAGE), "image/png")}
+    response = client.post("/score", files=files, params={name: SCORE_VALUES[name], "tile": 1})
+    assert response.status_code == 422
+    [error] = response.json()["errors"]
+    assert error == {"field": name, "detail": f"{name} cannot be combined with tile=1; omit {name} or tile."}
 
 
 def test_the_engine_scores_with_the_options_of_a_job(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Box, Tiling
+from ncml.options import ScoreOptions
 from ncml.progress import OnProgress, Progress
 from ncml.sampling.defaults import SamplingLimits
 
@@ -206,16 +207,14 @@ class SyntheticModel:
         images: np.ndarray,
         *,
         classes: Sequence[str | None] | None,
-        noise: float,
-        map: bool,
-        ood: bool,
-        calibration: str | None,
-        statistic: str | None,
         statistics: Sequence[str] | str,
-        sanity: bool,
         batch_size: int,
         callback: OnProgress,
+        **options: Any,
     ) -> list[Score]:
+        """Score images by their mean with `ncml.options.ScoreOptions`; one that is not used below changes nothing."""
+        given = ScoreOptions(**options)
+        statistic = given.statistic
         n = len(images)
         assert n <= batch_size
         self._meet(n, classes)
@@ -226,17 +225,17 @@ class SyntheticModel:
         scores: list[Score] = []
         for mean, name in zip(images.reshape(n, -1).mean(1).tolist(), classes or [None] * n, strict=True):
             values = {"mean": mean, "bpd": mean / 32}
-            selected = self.calibrations.by_name.get(calibration or "default") if ood else None
+            selected = self.calibrations.by_name.get(given.calibration or "default") if given.ood else None
             scores.append(
                 Score(
-                    bpd=mean / 32 + noise + len(name or "") / 64,
+                    bpd=mean / 32 + given.noise + len(name or "") / 64,
                     log_likelihood=-mean,
-                    map=np.full((HEIGHT, WIDTH), mean, np.float32) if map else None,
+                    map=np.full((HEIGHT, WIDTH), mean, np.float32) if given.map else None,
                     ood=selected.judge(statistic or selected.statistic, values[statistic or selected.statistic])
                     if selected
                     else None,
                     statistics=values if statistics == "all" else {name: values[name] for name in statistics},
-                    flipped_bpd=mean / 32 + 0.5 if sanity else None,
+                    flipped_bpd=mean / 32 + 0.5 if given.sanity else None,
                 )
             )
         return scores
