@@ -79,8 +79,11 @@ class Inventory:
         sizes, order, rows = Counter(value["sizes"]), ImageOrder(**value["order"]), value["unreadable_rows"]
         return replace(cls(**value), sizes=sizes, order=order, unreadable_rows=rows)
 
-    def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
-        """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops."""
+    def lines(self, height: int, width: int, crops: int = 1, *, published: bool = False) -> list[str]:
+        """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops.
+
+        published: for the model card, which lists the classes itself. File names are private.
+        """
         sizes = [f"{size} ({count:,})" for size, count in self.sizes.most_common()]
         lines = [f"{counted(self.images, 'image')}, of {enumerated(sizes, MAX_NAMES)}"]
         if crops > 1:
@@ -89,23 +92,26 @@ class Inventory:
             lines.append(f"each is cropped to its centre and resized to {width}x{height}")
         if self.enlarged:
             lines.append(f"{self.enlarged:,} smaller than that: enlarged, so the model learns them blurred")
-        if self.classes and crops == 1:
-            by_count = sorted(self.classes.items(), key=lambda item: -item[1])
-            classes = [f"{name} ({count:,})" for name, count in by_count]
-            lines.append(f"{counted(len(classes), 'class', 'classes')}: {enumerated(classes, MAX_CLASS_NAMES)}")
-            small_classes = [f"{name} ({count})" for name, count in by_count if count < MIN_CLASS_IMAGES]
-            if small_classes:
-                lines.append(f"too few images to learn by class: {enumerated(small_classes, MAX_NAMES)}")
-        elif crops == 1:
-            lines.append("no classes (make a subfolder for each to have them)")
+        if crops == 1 and not published:
+            lines += self._class_lines()
         if self.copies:
             lines.append(
                 f"{counted(self.copies, 'image')} identical to an earlier one: held-out figures may be too good"
             )
         if self.unreadable:
-            lines.append(
-                f"{counted(len(self.unreadable), 'unreadable file')} left out: {enumerated(self.unreadable, MAX_NAMES)}"
-            )
+            names = "" if published else f": {enumerated(self.unreadable, MAX_NAMES)}"
+            lines.append(f"{counted(len(self.unreadable), 'unreadable file')} left out{names}")
+        return lines
+
+    def _class_lines(self) -> list[str]:
+        if not self.classes:
+            return ["no classes (make a subfolder for each to have them)"]
+        by_count = sorted(self.classes.items(), key=lambda item: -item[1])
+        classes = [f"{name} ({count:,})" for name, count in by_count]
+        lines = [f"{counted(len(classes), 'class', 'classes')}: {enumerated(classes, MAX_CLASS_NAMES)}"]
+        small_classes = [f"{name} ({count})" for name, count in by_count if count < MIN_CLASS_IMAGES]
+        if small_classes:
+            lines.append(f"too few images to learn by class: {enumerated(small_classes, MAX_NAMES)}")
         return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from importlib.metadata import version
 
 from ncml.data.dataset import Dataset
 from ncml.network.sde import noise_at_end
@@ -11,13 +12,15 @@ from ncml.training.trainer import Trainer
 
 
 def model_card(
-    trainer: Trainer, command: str, data: Dataset, bpd: float, measured_part: str, measured_count: int
+    trainer: Trainer, name: str, command: str, data: Dataset, bpd: float, measured_split: str, measured_count: int
 ) -> str:
     """Return a card, in Markdown, with what was done and measured and nothing else.
 
-    bpd: of the averaged weights at t = 0 on `measured_count` images of `measured_part`.
+    bpd: of the averaged weights at t = 0 on `measured_count` images or crops, which are "test" or "held-out" ones.
     """
     config = trainer.config
+    contents = data.inventory.lines(config.model.height, config.model.width, data.crops, published=True)
+    classes = [f"{label} ({data.inventory.classes[label]:,})" for label in config.model.classes]
     noise = noise_at_end(config.sde)
     size = trainer.group.world_size
     processes = f"{size} processes, each on " if size > 1 else ""
@@ -28,21 +31,22 @@ def model_card(
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
     )
-    return f"""# {config.recipe}
+    return f"""# {name}
 
-NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, trained by
+NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, recipe `{config.recipe}`, trained by
 {"noise conditional maximum likelihood" if config.is_noise_conditional else "maximum likelihood"}
 ({config.sde.kind.upper()} SDE, noise up to {noise:.3g} grey levels,
 {config.training.clean_probability:.0%} of the objective's mass at t = 0).
 
 - Command: `{command}`
+- Data: {"; ".join(contents)}
 - Trained on: {len(trainer.data) // data.crops:,} of {len(data) // data.crops:,} images (the training part),
   {trainer.images_seen:,} {unit} seen{without_effect}
 - Wall time: {duration(trainer.seconds)} on {processes}{machine(trainer.device)}
-- Classes: {", ".join(config.model.classes) or "none"}
+- Classes: {", ".join(classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
-- **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} {unit} of {measured_part}, averaged weights, no class given
-- Written: {date.today().isoformat()}
+- **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} {measured_split} {unit}, averaged weights, no class given
+- Written: {date.today().isoformat()}, ncml {version("ncml")}
 
 Learning curve (training loss over all noise levels; held-out clean images, averaged weights; bits/dim):
 

@@ -71,15 +71,16 @@ class TrainedRun:
                 return None
             version, metrics, calibrated = earlier.version, earlier.metrics, bool(earlier.calibration or earlier.tiles)
         else:
-            bits, part, count = self._measure()
+            bits, split, count = self._measure()
             if not group.is_main:
                 return None
             metrics = {
-                "test_bpd" if part == "test" else "held_out_bpd": round(bits, 4),
+                "test_bpd" if split == "test" else "held_out_bpd": round(bits, 4),
                 "images_seen": self.trainer.images_seen,
             }
             metadata = checkpoint.card_metadata(datasets=[self.source] if is_hub_dataset(self.source) else [])
-            card = model_card(self.trainer, self.command, self.data, bits, part, count)
+            name = self.out.resolve().name
+            card = model_card(self.trainer, name, self.command, self.data, bits, split, count)
             version = checkpoint.save(self.out, self.trainer.ema, metrics=metrics, card=metadata + card)
             calibrated = False
         return TrainedModel(self.out, version, metrics, calibrated or self._calibrate(), self.trainer.seconds)
@@ -96,15 +97,15 @@ class TrainedRun:
         return model if is_same and all(torch.equal(weights[name], w.cpu()) for name, w in expected.items()) else None
 
     def _measure(self) -> tuple[float, str, int]:
-        """Return the bits/dim of the averaged weights, and the name and number of the images they are measured on."""
-        measured, part = self._load_measured_part()
+        """Return the bits/dim of the averaged weights, and the split and number of the images they are measured on."""
+        measured, split = self._load_measured_part()
         if self.trainer.config.training.crop is not None:
             measured = measured.spread(MONITORED)
         bits = held_out_bits(self.trainer.ema, measured, group=self.trainer.group, on_progress=self.on_progress)
-        return bits, part, len(measured)
+        return bits, split, len(measured)
 
     def _load_measured_part(self) -> tuple[Dataset, str]:
-        """Return the images on which the run is measured, and the name of their part or split."""
+        """Return the images on which the run is measured, and "test" for those of a test split or "held-out"."""
         if not is_image_folder(self.source) and self.data.crops == 1:
             height, width = self.data.store_NHWC.shape[1:3]
             try:
@@ -113,7 +114,7 @@ class TrainedRun:
                     return dataset.load(self.source, height, width, split="test", cache_folder=cache), "test"
             except InputError as error:
                 self.on_message(f"measured on images held out from training, not on a test split: {error}")
-        return self.data.part("calibration-fit", self.trainer.config.training.split), "calibration-fit"
+        return self.data.part("calibration-fit", self.trainer.config.training.split), "held-out"
 
     def _calibrate(self) -> bool:
         """Calibrate the model on held-out images; return whether there are enough.

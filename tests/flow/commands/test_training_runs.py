@@ -167,7 +167,8 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     assert detector.scan(nets.images(1, 16, 16, seed=9).numpy()[0]).p_value is not None
     card = (done.folder / "card.md").read_text()
     assert "Trained on: 70 of 140 images (the training part),\n  32 random crops seen" in card
-    assert "at t = 0 on 500 random crops of calibration-fit" in card
+    assert "at t = 0 on 500 held-out random crops, averaged" in card
+    assert "- Data: 140 images, of 16x16 (140); 64 random crops of each are resized to 8x8\n" in card
     few = write_images(tmp_path / "few", 7, 16, classes=())
     with pytest.raises(InputError, match="holds 7 images; at least 8 are needed"):
         run.train(recipe, few, tmp_path / "other", **options)
@@ -303,14 +304,23 @@ def test_problems_of_the_images_are_reported_first(tmp_path: Path) -> None:
     train(source, tmp_path / "mine", messages, total_images=32)
     report = "\n".join(messages)
     assert messages[0] == "64 images, of 8x8 (62), 4x4 (1), 20x10 (1)"
-    for line in (
+    lines = (
         "each is cropped to its centre and resized to 8x8",
         "1 smaller than that: enlarged",
         "hawk (1)",
         "1 image identical to an earlier one",
-        "2 unreadable files left out: readme.md, dark/notes.txt",
-    ):
+        "2 unreadable files left out",
+    )
+    for line in lines:
         assert line in report
+    assert "left out: readme.md, dark/notes.txt" in report
+
+    card = ncml.load(tmp_path / "mine").card
+    for line in lines:
+        assert line in card
+    assert "notes.txt" not in card  # a card is published, and file names are private
+    assert "# mine\n" in card
+    assert "recipe `smoke`" in card
 
 
 @pytest.mark.parametrize("count", [1, 7])
