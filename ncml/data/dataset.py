@@ -29,8 +29,11 @@ SPLIT, SMALLEST_SPLIT = 50, 14
 """Of every 50 images, in the dataset's order, the first 2 are calibration-fit and the next 5 calibration-rank.
 
 Of fewer than 1,200 images a larger share is held out, up to half: 7 of every `split_for` images, so that about 50
-estimate and 120 rank. Of fewer than 140, half would not suffice to calibrate (`POST /calibrate` needs 39).
+estimate and 120 rank. Of fewer than `MIN_CALIBRATED`, half would not suffice to calibrate (`POST /calibrate` needs 39).
 """
+
+MIN_CALIBRATED = MIN_ESTIMATION_IMAGES * SMALLEST_SPLIT // 2
+"""Minimum number of images of a dataset whose held-out part suffices to calibrate."""
 
 HELD_OUT = 168
 """Images that a small dataset holds out, if that is at most half of them."""
@@ -137,6 +140,6 @@ def is_member(name: Part, count: int, split: int = SPLIT) -> Tensor:
 
 def split_for(count: int) -> int:
     """Return the `split` of a dataset with this number of images: 7 of every `split` images are held out."""
-    if 2 * count < MIN_ESTIMATION_IMAGES * SMALLEST_SPLIT:
+    if count < MIN_CALIBRATED:
         return SPLIT
     return max(SMALLEST_SPLIT, min(SPLIT, 7 * count // HELD_OUT))

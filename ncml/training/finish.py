@@ -144,7 +144,10 @@ class TrainedRun:
                 lines = descriptions.describe_tiles(calibration)
         except InputError as error:
             option = "" if training.crop is None else " --tile"
-            self.on_message(f"not calibrated, so `ncml score{option}` gives no p-values: {error}")
+            self.on_message(
+                f"not calibrated, so `ncml score{option}` gives no p-values ({str(error).rstrip('.')}); "
+                f"`ncml calibrate{option}` calibrates the model on other images"
+            )
             return False
         subject = "" if training.crop is None else "tiles are "
         for line in [f"{subject}calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images", *lines]:

@@ -105,6 +105,11 @@ def train(
         on_message(
             f"{training_count:,} for training, {count - training_count:,} held out for measurement and calibration"
         )
+        if count < dataset.MIN_CALIBRATED:
+            on_message(
+                f"too few images for verdicts, which need {dataset.MIN_CALIBRATED}: the model will only return scores; "
+                "`ncml adapt` makes a detector from fewer"
+            )
         on_message(describe_plan(trainer, step_seconds, max_seconds))
         monitored = (held_out.spread if is_image_folder(source) else held_out.first)(MONITORED)
         _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_message, on_progress)

@@ -265,7 +265,7 @@ def test_tiles_are_not_calibrated_on_images_that_changed_during_the_run(tmp_path
     done = run.train(recipe, source, tmp_path / "mine", **options)
     assert done is not None
     assert not done.calibrated
-    assert "gives no p-values: the images changed since the run began (140 then, 141 now)" in messages[-1]
+    assert "gives no p-values (the images changed since the run began (140 then, 141 now)" in messages[-1]
 
 
 def test_a_model_that_only_scores_has_no_classes(tmp_path: Path) -> None:
@@ -283,8 +283,10 @@ def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
     done = train(write_images(tmp_path / "photos", 50), tmp_path / "mine", messages, total_images=32)
     assert done is not None
     assert not done.calibrated
-    assert messages[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
-    assert "use at least" in messages[-1]
+    plan = next(i for i, line in enumerate(messages) if "take about" in line)
+    assert messages[plan - 1].startswith("too few images for verdicts, which need 140: ")  # before hours of training
+    assert messages[-1].startswith("not calibrated, so `ncml score` gives no p-values (")
+    assert messages[-1].endswith("; `ncml calibrate` calibrates the model on other images")
     assert ncml.load(tmp_path / "mine").calibration is None
 
 
