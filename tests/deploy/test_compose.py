@@ -283,6 +283,12 @@ def test_workers_on_gpus_have_the_same_options() -> None:
             assert spec["command"] == [*SERVICES[name]["command"], "--device", "cuda"]
 
 
+def test_training_has_as_many_threads_as_cores() -> None:
+    """PyTorch would start one for each core of the host, which wait for each other within the limit on cores."""
+    threads, cores = SERVICES["train"]["environment"]["OMP_NUM_THREADS"], SERVICES["train"]["cpus"]
+    assert (threads, cores) == ("${NCML_TRAIN_THREADS:-2}", "${NCML_TRAIN_CPUS:-2}")
+
+
 def test_models_are_written_by_training_and_read_by_workers() -> None:
     assert "models:/models" in SERVICES["train"]["volumes"]
     for lane in ("score", "generate"):
