@@ -31,7 +31,7 @@ def write(path: Path, network: NCPN, dtype: torch.dtype | None) -> None:
     try:
         save_file(state, path)
     except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"{path.parent}: the weights cannot be written: {error}") from error
 
 
 def read(path: Path, config: Config) -> NCPN:

@@ -13,7 +13,7 @@ from ncml.data import dataset
 from ncml.data.dataset import Dataset
 from ncml.data.inventory import counted
 from ncml.data.sources import is_image_folder
-from ncml.errors import InputError
+from ncml.errors import InputError, TrainingError
 from ncml.model import Model
 from ncml.network.ncpn import NCPN
 from ncml.progress import OnProgress, ignore_progress
@@ -120,6 +120,11 @@ def train(
                 f"stopped before the model was measured and calibrated; all {trainer.images_seen} images are saved; "
                 "add --resume to the command to continue"
             ) from stop
+        except OSError as error:
+            raise TrainingError(
+                f"the model cannot be written to {out} ({error.strerror or error}); all {trainer.images_seen} images "
+                "are saved: free disk space, and add --resume to the command."
+            ) from error
 
 
 def _read_split(state: Path, config: Config) -> int:

@@ -1,5 +1,6 @@
 """A training run from images to a model folder: its messages, its files, and the cost of a crash."""
 
+import errno
 import json
 import math
 import os
@@ -623,6 +624,26 @@ def test_disk_space_is_reserved_by_writing_where_it_cannot_be_allocated(
     cached = dataset.load(source, 8, 8, cache_folder=cache)
     assert torch.equal(cached.images_NHWC, dataset.load(source, 8, 8).images_NHWC)
     assert (cache / "images.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
+
+
+def test_a_disk_that_is_full_after_the_last_step_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, messages = write_images(tmp_path / "photos", 50), tmp_path / "mine", list[str]()
+
+    def save(*args: object, **options: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(TrainingError) as refused:
+            train(source, out)
+    assert str(refused.value).endswith(
+        "mine (No space left on device); all 128 images are saved: free disk space, and add --resume to the command."
+    )
+    train(source, out, messages, resume=True)
+    assert any("the run is finished after 128 images" in line for line in messages)
+    assert (out / "card.md").exists()
 
 
 @pytest.mark.parametrize("system", ["", "import os; del os.posix_fallocate"], ids=["Linux", "macOS"])
