@@ -7,7 +7,7 @@ import { emptyState, failure } from "./feedback.js";
 import { lanesTable, latencyTable } from "./health.js";
 import { detected, foundSizes, missed, missedKinds } from "./power.js";
 
-const HEADINGS = ["Model", "Size", "Classes", "Test bits/dim", "Verdicts"];
+const HEADINGS = ["Model", "Size", "Classes", "Bits/dim", "Verdicts"];
 const MOST_LISTED = 20; // models, until all are wanted: hundreds take as many screens, and health is below them
 const expanded = new Set(); // the references of models
 
@@ -165,11 +165,10 @@ function modelRows(model) {
     details.hidden = !isExpanded;
   }
   expand(expanded.has(key));
-  const testBpd = model.detector ? null : model.metrics.test_bpd; // that of its base says nothing about a detector
   const cells = [
     model.detector ? "any" : `${model.width} × ${model.height}`,
     classCount(model),
-    testBpd ? testBpd.toFixed(2) : "–",
+    catalogue.averageBpd(model)?.bpd ?? "–",
     verdictsCell(model),
   ];
   const row = h(

@@ -120,9 +120,10 @@ function likelihood(reading) {
 function comparison({ model, conditions }) {
   const texts = conditionsOf(conditions);
   if (texts.length) return `Compare it only with images scored under the same conditions: ${texts.join(", ")}.`;
-  const testBpd = catalogue.modelOf(model)?.metrics.test_bpd;
-  const average = testBpd ? `Test images of ${model.name} average ${testBpd.toFixed(2)}. ` : "";
-  return `${average}This is not a verdict: flat images are likely under every such model.`;
+  const served = catalogue.modelOf(model);
+  const average = served && catalogue.averageBpd(served);
+  const measured = average ? `${average.images} of ${model.name} average ${average.bpd}. ` : "";
+  return `${measured}This is not a verdict: flat images are likely under every such model.`;
 }
 
 /** The position of the OOD score, or of bits/dim without conditions, in the histogram of held-out images. */

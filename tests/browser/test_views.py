@@ -172,6 +172,18 @@ def test_a_likelihood_is_compared_only_under_the_same_conditions(studio) -> None
     expect(reading.locator(".placed .chips label")).to_have_text(["multiscale_corr"])
 
 
+def test_a_model_of_your_own_images_shows_its_bits_per_dimension(tab, site) -> None:
+    """A folder of images has no test split: such a model is measured on held-out images."""
+    page = tab.open(site.url)
+    page.route("**/models", with_models(lambda model: model["metrics"].update(held_out_bpd=4.742)))
+    page.reload()
+    score_example(page, "stripes")
+    expect(page.locator(".reading .likelihood")).to_contain_text("Held-out images of tiny average 4.74.")
+    page.get_by_role("link", name="Models").click()
+    table = page.locator("#view-models").get_by_role("table", name="Models")
+    expect(table.locator(":scope > tbody > tr").first).to_contain_text("4.74")
+
+
 with_test_bpd = with_models(lambda model: model["metrics"].update(test_bpd=3.39))
 """Answers /models as if the models had been evaluated."""
 
@@ -1215,7 +1227,7 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(view.get_by_role("table", name="Queues and workers")).to_contain_text("score")
     expect(view.get_by_role("table", name="Responses since the service started")).to_contain_text("/models")
     table = view.get_by_role("table", name="Models")
-    expect(table.locator("thead")).to_have_text("ModelSizeClassesTest bits/dimVerdicts")
+    expect(table.locator("thead")).to_have_text("ModelSizeClassesBits/dimVerdicts")
     tiny, wide = table.locator(":scope > tbody > tr:not(.details)").all()
     expect(tiny).to_contain_text("tinydefault8 × 8")
     expect(tiny.locator(".badge.weak")).to_have_text("weak")
