@@ -154,7 +154,7 @@ def train(
         total_images=max_images,
         has_initial_model=init_from is not None,
     )
-    check_source(data)
+    check_source(data, is_training=not resume)
     from ncml.evaluation.recommendation import recommend_after
     from ncml.training import run
     from ncml.training.distributed import local_device, process_group

@@ -57,7 +57,7 @@ def tune(
         raise InputError("images", f"--images must be at least {MIN_TUNING_IMAGES}, not {images}.")
     description = describe(model, device)
     check_output_folder(description.folder, "model")
-    check_source(data, split)
+    check_source(data, split, is_training=True)
     use_threads(threads)
     loaded = load(description, device)
     from ncml.evaluation.recommendation import recommend

@@ -44,15 +44,26 @@ class Source:
 
 DEFAULT_SPLIT = "train"
 
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+"""Names of folders that hold the parts of a dataset rather than its classes."""
 
-def check_source(name: str, split: str = DEFAULT_SPLIT) -> None:
+
+def check_source(name: str, split: str = DEFAULT_SPLIT, *, is_training: bool = False) -> None:
     """Raise InputError for a name that is neither a folder of images nor a dataset of the Hub; imports no torch.
 
     Also for another split of a folder of images than the default, because it has none.
+
+    is_training: whether a model is trained on the images, for which those of a test part must not be among them.
     """
     files = _list_source(name)
     if files is not None:
-        _divide(parse_location(name), files)
+        classes = _divide(parse_location(name), files)[2]
+        if is_training and len(classes) > 1 and SPLITS.issuperset(map(str.lower, classes)):
+            raise InputError(
+                "data",
+                f"{name} has the folders {' and '.join(classes)}, which are parts of a data set rather than classes: "
+                "name the one to train on.",
+            )
         if split != DEFAULT_SPLIT:
             raise InputError("split", f"{name} is a folder of images, which has no split {split!r}: omit the split.")
 

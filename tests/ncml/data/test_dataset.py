@@ -191,6 +191,21 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
     assert len(loaded) == 2
 
 
+@pytest.mark.parametrize("parts", [("test", "train"), ("Train", "Val", "test")])
+def test_the_parts_of_a_data_set_are_not_trained_on_as_its_classes(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        (tmp_path / "photos" / part / "good").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / part / "good" / "1.png")
+    with pytest.raises(InputError, match=rf"photos has the folders .* and {parts[-1]}, .*: name the one to") as refused:
+        sources.check_source(str(tmp_path / "photos"), is_training=True)
+    assert refused.value.field == "data"
+    sources.check_source(str(tmp_path / "photos"))  # they may all be scored, or be foreign images
+    sources.check_source(str(tmp_path / "photos" / parts[0]), is_training=True)
+    (tmp_path / "photos" / "tram").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "tram" / "1.png")
+    sources.check_source(str(tmp_path / "photos"), is_training=True)  # vehicles
+
+
 def test_a_folder_with_images_inside_and_outside_class_folders_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     make_images(1)[0].save(tmp_path / "cat" / "1.png")
