@@ -28,6 +28,7 @@ def model_card(
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     left_out = trainer.skipped_steps * config.training.batch_size
     without_effect = f", {left_out:,} of them in steps without effect" if left_out else ""
+    began_with = f"- Began with the weights of: {trainer.starting_model}\n" if trainer.starting_model else ""
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
     )
@@ -42,7 +43,7 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, r
 - Data: {"; ".join(contents)}
 - Trained on: {len(trainer.data) // data.crops:,} of {len(data) // data.crops:,} images (the training part),
   {trainer.images_seen:,} {unit} seen{without_effect}
-- Wall time: {duration(trainer.seconds)} on {processes}{machine(trainer.device)}
+{began_with}- Wall time: {duration(trainer.seconds)} on {processes}{machine(trainer.device)}
 - Classes: {", ".join(classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
 - **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} {measured_split} {unit}, averaged weights, no class given

@@ -91,6 +91,8 @@ def train(
                 start_from(network, init_from.network, init_from.name)
 
         trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)
+        if init_from is not None:
+            trainer.starting_model = f"{init_from.name}@{init_from.version[:12]}"
         if resume:
             trainer.resume(state, total_images=total_images)
         elif cooldown_from is not None and total_images is not None:

@@ -60,6 +60,8 @@ class TrainingState:
     """The learning curve: a row for each measurement."""
     images: ImageOrder | None
     """The images of the run, held-out ones included; None in states of an earlier version."""
+    starting_model: str = ""
+    """The model whose weights the run began with, as name@version; "" for random ones and in earlier versions."""
 
     def write(self, path: Path) -> None:
         """Write the state to a file atomically; raise OSError or SafetensorError where that fails."""
@@ -72,6 +74,7 @@ class TrainingState:
             "mean_loss": None if math.isnan(self.mean_loss) else self.mean_loss,
             "history": self.history,
             "images": self.images and dataclasses.asdict(self.images),
+            "starting_model": self.starting_model,
             "config": self.config.to_json(),
         }
         # Contiguous copies: the file format has no strides, and no tensors that share memory.
@@ -90,6 +93,7 @@ class TrainingState:
             history = progress["history"]  # states of earlier versions have no mean
             mean_loss = progress.get("mean_loss", history[-1]["train_bpd"] if history else None)
             images = progress.get("images") and ImageOrder(**progress["images"])
+        values["starting_model"] = progress.get("starting_model", "")
         values["mean_loss"] = math.nan if mean_loss is None else float(mean_loss)
         return cls(tensors=tensors, config=_config_of(path, progress), images=images, **values)
 

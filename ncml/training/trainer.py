@@ -94,6 +94,8 @@ class Trainer:
         self.optimizer = Optimizer(self.network, config.training)
         self.parallel = group.data_parallel(self.network)
         self.loss = torch.compile(loss_bits) if execution.compile else loss_bits
+        self.starting_model = ""
+        """The model whose weights the run began with, as name@version; "" for random weights."""
         self.step = 0
         self.skipped_steps = 0
         """Steps without effect: their loss or gradient was not finite, or `go_back` undid them."""
@@ -244,6 +246,7 @@ class Trainer:
             mean_loss=self.running_loss.mean,
             history=self.history,
             images=self.data.inventory.order,
+            starting_model=self.starting_model,
         )
         try:
             state.write(path)
@@ -279,7 +282,7 @@ class Trainer:
         self._load(state, path)
         self.step, self.skipped_steps, self.seconds = state.step, state.skipped_steps, state.seconds
         self.running_loss.mean, self.running_loss.count = state.mean_loss, state.step
-        self.history = state.history
+        self.history, self.starting_model = state.history, state.starting_model
         self._note_saved()
 
     def go_back(self, path: Path) -> str:

@@ -400,6 +400,10 @@ def test_a_run_starts_with_another_model_s_weights(tmp_path: Path) -> None:
     assert first is not None
     assert started is not None
     assert started.metrics["held_out_bpd"] == pytest.approx(first.metrics["held_out_bpd"], abs=2e-4)
+    assert run.train(still, other, tmp_path / "second", command="", total_images=64, resume=True) is not None
+    card = (tmp_path / "second" / "card.md").read_text()  # of a command that does not name the other model
+    assert f"- Began with the weights of: first@{first.version[:12]}\n- Wall time:" in card
+    assert "Began with" not in (tmp_path / "first" / "card.md").read_text()
     shape = replace(recipes.smoke(), model=replace(recipes.smoke().model, mixtures=2))
     with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: use the recipe"):
         run.train(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
