@@ -34,7 +34,8 @@ def model_card(
     )
     return f"""# {name}
 
-NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, recipe `{config.recipe}`, trained by
+NCPN of {parameters:,} parameters (recipe `{config.recipe}`) for images of height {config.model.height} and width
+{config.model.width}, trained by
 {"noise conditional maximum likelihood" if config.is_noise_conditional else "maximum likelihood"}
 ({config.sde.kind.upper()} SDE, noise up to {noise:.3g} grey levels,
 {config.training.clean_probability:.0%} of the objective's mass at t = 0).
