@@ -22,9 +22,9 @@ from ncml.images.tiling import Tiling
 from ncml.model import Model
 from ncml.model import load as load_model
 from ncml.progress import OnProgress
-from ncml.training.card import model_card
+from ncml.training.card import Measurement, model_card
 from ncml.training.folder import STATE
-from ncml.training.objective import held_out_bits
+from ncml.training.objective import measure_held_out
 from ncml.training.trainer import Trainer
 
 MONITORED = 500
@@ -71,16 +71,15 @@ class TrainedRun:
                 return None
             version, metrics, calibrated = earlier.version, earlier.metrics, bool(earlier.calibration or earlier.tiles)
         else:
-            bits, split, count = self._measure()
+            measured = self._measure()
             if not group.is_main:
                 return None
             metrics = {
-                "test_bpd" if split == "test" else "held_out_bpd": round(bits, 4),
+                "test_bpd" if measured.split == "test" else "held_out_bpd": round(measured.bpd, 4),
                 "images_seen": self.trainer.images_seen,
             }
             metadata = checkpoint.card_metadata(datasets=[self.source] if is_hub_dataset(self.source) else [])
-            name = self.out.resolve().name
-            card = model_card(self.trainer, name, self.command, self.data, bits, split, count)
+            card = model_card(self.trainer, self.out.resolve().name, self.command, self.data, measured)
             version = checkpoint.save(self.out, self.trainer.ema, metrics=metrics, card=metadata + card)
             calibrated = False
         return TrainedModel(self.out, version, metrics, calibrated or self._calibrate(), self.trainer.seconds)
@@ -96,13 +95,14 @@ class TrainedRun:
         is_same = model.config == network.config and weights.keys() == expected.keys()
         return model if is_same and all(torch.equal(weights[name], w.cpu()) for name, w in expected.items()) else None
 
-    def _measure(self) -> tuple[float, str, int]:
-        """Return the bits/dim of the averaged weights, and the split and number of the images they are measured on."""
-        measured, split = self._load_measured_part()
+    def _measure(self) -> Measurement:
+        images, split = self._load_measured_part()
         if self.trainer.config.training.crop is not None:
-            measured = measured.spread(MONITORED)
-        bits = held_out_bits(self.trainer.ema, measured, group=self.trainer.group, on_progress=self.on_progress)
-        return bits, split, len(measured)
+            images = images.spread(MONITORED)
+        bpd, standard_error = measure_held_out(
+            self.trainer.ema, images, group=self.trainer.group, on_progress=self.on_progress
+        )
+        return Measurement(bpd, standard_error, split, len(images))
 
     def _load_measured_part(self) -> tuple[Dataset, str]:
         """Return the images on which the run is measured, and "test" for those of a test split or "held-out"."""

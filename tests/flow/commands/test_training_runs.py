@@ -66,7 +66,7 @@ def test_a_run_that_is_stopped_while_its_model_is_measured_can_be_completed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "held_out_bits", stop)
+        patch.setattr(finish, "measure_held_out", stop)
         with pytest.raises(KeyboardInterrupt, match="all 128 images are saved; add --resume"):
             train(source, out)
     assert not (out / "config.json").exists()
@@ -169,6 +169,7 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     card = (done.folder / "card.md").read_text()
     assert "Trained on: 70 of 140 images (the training part),\n  32 random crops seen" in card
     assert "at t = 0 on 500 held-out random crops, averaged" in card
+    assert "standard error" not in card  # crops of one image resemble each other
     assert "- Data: 140 images, of 16x16 (140); 64 random crops of each are resized to 8x8\n" in card
     few = write_images(tmp_path / "few", 7, 16, classes=())
     with pytest.raises(InputError, match="holds 7 images; at least 8 are needed"):
@@ -324,6 +325,7 @@ def test_problems_of_the_images_are_reported_first(tmp_path: Path) -> None:
     assert "notes.txt" not in card  # a card is published, and file names are private
     assert "# mine\n" in card
     assert "recipe `smoke`" in card
+    assert " bits/dim** (standard error 0." in card
 
 
 @pytest.mark.parametrize("count", [1, 7])

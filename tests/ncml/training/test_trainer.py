@@ -25,7 +25,7 @@ from ncml.recipes import maximum_likelihood, smoke
 from ncml.training.batches import draw_batch
 from ncml.training.distributed import ProcessGroup
 from ncml.training.loop import train_loop
-from ncml.training.objective import held_out_bits, loss_bits
+from ncml.training.objective import held_out_bits, loss_bits, measure_held_out
 from ncml.training.optimizer import Optimizer, learning_rate_share
 from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer
 from tests.ncml import nets
@@ -473,6 +473,10 @@ def test_held_out_bits_weigh_all_images_equally() -> None:
         held_out_bits(trainer.ema, Dataset(x[None], data.labels_N[:1], data.classes)) for x in data.images_NHWC
     ]
     assert sum(bits_of_images) / 10 == pytest.approx(whole, abs=1e-6)
+    mean, standard_error = measure_held_out(trainer.ema, data, batch_size=3)
+    assert mean == pytest.approx(whole, abs=1e-6)
+    assert standard_error == pytest.approx(np.std(bits_of_images, ddof=1) / math.sqrt(10), rel=1e-3)
+    assert math.isnan(measure_held_out(trainer.ema, data.first(1))[1])
 
 
 def test_a_run_without_images_is_refused() -> None:
