@@ -197,7 +197,7 @@ def train(
     if trained is None:
         return
     with progress_bar() as on_progress:
-        line = recommend_after(trained, data, device=device, on_progress=on_progress)
+        line = recommend_after(trained, device=device, on_progress=on_progress)
     if line:
         print(line, file=sys.stderr, flush=True)
     if as_json:

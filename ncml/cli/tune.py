@@ -60,10 +60,12 @@ def tune(
     check_source(data, split, is_training=True)
     use_threads(threads)
     loaded = load(description, device)
+    from ncml.data import dataset
     from ncml.evaluation.recommendation import recommend
 
     with progress_bar() as on_progress:
-        tuning = recommend(loaded, data, split=split, images=images, max_seconds=max_seconds, on_progress=on_progress)
+        training_data = dataset.load(data, loaded.height, loaded.width, split=split, on_progress=on_progress)
+        tuning = recommend(loaded, training_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
     if as_json:
         result: dict[str, Any] = {
             "sampling": name_defaults(tuning.best.options),

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from datetime import date
-from pathlib import Path
 
 from ncml import checkpoint
-from ncml.data import dataset
-from ncml.data.sources import DEFAULT_SPLIT
+from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.evaluation.tuning import IMAGES, Tuning, tune
 from ncml.model import Model, load
 from ncml.progress import OnProgress, ignore_progress
 from ncml.training.finish import TrainedModel
-from ncml.training.folder import IMAGE_CACHE
 from ncml.training.provenance import machine
 
 SECTION = "Default sampling options"
@@ -26,23 +23,17 @@ TIME_SHARE, MIN_SECONDS = 0.1, 60.0
 
 def recommend(
     model: Model,
-    data: str,
+    data: Dataset,
     *,
-    split: str = DEFAULT_SPLIT,
     images: int = IMAGES,
     max_seconds: float = math.inf,
-    cache_folder: Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Tuning:
     """Tune a model, and write the chosen options and the measurements to its folder.
 
-    data: source of the training data. images: generated with each candidate. cache_folder: folder with the decoded
-    images of the training run.
+    data: the images of the training run, held-out ones included. images: generated with each candidate.
     """
-    images_of_data = dataset.load(
-        data, model.height, model.width, split=split, cache_folder=cache_folder, on_progress=on_progress
-    )
-    tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
+    tuning = tune(model, data, images=images, max_seconds=max_seconds, on_progress=on_progress)
     checkpoint.write_sampling(model.folder, tuning.best.options)
     checkpoint.add_metrics(model.folder, tuning.metrics())
     provenance = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
@@ -50,9 +41,7 @@ def recommend(
     return tuning
 
 
-def recommend_after(
-    trained: TrainedModel, data: str, *, device: str = "cpu", on_progress: OnProgress = ignore_progress
-) -> str:
+def recommend_after(trained: TrainedModel, *, device: str = "cpu", on_progress: OnProgress = ignore_progress) -> str:
     """Tune the model of a finished run if its training took long enough, and return the outcome in one line.
 
     Returns "" if there is nothing to tune: for a model that only scores, one of crops, and one that was tuned before.
@@ -64,14 +53,7 @@ def recommend_after(
         return ""
     try:
         model = load(description.folder, device)
-        tuning = recommend(
-            model,
-            data,
-            images=IMAGES,
-            max_seconds=max_seconds,
-            cache_folder=description.folder / IMAGE_CACHE,
-            on_progress=on_progress,
-        )
+        tuning = recommend(model, trained.data, images=IMAGES, max_seconds=max_seconds, on_progress=on_progress)
     except InputError as error:
         return f"sampling options are not tuned: {error}"
     return f"sampling options: {tuning.summary()}"

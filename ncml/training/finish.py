@@ -44,6 +44,8 @@ class TrainedModel:
     calibrated: bool
     seconds: float
     """Training time, over all sessions."""
+    data: Dataset
+    """The images of the run, held-out ones included."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class TrainedRun:
             card = model_card(self.trainer, self.out.resolve().name, self.command, self.data, measured)
             version = checkpoint.save(self.out, self.trainer.ema, metrics=metrics, card=metadata + card)
             calibrated = False
-        return TrainedModel(self.out, version, metrics, calibrated or self._calibrate(), self.trainer.seconds)
+        is_calibrated = calibrated or self._calibrate()
+        return TrainedModel(self.out, version, metrics, is_calibrated, self.trainer.seconds, self.data)
 
     def _read_earlier(self) -> Model | None:
         """Return the model in the folder if it has exactly these weights, as after a run that was finished before."""
