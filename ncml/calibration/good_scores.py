@@ -132,11 +132,12 @@ class GoodScores:
     def count_found(self, cutoff: float) -> int:
         """Return how many defective images are flagged if the weights are learned without their part of the scenes.
 
-        The parts have one scene each, if there are at most `FOLDS`. Images from which nothing is learned are judged
+        The parts have one scene each if at most `FOLDS` are learned. Images from which nothing is learned are judged
         with the final weights.
         """
-        folds_D = np.unique(self.defective_scenes_D, return_inverse=True)[1] % FOLDS
-        folds_D[~self.are_learned_D] = -1
+        folds_D = np.full(len(self.are_learned_D), -1)
+        learned = self.defective_scenes_D[self.are_learned_D]
+        folds_D[self.are_learned_D] = np.unique(learned, return_inverse=True)[1] % FOLDS
         scales, count = self._scales(self.estimating), 0
         for fold in np.unique(folds_D).tolist():
             is_own_D = folds_D == fold
