@@ -67,13 +67,6 @@ class Catalogue extends EventTarget {
     return this.models.find((model) => model.name === name && model.version === version);
   }
 
-  /** The average bits/dim of a model's test images, or else of images held out from its training, and their name. */
-  averageBpd({ detector, metrics }) {
-    if (detector) return null; // that of its base says nothing about a detector
-    if (metrics.test_bpd) return { images: "Test images", bpd: metrics.test_bpd.toFixed(2) };
-    return metrics.held_out_bpd ? { images: "Held-out images", bpd: metrics.held_out_bpd.toFixed(2) } : null;
-  }
-
   /** The name of a model, with its version if several are offered, as during an update of workers. */
   label(model) {
     const isUnique = this.models.filter(({ name }) => name === model.name).length === 1;

@@ -1,5 +1,6 @@
 // Models and health: a table of the models with their details, and the load on the service.
 
+import { averageBpd } from "./average.js";
 import { catalogue, reference } from "./catalogue.js";
 import { modelDetails } from "./details.js";
 import { button, h, plural, uid } from "./dom.js";
@@ -168,7 +169,7 @@ function modelRows(model) {
   const cells = [
     model.detector ? "any" : `${model.width} × ${model.height}`,
     classCount(model),
-    catalogue.averageBpd(model)?.bpd ?? "–",
+    averageBpd(model)?.bpd ?? "–",
     verdictsCell(model),
   ];
   const row = h(

@@ -1,5 +1,6 @@
 // One scored image: what the model sees, the verdict, the map, the likelihood, and its position among held-out images.
 
+import { averageBpd } from "./average.js";
 import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
 import { chips } from "./chips.js";
@@ -121,7 +122,7 @@ function comparison({ model, conditions }) {
   const texts = conditionsOf(conditions);
   if (texts.length) return `Compare it only with images scored under the same conditions: ${texts.join(", ")}.`;
   const served = catalogue.modelOf(model);
-  const average = served && catalogue.averageBpd(served);
+  const average = served && averageBpd(served);
   const measured = average ? `${average.images} of ${model.name} average ${average.bpd}. ` : "";
   return `${measured}This is not a verdict: flat images are likely under every such model.`;
 }
