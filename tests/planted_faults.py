@@ -381,9 +381,23 @@ FAULTS = (
     Fault(
         "detector: processing and marks weigh the same",
         "ncml/ood/weights.py",
-        "np.append(np.full(good, 0.5 / good), 0.5 * _shares(are_processed_M))",
-        "np.append(np.full(good, 0.5 / good), np.full(len(are_processed_M), 0.5 / len(are_processed_M)))",
+        "np.where(are_processed_M, PROCESSING_SHARE / processed, (1 - PROCESSING_SHARE) / others)",
+        "np.where(are_processed_M, 0.5 / processed, 0.5 / others)",
         "ncml/ood/test_weights.py",
+    ),
+    Fault(
+        "detector: a defective image is judged by weights that were learned from it",
+        "ncml/calibration/good_scores.py",
+        "self.are_learned_D & ~is_own_D",
+        "self.are_learned_D",
+        "ncml/calibration/test_good_scores.py",
+    ),
+    Fault(
+        "detector: weights are learned from defective images of scenes that rank",
+        "ncml/calibration/division.py",
+        "~np.isin(scenes_D, common_N[divided.ranking])",
+        "np.ones(len(scenes_D), bool)",
+        "ncml/calibration/test_updating.py",
     ),
     Fault(
         "detector: a bank of other weights is used",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ class TrainedModel:
     calibrated: bool
     seconds: float
     """Training time, over all sessions."""
-    data: Dataset
+    data: Dataset = field(compare=False, repr=False)
     """The images of the run, held-out ones included."""
 
 

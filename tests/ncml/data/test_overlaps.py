@@ -74,10 +74,11 @@ def test_scenes_are_merged_along_pairs() -> None:
 @pytest.mark.parametrize(
     ("options", "sought"),
     [
-        ({}, {"data": True, "defective": False}),
-        ({"group": "image", "check": "check"}, {"data": False, "check": False, "defective": False}),
-        ({"group": "([0-9]+)"}, {"data": False, "defective": False}),
-        ({"group": "([0-9]+)", "reviewed": "reviewed"}, {"data": True, "reviewed": True, "defective": False}),
+        ({}, {"data": True}),
+        ({"group": "image", "check": "check"}, {"data": False, "check": False}),
+        ({"group": "([0-9]+)"}, {"data": False}),
+        ({"group": "([0-9]+)", "reviewed": "reviewed"}, {"data": True, "reviewed": True}),
+        ({"group": "([0-9]+)", "defective": "defective"}, {"data": True, "defective": True}),
     ],
 )
 def test_points_are_sought_only_in_images_that_are_compared(
@@ -102,7 +103,7 @@ def test_points_are_sought_only_in_images_that_are_compared(
         nets.save_images(tmp_path / name, np.zeros((1, 40, 40, 3), np.uint8))
     paths = {name: value if name == "group" else tmp_path / value for name, value in options.items()}
     with pytest.raises(Opened):
-        adapt(tmp_path / "data", out=tmp_path / "out", defective=tmp_path / "defective", **paths)  # pyright: ignore
+        adapt(tmp_path / "data", out=tmp_path / "out", **paths)  # pyright: ignore
     assert sought_in == sought
 
 
