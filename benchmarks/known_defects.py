@@ -26,13 +26,12 @@ from defects import SETS
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from ncml import images
 from ncml.calibration.division import DefectiveImages, GoodScenes
-from ncml.calibration.good_scores import GoodScores
-from ncml.calibration.view_estimation import measure_images
+from ncml.calibration.good_scores import GoodScores, combine
+from ncml.calibration.view_estimation import measure_defective, measure_images
 from ncml.data.good_images import open_folder
 from ncml.data.scenes import AUTO, IMAGE, are_compared
-from ncml.ood.detection import scores_of
+from ncml.ood.conformal import Floats
 from ncml.ood.scene_ranks import SceneRanks, cutoff
 from ncml.paths import sorted_files
 from ncml.progress import ignore_progress
@@ -41,7 +40,6 @@ from ncml.runtime import use_full_precision
 RATE = 0.05
 GOOD = "good"
 
-Floats = NDArray[np.float64]
 Measured = Mapping[str, Floats]
 """Scores of images by view."""
 
@@ -75,14 +73,14 @@ def main() -> None:
     for name in options.sets:
         own = measure(name, options.group)
         results[name] = {}
-        for known in [0, *options.known]:
-            rows = [draw(own, known, number, redraw=options.redraw) for number in range(options.draws)]
-            results[name][known] = means = {
+        for known_count in [0, *options.known]:
+            rows = [draw(own, known_count, number, redraw=options.redraw) for number in range(options.draws)]
+            results[name][known_count] = means = {
                 key: [round(float(statistic([row[key] for row in rows])), 3) for statistic in (np.mean, np.std)]
                 for key in rows[0]
             }
             shares = "  ".join(f"{key} {mean:.3f} ± {deviation:.3f}" for key, (mean, deviation) in means.items())
-            print(f"{name:10} known {known:2}  {shares}", flush=True)
+            print(f"{name:10} known {known_count:2}  {shares}", flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -111,28 +109,23 @@ def measure(name: str, group: str) -> Set:
     )
     measured: dict[str, Measured] = {}
     for kind, paths in tests.items():
-        rows: list[dict[str, float]] = []
-        for path in paths:
-            image_HWC = images.open_image(path)
-            rows.append({})
-            for view in views.values():
-                rows[-1] |= scores_of(view.measure(image_HWC))
-        measured[kind] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        images = open_folder(paths[0].parent, paths, seeks_points=False)
+        measured[kind] = measure_defective(views, list(scores.scores), images, None, ignore_progress)
     return Set(scores, measured)
 
 
-def draw(own: Set, known: int, number: int, *, redraw: bool) -> dict[str, float]:
+def draw(own: Set, known_count: int, number: int, *, redraw: bool) -> dict[str, float]:
     """Learn from a number of defects, and return the shares of other images that are flagged, and the AUROC."""
     rng = np.random.default_rng(number)
     kinds = own.defects
     kind = kinds[number % len(kinds)]
     order = rng.permutation(len(next(iter(own.tests[kind].values()))))
-    learned, rest = order[:known], order[known:]
+    learned, rest = order[:known_count], order[known_count:]
     scores = replace(
         own.scores,
         defective=taken(own.tests[kind], learned),
-        defective_scenes_D=np.arange(known),
-        are_learned_D=np.ones(known, bool),
+        defective_scenes_D=np.arange(known_count),
+        are_learned_D=np.ones(known_count, bool),
     )
     ranking, judged = taken(scores.scores, scores.ranking), own.tests[GOOD]
     scenes = scores.scenes_N[scores.ranking]
@@ -141,21 +134,15 @@ def draw(own: Set, known: int, number: int, *, redraw: bool) -> dict[str, float]
         divided = rng.permutation(len(next(iter(pool.values()))))
         ranking, judged = (taken(pool, part) for part in np.split(divided, [len(scenes)]))
         scenes = np.arange(len(scenes))
-    ranks = SceneRanks.rank(combined(scores, ranking), scenes)
+    ranks = SceneRanks.rank(combine(scores.scales, ranking), scenes)
     threshold = ranks.threshold(cutoff(ranks.scenes, RATE, None))
-    same, good = combined(scores, taken(own.tests[kind], rest)), combined(scores, judged)
+    same, good = combine(scores.scales, taken(own.tests[kind], rest)), combine(scores.scales, judged)
     row = {"found": float((same > threshold).mean())}
     if others := [own.tests[other] for other in kinds if other != kind]:
-        row["of other kinds"] = float((combined(scores, joined(others)) > threshold).mean())
+        row["of other kinds"] = float((combine(scores.scales, joined(others)) > threshold).mean())
     row["good flagged"] = float((good > threshold).mean())
     row["AUROC"] = float(roc_auc_score(np.repeat([0, 1], [len(good), len(same)]), np.concatenate([good, same])))
     return row
-
-
-def combined(scores: GoodScores, measured: Measured) -> Floats:
-    """Return the score of each image."""
-    squares = [[scale.square(value) for value in measured[name].tolist()] for name, scale in scores.scales.items()]
-    return np.sqrt(np.sum(squares, 0))
 
 
 def taken(measured: Measured, positions: NDArray[np.int64]) -> Measured:

@@ -85,7 +85,7 @@ class GoodScores:
     @functools.cached_property
     def combined_N(self) -> Floats:
         """The score of each image."""
-        return _combined(self.scales, self.scores)
+        return combine(self.scales, self.scores)
 
     @property
     def leading_views_N(self) -> list[str]:
@@ -125,7 +125,7 @@ class GoodScores:
             estimating = self.estimating[~is_own_N[self.estimating]]
             others = self._scales(estimating)
             changed = {name: others[name] if name in self.only_scaled else scale for name, scale in self.scales.items()}
-            combined_N = _combined(self._weighted(changed, estimating, self.are_learned_D), self.scores)
+            combined_N = combine(self._weighted(changed, estimating, self.are_learned_D), self.scores)
             count += int((combined_N[is_own_N & is_reviewed_N] > self._rank(combined_N).threshold(cutoff)).sum())
         return count
 
@@ -142,8 +142,8 @@ class GoodScores:
         for fold in np.unique(folds_D).tolist():
             is_own_D = folds_D == fold
             weighted = self._weighted(scales, self.estimating, self.are_learned_D & ~is_own_D)
-            threshold = self._rank(_combined(weighted, self.scores)).threshold(cutoff)
-            count += int((_combined(weighted, self.defective)[is_own_D] > threshold).sum())
+            threshold = self._rank(combine(weighted, self.scores)).threshold(cutoff)
+            count += int((combine(weighted, self.defective)[is_own_D] > threshold).sum())
         return count
 
     def _scales(self, estimating: Integers) -> dict[str, Scale]:
@@ -184,7 +184,7 @@ def _standardise(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> F
     return np.stack([(scores[name] - scale.median) / scale.deviation for name, scale in scales.items()])
 
 
-def _combined(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:
+def combine(scales: Mapping[str, Scale], scores: Mapping[str, Floats]) -> Floats:
     """Return the score of each image, [N]."""
     return np.sqrt(_squares(scales, scores).sum(0))
 

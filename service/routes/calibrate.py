@@ -139,7 +139,7 @@ async def update(request: Request, jobs: Jobs) -> Response:
     async with jobs.updating:
         reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
         if not any(reviewed.values()):
-            detail = f"model: there is no review of {model.name} with this key; review images that it has judged first."
+            detail = f"model: this key has no reviews for {model.name}; score images with it and review them first."
             raise invalid_field("model", detail)
         job = UpdateJob(
             **common, name=params.name, reviewed=tuple(reviewed["good"]), defective=tuple(reviewed["defective"])

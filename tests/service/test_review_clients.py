@@ -42,7 +42,7 @@ def test_a_client_reviews_updates_and_deletes(url: str, jobs: Any, tmp_path: Pat
         [missed] = client.reviews("tiny")
         assert missed["verdict"] == "defective"
         client.delete_review("tiny", missed["id"])
-        with pytest.raises(ServiceError, match="there is no review of tiny with this key"):
+        with pytest.raises(ServiceError, match="this key has no reviews for tiny"):
             client.update("tiny-3", model="tiny")
         with pytest.raises(ServiceError, match="tiny did not flag this image"):
             client.review(PASSED, "good", model="tiny")

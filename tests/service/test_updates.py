@@ -78,7 +78,7 @@ def test_only_reviews_of_the_same_key_are_used(
     refused = update(client, headers=bearer(BOB))
     assert refused.status_code == 422
     assert refused.json()["detail"] == (
-        "model: there is no review of tiny with this key; review images that it has judged first."
+        "model: this key has no reviews for tiny; score images with it and review them first."
     )
     review(client, flat(210), score(client, flat(210), headers=bearer(BOB)), headers=bearer(BOB))
     submitted = jobs[update(client, headers=bearer(BOB)).json()["id"]]

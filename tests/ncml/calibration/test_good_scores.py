@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ncml.calibration.good_scores import GoodScores, _combined
+from ncml.calibration.good_scores import GoodScores, combine
 from ncml.ood.detector_calibration import Scale
 from ncml.ood.scene_ranks import cutoff
 
@@ -172,7 +172,7 @@ def test_the_rate_holds_after_weights_were_learned_from_missed_defects() -> None
         learned: list[int] = []
         after = []
         for _update in range(3):
-            of_fresh, of_defects = (_combined(scores.scales, own) for own in (fresh, defects))
+            of_fresh, of_defects = (combine(scores.scales, own) for own in (fresh, defects))
             threshold = scores.ranks.threshold(cutoff(79, 0.05, None))
             after.append((of_fresh > threshold).mean())
             missed = np.flatnonzero(of_defects <= threshold)

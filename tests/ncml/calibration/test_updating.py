@@ -212,6 +212,20 @@ def levels(left: float, right: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(means, 2, (40, 40, 3)).clip(0, 255).astype(np.uint8)
 
 
+def flagged_without_own_scene(
+    model: ncml.Model, good: GoodImages, folder: Path, role: str, images: GoodImages, options: dict[str, Any]
+) -> int:
+    """Return how many images are flagged by the detector that learns from all of them but their equals."""
+    flagged = 0
+    for digest in sorted(set(images.digests)):
+        is_own = np.array([other == digest for other in images.digests])
+        others = images.take(np.flatnonzero(~is_own))
+        without = make_detector(model, good, folder / digest, **{role: others}, **options)
+        detector = Detector(without.calibration, {"halves": TwoLevels()})
+        flagged += count_flagged(detector, images.take(np.flatnonzero(is_own)))[1]
+    return flagged
+
+
 def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_flags_it(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,14 +238,7 @@ def test_a_reviewed_image_is_flagged_again_if_the_detector_without_its_scene_fla
     reviewed = write(tmp_path / "flagged", **burst, **others)
     options: dict[str, Any] = {"group": "image", "power_images": 0}
     made = make_detector(model, good, tmp_path / "all", reviewed=reviewed, **options)
-    expected = 0
-    for digest in sorted(set(reviewed.digests)):
-        is_own = np.array([other == digest for other in reviewed.digests])
-        without = make_detector(
-            model, good, tmp_path / digest, reviewed=reviewed.take(np.flatnonzero(~is_own)), **options
-        )
-        detector = Detector(without.calibration, {"halves": TwoLevels()})
-        expected += count_flagged(detector, reviewed.take(np.flatnonzero(is_own)))[1]
+    expected = flagged_without_own_scene(model, good, tmp_path, "reviewed", reviewed, options)
     with_all = count_flagged(Detector(made.calibration, {"halves": TwoLevels()}), reviewed)[1]
     assert (made.reviews.images, made.reviews.still_flagged) == (10, expected)
     assert with_all < expected < 10
@@ -248,13 +255,7 @@ def test_a_defective_image_is_found_if_the_detector_without_its_scene_flags_it(
     defective = write(tmp_path / "bad", **copies, **others)
     options: dict[str, Any] = {"group": "image", "power_images": 0}
     made = make_detector(model, good, tmp_path / "all", defective=defective, **options)
-    expected = 0
-    for digest in sorted(set(defective.digests)):
-        is_own = np.array([other == digest for other in defective.digests])
-        others_D = defective.take(np.flatnonzero(~is_own))
-        without = make_detector(model, good, tmp_path / digest, defective=others_D, **options)
-        detector = Detector(without.calibration, {"halves": TwoLevels()})
-        expected += count_flagged(detector, defective.take(np.flatnonzero(is_own)))[1]
+    expected = flagged_without_own_scene(model, good, tmp_path, "defective", defective, options)
     assert (made.reviews.defective, made.reviews.learned, made.reviews.found) == (9, 9, expected)
     assert 0 < expected < 9
 
