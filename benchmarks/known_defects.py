@@ -1,21 +1,22 @@
-"""Measure how many more defects a detector finds if the weights of its views are learned from some of them.
+"""Measure how many more defects a detector finds if it learns from some of them.
 
     python benchmarks/known_defects.py SET... [--known 2 5 10 20] [--draws 20] [--redraw] [--group GROUP] [--json FILE]
 
 A set is `cells` or `textiles` (`defects.py`), or a folder in the layout of MVTec AD (`photographs.py`, `parts.py
 --images FOLDER --only-write`). Its views are estimated once, as `ncml adapt` does, and all images are measured. For
-each draw, some of the defective images are known, at random. The weights are learned from them, the ranking images
-ranked again, and all other defective images judged. Where there are several kinds of defects, those known are of one
-kind, and the defective images of the same and of other kinds are counted apart; the known kind changes from draw to
-draw. With `--redraw`, each draw also divides the ranking images and the good test images between both at random, for
-sets whose good images are of one source.
+each draw, some of the defective images are known, at random. The view of known defects and the weights are learned from
+them, the ranking images ranked again, and all other defective images judged. Where there are several kinds of defects,
+those known are of one kind, and the defective images of the same and of other kinds are counted apart; the known kind
+changes from draw to draw. With `--redraw`, each draw also divides the ranking images and the good test images between
+both at random, for sets whose good images are of one source.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,17 @@ import torch
 from defects import SETS
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from ncml.calibration.division import DefectiveImages, GoodScenes
 from ncml.calibration.good_scores import GoodScores, combine
 from ncml.calibration.view_estimation import measure_defective, measure_images
-from ncml.data.good_images import open_folder
+from ncml.data.good_images import GoodImages, open_folder
 from ncml.data.scenes import AUTO, IMAGE, are_compared
 from ncml.ood.conformal import Floats
 from ncml.ood.scene_ranks import SceneRanks, cutoff
+from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.known_defects import KnownDefects
 from ncml.paths import sorted_files
 from ncml.progress import ignore_progress
 from ncml.runtime import use_full_precision
@@ -45,11 +49,41 @@ Measured = Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
+class Images:
+    """Images as they are judged without known defects, and their most unusual patches."""
+
+    scores: Measured
+    unusual: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.unusual)
+
+    def take(self, positions: NDArray[np.int64]) -> Images:
+        """Return some of the images."""
+        scores = {name: values[positions] for name, values in self.scores.items()}
+        return Images(scores, [self.unusual[i] for i in positions.tolist()])
+
+    def join(self, other: Images) -> Images:
+        """Return these images and others."""
+        scores = {name: np.concatenate([values, other.scores[name]]) for name, values in self.scores.items()}
+        return Images(scores, self.unusual + other.unusual)
+
+    def judged(self, known: KnownDefects | None) -> Measured:
+        """Return the scores of all views."""
+        if known is None:
+            return self.scores
+        return {**self.scores, known.name: np.array([known.score(unusual_PF) for unusual_PF in self.unusual])}
+
+
+@dataclass(frozen=True)
 class Set:
-    """The scores of the good images of a detector, and those of the images that it judges, by kind."""
+    """The good images of a detector, and the images that it judges, by kind."""
 
     scores: GoodScores
-    tests: dict[str, Measured]
+    estimating: list[Tensor]
+    """The most unusual patches of the good images that estimate."""
+    ranking: Images
+    tests: dict[str, Images]
 
     @property
     def defects(self) -> list[str]:
@@ -107,11 +141,22 @@ def measure(name: str, group: str) -> Set:
         on_message=print,
         on_progress=ignore_progress,
     )
-    measured: dict[str, Measured] = {}
+    view = views["features"]
+    assert isinstance(view, FeaturesView)
+    readers, scenes = good.readers(divided.estimating), divided.scenes_N[divided.estimating]
+    _, estimating = FeaturesView.estimate_good(readers, scenes, device="cpu", on_progress=ignore_progress)
+    ranking = {name: values[divided.ranking] for name, values in scores.scores.items()}
+    measured: dict[str, Images] = {}
     for kind, paths in tests.items():
         images = open_folder(paths[0].parent, paths, seeks_points=False)
-        measured[kind] = measure_defective(views, list(scores.scores), images, None, ignore_progress)
-    return Set(scores, measured)
+        own = measure_defective(views, list(scores.scores), images, None, ignore_progress)
+        measured[kind] = Images(own, unusual(view, images))
+    return Set(scores, estimating, Images(ranking, unusual(view, good.take(divided.ranking))), measured)
+
+
+def unusual(view: FeaturesView, images: GoodImages) -> list[Tensor]:
+    """Return the most unusual patches of images."""
+    return [view.most_unusual(reader()) for reader in images.readers(images.all)]
 
 
 def draw(own: Set, known_count: int, number: int, *, redraw: bool) -> dict[str, float]:
@@ -119,40 +164,37 @@ def draw(own: Set, known_count: int, number: int, *, redraw: bool) -> dict[str, 
     rng = np.random.default_rng(number)
     kinds = own.defects
     kind = kinds[number % len(kinds)]
-    order = rng.permutation(len(next(iter(own.tests[kind].values()))))
-    learned, rest = order[:known_count], order[known_count:]
+    order = rng.permutation(len(own.tests[kind]))
+    learned, rest = (own.tests[kind].take(part) for part in np.split(order, [known_count]))
     scores = replace(
         own.scores,
-        defective=taken(own.tests[kind], learned),
+        defective=learned.scores,
         defective_scenes_D=np.arange(known_count),
         are_learned_D=np.ones(known_count, bool),
     )
-    ranking, judged = taken(scores.scores, scores.ranking), own.tests[GOOD]
+    known: KnownDefects | None = None
+    if known_count:
+        scenes = scores.scenes_N[scores.estimating]
+        known, known_N, _ = KnownDefects.estimate(own.estimating, scenes, learned.unusual, scores.defective_scenes_D)
+        all_N = np.zeros(len(scores.scenes_N))
+        all_N[scores.estimating] = known_N
+        scores = replace(scores, scores={**scores.scores, known.name: all_N})
+    ranking, judged = own.ranking, own.tests[GOOD]
     scenes = scores.scenes_N[scores.ranking]
     if redraw:
-        pool = joined([ranking, judged])
-        divided = rng.permutation(len(next(iter(pool.values()))))
-        ranking, judged = (taken(pool, part) for part in np.split(divided, [len(scenes)]))
+        pool = ranking.join(judged)
+        ranking, judged = (pool.take(part) for part in np.split(rng.permutation(len(pool)), [len(scenes)]))
         scenes = np.arange(len(scenes))
-    ranks = SceneRanks.rank(combine(scores.scales, ranking), scenes)
+    ranks = SceneRanks.rank(combine(scores.scales, ranking.judged(known)), scenes)
     threshold = ranks.threshold(cutoff(ranks.scenes, RATE, None))
-    same, good = combine(scores.scales, taken(own.tests[kind], rest)), combine(scores.scales, judged)
+    same, good = (combine(scores.scales, images.judged(known)) for images in (rest, judged))
     row = {"found": float((same > threshold).mean())}
     if others := [own.tests[other] for other in kinds if other != kind]:
-        row["of other kinds"] = float((combine(scores.scales, joined(others)) > threshold).mean())
+        other_kinds = functools.reduce(Images.join, others)
+        row["of other kinds"] = float((combine(scores.scales, other_kinds.judged(known)) > threshold).mean())
     row["good flagged"] = float((good > threshold).mean())
     row["AUROC"] = float(roc_auc_score(np.repeat([0, 1], [len(good), len(same)]), np.concatenate([good, same])))
     return row
-
-
-def taken(measured: Measured, positions: NDArray[np.int64]) -> Measured:
-    """Return the scores of some images."""
-    return {name: values[positions] for name, values in measured.items()}
-
-
-def joined(parts: Sequence[Measured]) -> Measured:
-    """Return the scores of the images of all parts."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 if __name__ == "__main__":

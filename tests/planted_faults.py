@@ -393,6 +393,20 @@ FAULTS = (
         "ncml/calibration/test_good_scores.py",
     ),
     Fault(
+        "detector: a good image is scored by a view of known defects that has seen it",
+        "ncml/ood/views/known_defects.py",
+        "np.flatnonzero(folds_N != fold)",
+        "np.flatnonzero(folds_N >= 0)",
+        "ncml/ood/test_known_defects.py",
+    ),
+    Fault(
+        "detector: a defective image is scored by a view of known defects that has seen it",
+        "ncml/ood/views/known_defects.py",
+        "np.flatnonzero(folds_D != fold)",
+        "np.flatnonzero(folds_D >= 0)",
+        "ncml/ood/test_known_defects.py",
+    ),
+    Fault(
         "detector: weights are learned from defective images of scenes that rank",
         "ncml/calibration/division.py",
         "~np.isin(scenes_D, common_N[divided.ranking])",

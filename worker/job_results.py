@@ -219,7 +219,7 @@ class ReviewCounts(FrozenModel):
     good: int = Field(description="flagged images that are good and became estimation images, also in earlier updates")
     still_flagged: int = Field(description="how many would be flagged if only images of other scenes had joined")
     defective: int = Field(description="defective images, also of earlier updates")
-    found: int = Field(description="how many of them it flags, each by weights that were learned without it")
+    found: int = Field(description="how many of them it flags, each by what was learned without it")
     found_before: int = Field(description="how many the former version flags")
 
 

@@ -124,8 +124,8 @@ def describe_detector(made: MadeDetector) -> list[str]:
     reviews = made.reviews
     if reviews.defective:
         lines.append(
-            f"{reviews.found} of {counted(reviews.defective, 'defective image')} are flagged, each by weights of the "
-            "views that were learned without it"
+            f"{reviews.found} of {counted(reviews.defective, 'defective image')} are flagged, each by what was learned "
+            "without it"
         )
         if others := reviews.defective - reviews.learned:
             shows, it = ("shows a scene", "it") if others == 1 else ("show scenes", "them")

@@ -77,9 +77,9 @@ class Reviews:
     """How many the images of other scenes would not keep from being flagged again."""
     defective: int
     learned: int
-    """From how many of the defective images the weights are learned."""
+    """From how many of the defective images the detector has learned."""
     found: int
-    """How many of the defective images are flagged, each with weights that are learned without it (`count_found`)."""
+    """How many of the defective images are flagged, each by what is learned without it (`count_found`)."""
     checked: int
     flagged: int
     """How many of the good images that have no part in the detector are flagged."""
@@ -137,8 +137,9 @@ def make_detector(
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
         holds, and the scales are those of the other images, except of scores that images change by nothing else.
-    defective: images that should be flagged. The weights are learned from them, but from none that shows a scene of
-        ranking images, so that the rate holds; and they test the detector. None is among the good ones.
+    defective: images that should be flagged. The view of known defects and the weights are learned from them, but from
+        none that shows a scene of ranking images, so that the rate holds; and they test the detector. None is among the
+        good ones.
     check: further good images, which only test it; they show no scene of the others.
     keep_images: whether the folder keeps copies of the good, reviewed and defective images, so that the detector can be
         updated.
@@ -336,7 +337,7 @@ def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
 
 def _calibration_seconds(pass_seconds: float, divided: DividedImages, defective: int) -> float:
     """Return an estimate of the time to the calibration from that of one pass."""
-    judging = len(divided.ranking) + len(ALTERATIONS) + defective
+    judging = len(divided.ranking) + len(ALTERATIONS) + 2 * defective  # which are learned from before they are judged
     return pass_seconds * (ESTIMATION_PASSES * len(divided.estimating) + JUDGING_PASSES * judging)
 
 

@@ -197,7 +197,7 @@ class DividedImages:
 
 @dataclass(frozen=True)
 class DefectiveImages:
-    """Images that should be flagged, and from which of them the weights of views are learned."""
+    """Images that should be flagged, and from which of them a detector learns."""
 
     images: GoodImages
     scenes_D: Integers

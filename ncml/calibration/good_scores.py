@@ -20,13 +20,12 @@ from ncml.ood.conformal import Floats
 from ncml.ood.detector_calibration import MIN_DEVIATION, Scale
 from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import SceneRanks, cutoff
+from ncml.ood.views.known_defects import KnownDefects, fold_scenes
 from ncml.ood.views.view import Pixels
-from ncml.ood.weights import learn_weights
+from ncml.ood.weights import KNOWN_WEIGHT, learn_weights
 
 MAX_NAMES = 20
 """Names of images that an error lists at most."""
-FOLDS = 10
-"""Parts into which scenes of defective images are divided at most; those of each are judged without its part."""
 
 
 def check_finite(name: str, scores_N: Floats, names: Sequence[str]) -> None:
@@ -59,10 +58,10 @@ class GoodScores:
     are_processed_M: NDArray[np.bool_]
     """Whether the whole of an altered image has changed, or only a region."""
     defective: Mapping[str, Floats]
-    """Scores of defective images, by name, [D]."""
+    """Scores of defective images, by name, [D]; of a view that learns from them, without their part of the scenes."""
     defective_scenes_D: Integers
     are_learned_D: NDArray[np.bool_]
-    """Whether the weights are learned from a defective image: none of its scene ranks."""
+    """Whether the detector learns from a defective image: none of its scene ranks."""
     least_deviations: Mapping[str, float]
     """Of the scores that have one (`Estimated.least_deviations`)."""
     only_scaled: frozenset[str]
@@ -130,14 +129,13 @@ class GoodScores:
         return count
 
     def count_found(self, cutoff: float) -> int:
-        """Return how many defective images are flagged if the weights are learned without their part of the scenes.
+        """Return how many defective images are flagged if nothing is learned from their part of the scenes.
 
-        The parts have one scene each if at most `FOLDS` are learned. Images from which nothing is learned are judged
-        with the final weights.
+        The weights are learned without it, as are their scores (`fold_scenes`). Images from which nothing is learned
+        are judged as new ones are.
         """
         folds_D = np.full(len(self.are_learned_D), -1)
-        learned = self.defective_scenes_D[self.are_learned_D]
-        folds_D[self.are_learned_D] = np.unique(learned, return_inverse=True)[1] % FOLDS
+        folds_D[self.are_learned_D] = fold_scenes(self.defective_scenes_D[self.are_learned_D])
         scales, count = self._scales(self.estimating), 0
         for fold in np.unique(folds_D).tolist():
             is_own_D = folds_D == fold
@@ -160,17 +158,16 @@ class GoodScores:
     ) -> dict[str, Scale]:
         """Return scales with the weights that are learned from scores that they standardise."""
         good = {name: scores_N[self._unreviewed(estimating)] for name, scores_N in self.scores.items()}
+        others = {name: scale for name, scale in scales.items() if name != KnownDefects.name}
         weights_V = learn_weights(
-            _standardise(scales, good),
-            _standardise(scales, self.altered),
+            _standardise(others, good),
+            _standardise(others, self.altered),
             self.are_processed_M,
-            _standardise(scales, self.defective)[:, are_learned_D],
+            _standardise(others, self.defective)[:, are_learned_D],
             self.defective_scenes_D[are_learned_D],
         )
-        return {
-            name: replace(scale, weight=weight)
-            for (name, scale), weight in zip(scales.items(), weights_V.tolist(), strict=True)
-        }
+        weights = dict(zip(others, weights_V.tolist(), strict=True))
+        return {name: replace(scale, weight=weights.get(name, KNOWN_WEIGHT)) for name, scale in scales.items()}
 
     def _unreviewed(self, positions: Integers) -> Integers:
         return positions[positions < len(self.scenes_N) - self.reviewed]

@@ -64,6 +64,8 @@ def measure_images(
     only_scaled: list[str] = []
     lost: set[int] = set()
     readers, scenes = region_readers(images, estimating, region), divided.scenes_N[estimating]
+    learned = np.flatnonzero(defective.are_learned_D)
+    of_learned: dict[str, Floats] = {}
     for kind, view_type in VIEWS.items():
         if view_type is FeaturesView and not efficientnet.is_available():
             on_message(
@@ -74,11 +76,18 @@ def measure_images(
         estimate = view_type.estimate
         if view_type is FeaturesView:
             judged_HW = None if region is None or region.mask is None else region.judged_HW
-            estimate = functools.partial(FeaturesView.estimate, align=align, judged_HW=judged_HW)
+            estimate = functools.partial(
+                FeaturesView.estimate,
+                align=align,
+                judged_HW=judged_HW,
+                defective=region_readers(defective.images, learned, region),
+                scenes_D=defective.scenes_D[learned],
+            )
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
         lost.update(int(estimating[i]) for i in estimated.lost)
         only_scaled += estimated.only_scaled
         least_deviations |= estimated.least_deviations
+        of_learned |= estimated.defective
         views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
         for name, own_N in estimated.scores.items():
             check_finite(name, own_N, [images.names[i] for i in estimating])
@@ -96,11 +105,14 @@ def measure_images(
         on_progress(Progress("rank", done + 1, len(ranking)))
     for name, scores_N in scores.items():
         check_finite(name, scores_N[ranking], [images.names[i] for i in ranking])
+    defective_scores = measure_defective(views, list(scores), defective.images, region, on_progress)
+    for name, own_D in of_learned.items():
+        defective_scores[name][learned] = own_D
     good_scores = GoodScores(
         scores,
         altered,
         are_processed_M,
-        measure_defective(views, list(scores), defective.images, region, on_progress),
+        defective_scores,
         defective.scenes_D,
         defective.are_learned_D,
         least_deviations,

@@ -63,9 +63,9 @@ def adapt(
         leave_out: Leave out the images that are unlike the others.
         reviewed: Folder of images that the detector flagged although they are good. They become estimation
             images, never ranking images, so that the rate holds.
-        defective: Folder of images that should be flagged. The weights of the views are learned from them too, and
-            the report says how many are flagged, each by weights that were learned without it. With --update, they
-            join those that it keeps.
+        defective: Folder of images that should be flagged. The detector learns from them what such defects look like
+            and which views show them, and the report says how many are flagged, each by what was learned without it.
+            With --update, they join those that it keeps.
         check: Folder of good images that have no part in the detector: the report says how many of them are flagged.
         keep_images: Keep copies of the good, reviewed and defective images in the folder of the detector, so that
             --update can use them.

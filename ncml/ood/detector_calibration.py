@@ -119,7 +119,7 @@ class DetectorCalibration:
     brightness: float = 0.0
     """Share by which good images may be brighter or darker than those that it was made from."""
     learned_defective: int = 0
-    """Number of defective images from which the weights are learned."""
+    """Number of defective images from which the detector has learned."""
     power: DetectorPower | None = None
 
     @property

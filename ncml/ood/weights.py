@@ -10,8 +10,8 @@ the total weight each:
     minimise over w >= 0 and b    mean of log(1 + exp(-y (w x + b))) + `RIDGE` / 2 |w|^2
 
 They are not negative, so that no view excuses what another finds, and are scaled so that the largest is 1. No weight is
-below `LEAST_WEIGHT`: what resembles no alteration is found where it exceeds good images by far. Chosen by measurement:
-`docs/ood-method.md`.
+below `LEAST_WEIGHT`: what resembles no alteration is found where it exceeds good images by far. The view of known
+defects, which is learned from them itself, has the weight `KNOWN_WEIGHT`. Chosen by measurement: `docs/ood-method.md`.
 
 Shapes: V views; N good, M altered and D defective images, K of all; X parameters, the weights and b.
 """
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from ncml.ood.conformal import Floats
 
 LEAST_WEIGHT = 0.05
+KNOWN_WEIGHT = 0.5
+"""Weight of the view of known defects; with more, fewer defects of other kinds are found."""
 PROCESSING_SHARE = 0.2
 """Weight of altered images of which processing has changed the whole; marks and missing parts have the rest."""
 DEFECTIVE_SCENES = 10

@@ -110,9 +110,10 @@ async def update(request: Request, jobs: Jobs) -> Response:
     """Make a new version of a detector, under a new name, from the images that it keeps and from your reviews of it.
 
     Flagged images that are good join those from which the detector is estimated, never those that rank, so that its
-    false-positive rate holds; an image of a scene that ranks is refused. The weights of the views are learned from
-    defective images. `reviews` reports what has become of both, and `summary` compares the versions. The new version
-    keeps copies of the images, those of the reviews included, for further updates.
+    false-positive rate holds; an image of a scene that ranks is refused. From defective images, the detector learns
+    what such defects look like and which views show them. `reviews` reports what has become of both, and `summary`
+    compares the versions. The new version keeps copies of the images, those of the reviews included, for further
+    updates.
 
     This takes minutes. What the new version finds is measured on ten altered images, or on fewer once nine tenths of
     NCML_JOB_TIMEOUT_S have passed.

@@ -12,6 +12,7 @@ const DETECTOR_VIEWS = {
   areas: "an area unlike those of good images",
   stains: "patches like those with a soft stain",
   marks: "patches like those with a scratch, a spot or a pit",
+  known_defects: "patches like those of known defects",
   colour_spots: "a spot of another colour than its surroundings",
   places: "patches unlike those of good images at the same place",
   appearance: "brightness, contrast or colour of the whole image",

@@ -12,6 +12,7 @@ const STAGES = {
   read: "Reading images",
   "find scenes": "Comparing images",
   align: "Aligning images",
+  "known defects": "Learning defects",
   "judge altered images": "Judging altered images",
   rank: "Ranking good images",
   "judge defective images": "Judging defective images",

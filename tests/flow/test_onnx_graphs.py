@@ -18,6 +18,7 @@ from ncml.ood.judging import Detector
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.onnx_graphs import halve, make_graph
 from ncml.ood.views.alignment import Template, align, detail, grey_resize, shrink
+from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood_maps import halved
 from ncml.ood.views.patches import CELL
 from ncml.ood.views.poses import Pose
@@ -31,7 +32,10 @@ __all__ = ["model"]
 def detector(
     request: pytest.FixtureRequest, model: ncml.Model, one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Detector:
-    """A detector whose patches are compared by place, one whose patches are compared anywhere, and an aligning one."""
+    """A detector whose patches are compared by place, one whose patches are compared anywhere, and an aligning one.
+
+    All know defects.
+    """
     with pytest.MonkeyPatch.context() as patch:
         use_small_scale(patch)
         made = make(request.param, model, tmp_path_factory.mktemp("detector"))
@@ -40,11 +44,19 @@ def detector(
 
 
 def make(draw: Callable[[int], np.ndarray], model: ncml.Model, folder: Path) -> MadeDetector:
-    (folder / "images").mkdir()
-    for seed in range(36):
-        Image.fromarray(draw(seed)).save(folder / "images" / f"{seed:03}.png")
-    good = open_folder(folder / "images", sorted((folder / "images").iterdir()))
-    return make_detector(model, good, folder / "d", power_images=0, align=draw is turned_image)
+    for name, seeds in (("images", range(36)), ("defective", range(100, 103))):
+        (folder / name).mkdir()
+        for seed in seeds:
+            image = draw(seed)
+            if name == "defective":
+                image[40:50, 20:30] = 200
+            Image.fromarray(image).save(folder / name / f"{seed:03}.png")
+    good, defective = (
+        open_folder(folder / name, sorted((folder / name).iterdir())) for name in ("images", "defective")
+    )
+    return make_detector(
+        model, good, folder / "d", power_images=0, align=draw is turned_image, defective=defective, group="image"
+    )
 
 
 @pytest.mark.parametrize("height", [72, 150])
@@ -68,6 +80,7 @@ def test_graphs_give_the_scores_and_maps_of_the_views(detector: Detector, height
         assert (is_lost is not None) == ("grey" in graph.inputs)
         expected = view.measure(image)
         assert tuple(candidates) == view.names == tuple(expected)
+        assert ("known_defects" in candidates) == isinstance(view, FeaturesView)
         for name, (scores_K, maps_K) in candidates.items():
             measurement = expected[name]
             assert float(scores_K.max()) == pytest.approx(measurement.score, rel=1e-5, abs=1e-5)

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.ood.conformal import Floats
 from ncml.ood.views.patches import Candidates
 from ncml.progress import OnProgress, Progress, ignore_progress
 
@@ -65,8 +64,8 @@ class Bank:
         inside: Sequence[Tensor],
         scenes_N: NDArray[np.int64],
         on_progress: OnProgress = ignore_progress,
-    ) -> tuple[Self, Floats]:
-        """Keep patches of good images; return the bank and the score of each image by a bank of other scenes."""
+    ) -> tuple[Self, list[Tensor]]:
+        """Keep patches of good images; return the bank, and a map of each image by a bank of other scenes."""
         shown = [features_hwF[inside_hw] for features_hwF, inside_hw in zip(features, inside, strict=True)]
         pool_PF, scenes_P = sample(shown, scenes_N, POOL)
         folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
@@ -82,7 +81,7 @@ class Bank:
         ordered = [maps[i] for i in range(len(features))]
         bank = replace(cls._covering(pool_PF, scenes_P), border_R=_border(ordered))
         on_progress(Progress("compare features", len(folds) + 1, len(folds) + 1))
-        return bank, np.array([float(bank._candidates(map_hw).scores_K) for map_hw in ordered])
+        return bank, [bank._relative(map_hw) for map_hw in ordered]
 
     @classmethod
     def _covering(cls, pool_PF: Tensor, scenes_P: Tensor) -> Self:
@@ -93,7 +92,7 @@ class Bank:
 
     def candidates(self, query_hwF: Tensor, inside_hw: Tensor) -> Candidates:
         """Return the score of an image, with a map of how unusual each patch is."""
-        return self._candidates(self.map(query_hwF, inside_hw))
+        return Candidates.of(self._relative(self.map(query_hwF, inside_hw)))
 
     def map(self, query_hwF: Tensor, inside_hw: Tensor) -> Tensor:
         """Return how unusual each patch is, before the border is taken into account, [h, w]; 0 where not shown."""
@@ -101,9 +100,10 @@ class Bank:
         relative_hw = torch.where(inside_hw, distance_hw / self.usual_M[index_hw], 0.0)[None, None]
         return F.avg_pool2d(relative_hw, SMOOTHED, 1, SMOOTHED // 2, count_include_pad=False)[0, 0]
 
-    def _candidates(self, map_hw: Tensor) -> Candidates:
+    def _relative(self, map_hw: Tensor) -> Tensor:
+        """Take the border into account."""
         divisors = torch.cat([self.border_R, self.border_R.new_ones(1)])
-        return Candidates.of(map_hw / divisors[_rings(*map_hw.shape).to(divisors.device)])
+        return map_hw / divisors[_rings(*map_hw.shape).to(divisors.device)]
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""

@@ -9,19 +9,22 @@
 - textures, and images of several aspect ratios: `areas` (`areas.py`) compares larger cells, and `marks` (`marks.py`)
   recognises what scratches, spots and pits do to patches.
 
+If defects are known, the score `known_defects` (`known_defects.py`) recognises patches like theirs.
+
 Where the agreement does not decide, the way that finds more in altered estimation images is taken (`choice.py`). The
 score `colour_spots` (`colour_spots.py`) compares colours of the image as it is judged.
 
 Images are judged with a longer side of 448 to 640 pixels (small images of a texture with less), at one size, or each
 at its own aspect ratio.
 
-Shapes: N estimation images, h and w rows and columns of cells, F features; r and c of areas, G of their features.
+Shapes: N estimation and D defective images, h and w rows and columns of cells, F features; r and c of areas, G of their
+features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -40,6 +43,7 @@ from ncml.ood.views.areas import Areas
 from ncml.ood.views.bank import Bank
 from ncml.ood.views.choice import share_found
 from ncml.ood.views.colour_spots import ColourSpots, Contrasts, measure_contrasts
+from ncml.ood.views.known_defects import KnownDefects, most_unusual
 from ncml.ood.views.marks import LEAST_SCALE, Marked, Marks, marked_images, resized_mask
 from ncml.ood.views.patches import (
     CELL,
@@ -61,6 +65,7 @@ from ncml.ood.views.stains import STAINS, Averaged, Stained, Stains
 from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
+NO_SCENES = np.empty(0, np.int64)
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
 """Cells by which a place may differ, in images as they are and in aligned ones."""
 
@@ -103,13 +108,15 @@ class FeaturesView:
     """None for parts, as are `marks`."""
     marks: Marks | None
     spots: ColourSpots
+    known: KnownDefects | None
+    """None if no defects are known."""
     agreement: float | None
     """Correlation of good images at the same place, as they are compared; None for several aspect ratios."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the scores."""
-        parts = (self.places, self.stains, self.bank, self.areas, self.marks, self.spots)
+        parts = (self.places, self.stains, self.bank, self.areas, self.marks, self.spots, self.known)
         return tuple(part.name for part in parts if part is not None)
 
     @property
@@ -130,12 +137,50 @@ class FeaturesView:
         on_progress: OnProgress,
         align: bool = True,
         judged_HW: NDArray[np.bool_] | None = None,
+        defective: Sequence[Reader] = (),
+        scenes_D: NDArray[np.int64] = NO_SCENES,
     ) -> Estimated:
-        """Keep patches of good images.
+        """Keep patches of good images, and what distinguishes known defects from them.
+
+        align, judged_HW: as of `estimate_good`.
+        defective, scenes_D: images of known defects, and their scenes.
+        Raises `ModelError` if the package of the network is not installed.
+        """
+        estimated, unusual = cls.estimate_good(
+            readers, scenes_N, device=device, on_progress=on_progress, align=align, judged_HW=judged_HW
+        )
+        if not defective:
+            return estimated
+        view = estimated.view
+        assert isinstance(view, FeaturesView)
+        patches: list[Tensor] = []
+        for reader in defective:
+            patches.append(view.most_unusual(reader()))
+            on_progress(Progress("known defects", len(patches), len(defective)))
+        known, good_N, defective_D = KnownDefects.estimate(unusual, scenes_N, patches, scenes_D)
+        return replace(
+            estimated,
+            view=replace(view, known=known),
+            scores={**estimated.scores, known.name: good_N},
+            defective={known.name: defective_D},
+        )
+
+    @classmethod
+    def estimate_good(
+        cls,
+        readers: Sequence[Reader],
+        scenes_N: NDArray[np.int64],
+        *,
+        device: str,
+        on_progress: OnProgress,
+        align: bool = True,
+        judged_HW: NDArray[np.bool_] | None = None,
+    ) -> tuple[Estimated, list[Tensor]]:
+        """Keep patches of good images; return also the most unusual patches of each image (`KnownDefects.estimate`).
 
         align: whether they may be brought to one position first.
         judged_HW: the pixels that a mask judges, of images of its size; None: all.
-        Raises `ModelError` if the package of the network is not installed.
+        Raises as `estimate` does.
         """
         network = efficientnet.load(device)
         shapes: list[tuple[int, int]] = []
@@ -147,7 +192,7 @@ class FeaturesView:
         shape = common_shape(shapes)
         agreement = None if shape is None else alignment.estimate(grey, on_progress, align=align)
         value = None if agreement is None else agreement.value
-        estimates: list[Estimated] = []
+        estimates: list[tuple[Estimated, list[Tensor]]] = []
         if shape is not None and agreement is not None and agreement.is_at_one_place is not False:
             described = _describe(network, readers, part_size(*shape), agreement, on_progress)
             stained = _stain(network, readers, described, judged_HW, on_progress)
@@ -156,13 +201,12 @@ class FeaturesView:
             described = _describe(network, readers, shape and texture_size(*shape), None, on_progress)
             marked = _mark(network, readers, described, judged_HW, on_progress)
             estimates.append(cls._of(network, described, scenes_N, value, on_progress, marked=marked))
-        estimated = estimates[0]
-        if len(estimates) > 1:  # the agreement does not decide
-            by_place, anywhere = (
-                share_found(own, name, readers) for own, name in zip(estimates, (Places.name, Bank.name), strict=True)
-            )
-            estimated = estimates[by_place <= anywhere]
-        return estimated
+        if len(estimates) == 1:
+            return estimates[0]
+        by_place, anywhere = (  # the agreement does not decide
+            share_found(own, name, readers) for (own, _), name in zip(estimates, (Places.name, Bank.name), strict=True)
+        )
+        return estimates[by_place <= anywhere]
 
     @classmethod
     def _of(
@@ -175,8 +219,11 @@ class FeaturesView:
         *,
         stained: Mapping[int, Stained] | None = None,
         marked: Mapping[int, Marked] | None = None,
-    ) -> Estimated:
-        """Estimate from described images: by place with stained patches by position, else anywhere with marked ones."""
+    ) -> tuple[Estimated, list[Tensor]]:
+        """Estimate from described images: by place with stained patches by position, else anywhere with marked ones.
+
+        Returns also the most unusual patches of each image.
+        """
         places: Places | None = None
         stains: Stains | None = None
         areas: Areas | None = None
@@ -190,7 +237,8 @@ class FeaturesView:
                 for features_hwF, inside_hw in zip(described.features, described.inside, strict=True)
             ]
             stains, scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
-        bank, scores[Bank.name] = Bank.estimate(described.features, described.inside, scenes_N, on_progress)
+        bank, maps = Bank.estimate(described.features, described.inside, scenes_N, on_progress)
+        scores[Bank.name] = np.array([float(map_hw.max()) for map_hw in maps])
         if stained is None:
             areas, scores[Areas.name] = Areas.estimate(described.areas, scenes_N)
             marks, scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)
@@ -208,13 +256,15 @@ class FeaturesView:
             areas,
             marks,
             spots,
+            None,
             agreement,
         )
-        return Estimated(view, scores, least_deviations={Marks.name: LEAST_SCALE}, lost=described.lost)
+        unusual = [most_unusual(*own) for own in zip(described.features, maps, strict=True)]
+        return Estimated(view, scores, least_deviations={Marks.name: LEAST_SCALE}, lost=described.lost), unusual
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its patches and its colours."""
-        pose = None if self.template is None else self.template.pose(image_HWC)
+        pose = self._pose(image_HWC)
         is_lost = self.template is not None and pose is None
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
         judged = torch.from_numpy(np.array(judged_HWC)).to(self.deviation_F.device)
@@ -231,6 +281,15 @@ class FeaturesView:
             measurements[name] = Measurement(score, local_hw, is_lost=is_lost)
         return measurements
 
+    def most_unusual(self, image_HWC: Pixels) -> Tensor:
+        """Return the most unusual patches of an image, [P, F]."""
+        judged_HWC, inside_hw = _bring(image_HWC, self.size, self._pose(image_HWC))
+        query_hwF = patch_features(self.network, judged_HWC) / self.deviation_F
+        return most_unusual(query_hwF, self.bank.candidates(query_hwF, inside_hw.to(query_hwF.device)).maps_K[0])
+
+    def _pose(self, image_HWC: Pixels) -> Pose | None:
+        return None if self.template is None else self.template.pose(image_HWC)
+
     @torch.inference_mode()
     def candidates(
         self, judged_HWC: Tensor, inside_hw: Tensor, small_HWC: Tensor | None = None
@@ -246,7 +305,7 @@ class FeaturesView:
             scores[Areas.name] = self.areas.candidates(describe_areas(self.network, small_HWC))
         query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
         shown_hw = inside_hw.to(query_hwF.device)
-        scores[Bank.name] = self.bank.candidates(query_hwF, shown_hw)
+        scores[Bank.name] = unusual = self.bank.candidates(query_hwF, shown_hw)
         if self.places is not None:
             scores[Places.name] = Candidates.of(self.places.map(query_hwF, shown_hw))
         if self.stains is not None:
@@ -254,12 +313,15 @@ class FeaturesView:
         if self.marks is not None:
             scores[Marks.name] = self.marks.candidates(query_hwF)
         scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
+        if self.known is not None:
+            scores[KnownDefects.name] = self.known.candidates(query_hwF, unusual.maps_K[0])
         return {name: scores[name] for name in self.names}
 
     def store(self) -> Stored:
         """Return the patches in fp16, and the digest of the network's weights."""
         tensors: dict[str, NDArray[Any]] = {"deviation": self.deviation_F.cpu().numpy()}
-        for part in (self.template, self.places, self.stains, self.bank, self.areas, self.marks, self.spots):
+        places = self.template, self.places, self.stains
+        for part in (*places, self.bank, self.areas, self.marks, self.spots, self.known):
             if part is not None:
                 tensors |= part.store()
         values = {
@@ -301,7 +363,8 @@ class FeaturesView:
             places = Places.load(tensors, cells, len(deviation_F), neighbourhood)
             stains = Stains.load(tensors, cells, len(deviation_F))
         spots = ColourSpots.load(tensors)
-        return cls(network, size, template, deviation_F, places, stains, bank, areas, marks, spots, agreement)
+        known = KnownDefects.load(tensors, len(deviation_F))
+        return cls(network, size, template, deviation_F, places, stains, bank, areas, marks, spots, known, agreement)
 
 
 def _describe(

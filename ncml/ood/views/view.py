@@ -59,6 +59,8 @@ class Estimated:
     """By score, the deviation by which it is standardised at least; none for most."""
     lost: tuple[int, ...] = ()
     """Positions of the images in which the part was not found, so that they were compared where they lie."""
+    defective: Mapping[str, Floats] = field(default_factory=dict)
+    """By score, [D]: of the defective images that the view has learned from, each learned without it."""
 
 
 class View(Protocol):

@@ -29,6 +29,7 @@ from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import share_interval
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.view import Estimated, Measurement, Reader, Stored
+from ncml.ood.weights import KNOWN_WEIGHT
 from ncml.paths import sorted_files
 from tests.detectors import good_image, use_small_scale
 
@@ -91,7 +92,7 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     assert (made.calibration.n_fit, made.calibration.n_rank) == (kept.calibration.n_fit + 10, kept.calibration.n_rank)
     assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (10, 2, 1, 1)
     lines = descriptions.describe_detector(made)
-    assert "1 of 2 defective images are flagged, each by weights of the views that were learned without it" in lines
+    assert "1 of 2 defective images are flagged, each by what was learned without it" in lines
     assert updated.comparison[0] == "the former version finds 1 of the 2 defective images"
     flagged_aside = [
         sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(list(aside.paths)))
@@ -125,8 +126,10 @@ def test_weights_are_learned_from_defective_images(
     assert (made.reviews.images, made.reviews.defective, made.reviews.learned) == (0, 6, 6)
     weight, former = (own.calibration.scales["appearance"].weight for own in (made, kept))
     assert weight > former
+    assert made.calibration.scales["known_defects"].weight == KNOWN_WEIGHT
     scales, others = (
-        {name: (own.median, own.deviation) for name, own in made_.calibration.scales.items()} for made_ in (made, kept)
+        {name: (own.median, own.deviation) for name, own in made_.calibration.scales.items() if name != "known_defects"}
+        for made_ in (made, kept)
     )
     assert scales == others
     loaded = ncml.load(made.folder).detector

@@ -1,4 +1,4 @@
-"""Which altered images the weights of views are learned from."""
+"""Which altered and defective images the views and their weights are learned from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from ncml.images.alterations import ALTERATIONS
 from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.ood.views.appearance import AppearanceView
+from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.view import Measurement, Pixels, View
 from ncml.progress import OnProgress, ignore_progress
+from tests.detectors import use_small_scale
 
 
 class Recording:
@@ -108,3 +110,30 @@ def test_altered_images_are_neither_ranking_nor_reviewed_ones(tmp_path: Path, mo
     )
     assert altered == [good.names[i] for i in divided.estimating.tolist() if i < len(good)]
     assert not set(altered) & {divided.images.names[i] for i in divided.ranking.tolist()}
+
+
+def test_defective_images_from_which_a_view_has_learned_are_scored_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of four shows a scene that ranks, so nothing is learned from it."""
+    use_small_scale(monkeypatch)
+    monkeypatch.setattr(view_estimation, "VIEWS", {"features": FeaturesView})
+    good = write(tmp_path / "good", 40, ((96, 96),))
+    divided = GoodScenes.find(good, None, "image").divide(0.05, None)
+    defective = write(tmp_path / "bad", 4, ((64, 96),))
+    learned_D = np.array([True, False, True, True])
+    views, scores, _ = measure_images(
+        divided,
+        DefectiveImages(defective, np.array([50, int(divided.scenes_N[divided.ranking[0]]), 51, 52]), learned_D),
+        region=None,
+        align=True,
+        brightness=0.0,
+        device="cpu",
+        on_message=lambda line: None,
+        on_progress=ignore_progress,
+    )
+    own_D, seen_D = scores.defective["known_defects"], np.empty(4)
+    for i, reader in enumerate(defective.readers(defective.all)):
+        seen_D[i] = views["features"].measure(reader())["known_defects"].score
+    assert own_D[1] == seen_D[1]
+    assert (own_D[learned_D] < seen_D[learned_D]).all()

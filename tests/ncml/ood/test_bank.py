@@ -21,9 +21,10 @@ def good_patches(seed: int, border: float = 2.0) -> Tensor:
 
 
 def estimate(features: list[Tensor]) -> tuple[Bank, np.ndarray]:
-    """Make a bank of images that each show a scene of their own, wholly."""
+    """Make a bank of images that each show a scene of their own, wholly; return also their scores."""
     inside = [torch.ones(features_hwF.shape[:2], dtype=torch.bool) for features_hwF in features]
-    return Bank.estimate(features, inside, np.arange(len(features)))
+    bank, maps = Bank.estimate(features, inside, np.arange(len(features)))
+    return bank, np.array([float(map_hw.max()) for map_hw in maps])
 
 
 def estimated(border: float = 2.0) -> tuple[Bank, np.ndarray]:
@@ -111,7 +112,8 @@ def test_an_image_is_scored_by_a_bank_without_its_scene() -> None:
     features = [*odd, *(good_patches(seed, border=1.0) for seed in range(10))]
     inside = [torch.ones(H, W, dtype=torch.bool)] * len(features)
     together, apart = (
-        Bank.estimate(features, inside, np.array(scenes))[1] for scenes in ([0, 0, *range(1, 11)], range(12))
+        torch.stack(Bank.estimate(features, inside, np.array(scenes))[1]).amax((1, 2))
+        for scenes in ([0, 0, *range(1, 11)], range(12))
     )
     assert together[:2].min() > 3 * together[2:].max()
     assert apart[:2].max() < apart[2:].max()

@@ -21,7 +21,7 @@ from ncml.ood.views.patches import AREA_STAGES, area_features, area_size, part_s
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.stains import Averaged
 from ncml.ood.views.view import Estimated, Stored
-from ncml.progress import ignore_progress
+from ncml.progress import Progress, ignore_progress
 from tests.detectors import fixed_image, good_image, texture, use_small_scale
 
 
@@ -212,6 +212,43 @@ def test_a_stored_view_has_the_same_scores(by_place: bool) -> None:
         tensors = {name: array for name, array in stored.tensors.items() if name != missing}
         with pytest.raises(LookupError, match=missing):
             FeaturesView.load(Stored(tensors, stored.values), device="cpu")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("draw", "change"), [(good_image, 25), (texture, 70)])
+def test_known_defects_are_recognised_where_they_are(draw: Callable[[int], np.ndarray], change: int) -> None:
+    def defective(seed: int, top: int, left: int) -> np.ndarray:
+        image = draw(seed).astype(float)
+        image[top : top + 12, left : left + 12, 0] += change
+        return image.clip(0, 255).astype(np.uint8)
+
+    good = [draw(seed) for seed in range(20)]
+    readers = [lambda image=image: image for image in good]
+    known = [lambda i=i: defective(100 + i, 10 * i, 15 * i) for i in range(5)]
+    done: list[Progress] = []
+    made = FeaturesView.estimate(
+        *(readers, np.arange(20)),
+        device="cpu",
+        on_progress=done.append,
+        defective=known,
+        scenes_D=np.arange(5),
+    )
+    assert Progress("known defects", 5, 5) in done
+    without = estimated(good)
+    assert made.view.names == (*without.view.names, "known_defects")
+    assert all(np.array_equal(made.scores[name], own_N) for name, own_N in without.scores.items())
+    limit = made.scores["known_defects"].max()
+    assert (made.defective["known_defects"] > limit).sum() >= 4
+    view = FeaturesView.load(made.view.store(), device="cpu")
+    assert sum(view.measure(draw(seed))["known_defects"].score > limit for seed in range(200, 220)) <= 4
+    for top, left in ((40, 20), (8, 66), (50, 80)):
+        found = view.measure(defective(300, top, left))["known_defects"]
+        assert found.score > limit
+        assert found.map_hw is not None
+        h, w = found.map_hw.shape
+        row, column = divmod(int(found.map_hw.argmax()), w)
+        assert abs((row + 0.5) * 72 / h - top - 6) < 12
+        assert abs((column + 0.5) * 96 / w - left - 6) < 12
 
 
 @pytest.mark.usefixtures("small")

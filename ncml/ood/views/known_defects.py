@@ -1,0 +1,158 @@
+"""Defects like those that are known, recognised by what distinguishes their patches from good ones.
+
+Most of a defective image is good. So only its most unusual patches, by their distance from good ones (`bank.py`), count
+as defective, and they are compared with the most unusual patches of good images: a linear discriminant weights the
+features so that it ignores how good images differ (Fisher, Annals of Eugenics 7, 1936). The score of an image is the
+largest value of its own most unusual patches, in deviations from those of good images.
+
+Shapes: N good and D defective images, h and w rows and columns of cells, P patches, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ncml.ood.conformal import Floats
+from ncml.ood.views.extremes import typical
+from ncml.ood.views.patches import Candidates
+
+UNUSUAL = 64
+"""Patches of an image that are judged, the most unusual ones."""
+DEFECTIVE = 16
+"""Patches of a defective image that count as defective, among these."""
+RIDGE = 0.3
+"""Added to the variance of each feature, which is about 1."""
+GOOD_FOLDS = 5
+"""Parts of the scenes of good images, each of which is scored without itself."""
+DEFECTIVE_FOLDS = 10
+"""Parts of the scenes of defective images, likewise."""
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """A linear function of patches, which is larger for defective than for good ones."""
+
+    weight_F: Tensor
+    """fp32."""
+    offset: float
+
+    @classmethod
+    def between(cls, good_PF: Tensor, defective_PF: Tensor) -> Self:
+        """Distinguish two groups of patches of about equal covariance; 0 lies in the middle of their means."""
+        groups = good_PF.double(), defective_PF.double()
+        good_F, defective_F = (group_PF.mean(0) for group_PF in groups)
+        centred_PF = torch.cat([group_PF - group_PF.mean(0) for group_PF in groups])
+        ridge_FF = RIDGE * torch.eye(len(good_F), dtype=good_F.dtype, device=good_F.device)
+        covariance_FF = centred_PF.T @ centred_PF / len(centred_PF) + ridge_FF
+        factor_FF = torch.linalg.cholesky(covariance_FF)
+        weight_F = torch.cholesky_solve((defective_F - good_F)[:, None], factor_FF)[:, 0]
+        return cls(weight_F.float(), -float(weight_F @ (good_F + defective_F)) / 2)
+
+    def __call__(self, patches_F: Tensor) -> Tensor:
+        """Return the value of each patch, [..., F] to [...]."""
+        return patches_F @ self.weight_F + self.offset
+
+
+@dataclass(frozen=True)
+class KnownDefects:
+    """What distinguishes known defects from the most unusual patches of good images."""
+
+    name: ClassVar[str] = "known_defects"
+
+    discriminant: Discriminant
+    typical_2: Floats
+    """Mean and deviation over good images of the score before it is standardised."""
+
+    @classmethod
+    def estimate(
+        cls,
+        good: Sequence[Tensor],
+        scenes_N: NDArray[np.int64],
+        defective: Sequence[Tensor],
+        scenes_D: NDArray[np.int64],
+    ) -> tuple[Self, Floats, Floats]:
+        """Learn from the most unusual patches of each image (`most_unusual`), of one defective image at least.
+
+        Returns also the score of each good and of each defective image, learned without its part of the scenes; that of
+        defective images of a single scene is 0, as of good ones on average.
+        """
+        view, good_N = cls._learn(good, scenes_N, defective)
+        folds_D = fold_scenes(scenes_D)
+        defective_D = np.zeros(len(defective))
+        for fold in np.unique(folds_D).tolist():
+            others = [defective[i] for i in np.flatnonzero(folds_D != fold).tolist()]
+            if others:
+                view_without = cls._learn(good, scenes_N, others)[0]
+                for i in np.flatnonzero(folds_D == fold).tolist():
+                    defective_D[i] = view_without.score(defective[i])
+        return view, good_N, defective_D
+
+    @classmethod
+    def _learn(
+        cls, good: Sequence[Tensor], scenes_N: NDArray[np.int64], defective: Sequence[Tensor]
+    ) -> tuple[Self, Floats]:
+        """Learn from all images; return also the score of each good image, learned without its part of the scenes."""
+        defective_PF = torch.cat([own_PF[:DEFECTIVE] for own_PF in defective])
+        folds_N = np.unique(scenes_N, return_inverse=True)[1] % GOOD_FOLDS
+        largest_N = np.empty(len(good))
+        for fold in np.unique(folds_N).tolist():
+            others = torch.cat([good[i] for i in np.flatnonzero(folds_N != fold).tolist()])
+            discriminant = Discriminant.between(others, defective_PF)
+            for i in np.flatnonzero(folds_N == fold).tolist():
+                largest_N[i] = float(discriminant(good[i]).max())
+        view = cls(Discriminant.between(torch.cat([*good]), defective_PF), typical(largest_N))
+        return view, (largest_N - view.typical_2[0]) / view.typical_2[1]
+
+    def score(self, unusual_PF: Tensor) -> float:
+        """Return the score of an image from its most unusual patches."""
+        return (float(self.discriminant(unusual_PF).max()) - self.typical_2[0]) / self.typical_2[1]
+
+    def candidates(self, query_hwF: Tensor, unusual_hw: Tensor) -> Candidates:
+        """Return the score of an image, and its map, which has its lowest value also where patches are not judged.
+
+        unusual_hw: how unusual each patch is.
+        """
+        value_hw = self.discriminant(query_hwF)
+        is_judged_hw = unusual_hw >= unusual_hw.flatten().topk(min(UNUSUAL, unusual_hw.numel())).values[-1]
+        lowest = torch.where(is_judged_hw, value_hw, torch.inf).min()
+        map_hw = torch.where(is_judged_hw, value_hw, lowest)
+        return Candidates.beyond(self.typical_2[None], (map_hw,))
+
+    def store(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays."""
+        return {
+            "known_defects.weight": self.discriminant.weight_F.cpu().numpy(),
+            "known_defects.offset": np.array([self.discriminant.offset], np.float32),
+            "known_defects.typical": self.typical_2.astype(np.float32),
+        }
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], features: int) -> Self | None:
+        """Read the arrays; None if no defect was known. Raises LookupError or ValueError for damaged ones."""
+        if "known_defects.weight" not in tensors:
+            return None
+        weight_F, offset_1 = tensors["known_defects.weight"], tensors["known_defects.offset"]
+        typical_2 = tensors["known_defects.typical"].cpu().double().numpy()
+        if weight_F.shape != (features,) or offset_1.shape != (1,) or typical_2.shape != (2,):
+            raise ValueError("its discriminant of known defects has another shape")
+        if not typical_2[1] > 0:
+            raise ValueError("its typical value of known defects has no deviation")
+        return cls(Discriminant(weight_F, float(offset_1)), typical_2)
+
+
+def most_unusual(features_hwF: Tensor, unusual_hw: Tensor) -> Tensor:
+    """Return the features of the most unusual patches of an image, these first, [P, F] with at most `UNUSUAL`."""
+    order_P = unusual_hw.flatten().topk(min(UNUSUAL, unusual_hw.numel())).indices
+    return features_hwF.flatten(0, 1)[order_P].float()
+
+
+def fold_scenes(scenes_D: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the part of each defective image, numbered from 0: of one scene each if there are at most ten."""
+    return np.unique(scenes_D, return_inverse=True)[1] % DEFECTIVE_FOLDS
