@@ -115,15 +115,16 @@ class KnownDefects:
         return (float(self.discriminant(unusual_PF).max()) - self.typical_2[0]) / self.typical_2[1]
 
     def candidates(self, query_hwF: Tensor, unusual_hw: Tensor) -> Candidates:
-        """Return the score of an image, and its map, which has its lowest value also where patches are not judged.
+        """Return the score of an image, and a map of how much each patch resembles known defects.
 
+        The map counts from the least, as values may all be negative; 0 where patches are not judged.
         unusual_hw: how unusual each patch is.
         """
         value_hw = self.discriminant(query_hwF)
         is_judged_hw = unusual_hw >= unusual_hw.flatten().topk(min(UNUSUAL, unusual_hw.numel())).values[-1]
         lowest = torch.where(is_judged_hw, value_hw, torch.inf).min()
         map_hw = torch.where(is_judged_hw, value_hw, lowest)
-        return Candidates.beyond(self.typical_2[None], (map_hw,))
+        return Candidates.beyond(self.typical_2[None], (map_hw,))._replace(maps_K=(map_hw - lowest,))
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
