@@ -3,9 +3,10 @@
 A detector judges an image at its own size by several views (`ncml.ood.views`). Each score of a view is standardised by
 the estimation images: z = (s - median) / deviation, where the deviation is that of a normal distribution with the same
 mean excess over the median. The score of the image is the root of the sum over views of weight x max(0, z)^2, with
-weights that are learned from altered estimation images and from defective images (`ncml.ood.weights`): what is ordinary
-in one view does not make up for what is unusual in another. This function is fixed before a ranking image is looked at.
-Its values are ranked once (`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
+weights that are learned from altered estimation images and from defective images (`ncml.ood.weights`; that of known
+defects is fixed): what is ordinary in one view does not make up for what is unusual in another. This function is fixed
+before a ranking image is looked at. Its values are ranked once (`ncml.ood.scene_ranks`), so the p-value is valid for
+any number of views.
 
 `detector.json` holds the calibration, `detector.safetensors` the arrays of the views, and `detector.jpg` examples of
 what it finds and misses.
