@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def measure(name: str, group: str) -> Set:
     ranking = {name: values[divided.ranking] for name, values in scores.scores.items()}
     measured: dict[str, Images] = {}
     for kind, paths in tests.items():
-        images = open_folder(paths[0].parent, paths, seeks_points=False)
+        images = open_folder(Path(os.path.commonpath([path.parent for path in paths])), paths, seeks_points=False)
         own = measure_defective(views, list(scores.scores), images, None, ignore_progress)
         measured[kind] = Images(own, unusual(view, images))
     return Set(scores, estimating, Images(ranking, unusual(view, good.take(divided.ranking))), measured)
@@ -174,8 +175,8 @@ def draw(own: Set, known_count: int, number: int, *, redraw: bool) -> dict[str, 
     )
     known: KnownDefects | None = None
     if known_count:
-        scenes = scores.scenes_N[scores.estimating]
-        known, known_N, _ = KnownDefects.estimate(own.estimating, scenes, learned.unusual, scores.defective_scenes_D)
+        numbers, estimating = scores.defective_scenes_D, scores.scenes_N[scores.estimating]
+        known, known_N, _ = KnownDefects.estimate(own.estimating, estimating, learned.unusual, numbers)
         all_N = np.zeros(len(scores.scenes_N))
         all_N[scores.estimating] = known_N
         scores = replace(scores, scores={**scores.scores, known.name: all_N})
