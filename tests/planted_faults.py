@@ -395,15 +395,15 @@ FAULTS = (
     Fault(
         "detector: a good image is scored by a view of known defects that has seen it",
         "ncml/ood/views/known_defects.py",
-        "np.flatnonzero(folds_N != fold)",
-        "np.flatnonzero(folds_N >= 0)",
+        "_others(of_good, fold)",
+        "Moments.sum(of_good)",
         "ncml/ood/test_known_defects.py",
     ),
     Fault(
         "detector: a defective image is scored by a view of known defects that has seen it",
         "ncml/ood/views/known_defects.py",
-        "np.flatnonzero(folds_D != fold)",
-        "np.flatnonzero(folds_D >= 0)",
+        "_others(of_defective, fold)",
+        "Moments.sum(of_defective)",
         "ncml/ood/test_known_defects.py",
     ),
     Fault(

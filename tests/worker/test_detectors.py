@@ -426,7 +426,7 @@ def test_an_update_measures_its_power_until_the_last_tenth_of_its_time(
 def test_an_update_that_takes_much_longer_than_a_job_may_is_refused_before_it_is_computed(
     update: Callable[..., Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncml.ood.views.patches.pass_seconds", lambda *_: 1200 / (10 * 23 + 6 * (19 + 42 + 1)))
+    monkeypatch.setattr("ncml.ood.views.patches.pass_seconds", lambda *_: 1200 / (10 * 23 + 6 * (19 + 42 + 2)))
     monkeypatch.setattr("ncml.calibration.detector.measure_images", lambda *_, **__: pytest.fail("it computes"))
     outcome = update(UPDATE.model_copy(update={"timeout_s": 599.0}))
     assert outcome.error is not None

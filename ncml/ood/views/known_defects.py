@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,26 @@ DEFECTIVE_FOLDS = 10
 """Parts of the scenes of defective images, likewise."""
 
 
+class Moments(NamedTuple):
+    """Number, sum and sum of products of patches, fp64."""
+
+    patches: int
+    sum_F: Tensor
+    product_FF: Tensor
+
+    @classmethod
+    def of(cls, patches_PF: Tensor) -> Self:
+        """Compute those of patches."""
+        patches_PF = patches_PF.double()
+        return cls(len(patches_PF), patches_PF.sum(0), patches_PF.T @ patches_PF)
+
+    @classmethod
+    def sum(cls, parts: Sequence[Moments]) -> Self:
+        """Return those of all parts."""
+        patches, sums, products = zip(*parts, strict=True)
+        return cls(sum(patches), torch.stack(sums).sum(0), torch.stack(products).sum(0))
+
+
 @dataclass(frozen=True)
 class Discriminant:
     """A linear function of patches, which is larger for defective than for good ones."""
@@ -44,14 +64,14 @@ class Discriminant:
     offset: float
 
     @classmethod
-    def between(cls, good_PF: Tensor, defective_PF: Tensor) -> Self:
+    def between(cls, good: Moments, defective: Moments) -> Self:
         """Distinguish two groups of patches of about equal covariance; 0 lies in the middle of their means."""
-        groups = good_PF.double(), defective_PF.double()
-        good_F, defective_F = (group_PF.mean(0) for group_PF in groups)
-        centred_PF = torch.cat([group_PF - group_PF.mean(0) for group_PF in groups])
+        good_F, defective_F = (group.sum_F / group.patches for group in (good, defective))
+        scatter_FF = sum(
+            group.product_FF - torch.outer(group.sum_F, group.sum_F) / group.patches for group in (good, defective)
+        )
         ridge_FF = RIDGE * torch.eye(len(good_F), dtype=good_F.dtype, device=good_F.device)
-        covariance_FF = centred_PF.T @ centred_PF / len(centred_PF) + ridge_FF
-        factor_FF = torch.linalg.cholesky(covariance_FF)
+        factor_FF = torch.linalg.cholesky(scatter_FF / (good.patches + defective.patches) + ridge_FF)
         weight_F = torch.cholesky_solve((defective_F - good_F)[:, None], factor_FF)[:, 0]
         return cls(weight_F.float(), -float(weight_F @ (good_F + defective_F)) / 2)
 
@@ -83,32 +103,27 @@ class KnownDefects:
         Returns also the score of each good and of each defective image, learned without its part of the scenes; that of
         defective images of a single scene is 0, as of good ones on average.
         """
-        view, good_N = cls._learn(good, scenes_N, defective)
-        folds_D = fold_scenes(scenes_D)
-        defective_D = np.zeros(len(defective))
-        for fold in np.unique(folds_D).tolist():
-            others = [defective[i] for i in np.flatnonzero(folds_D != fold).tolist()]
-            if others:
-                view_without = cls._learn(good, scenes_N, others)[0]
-                for i in np.flatnonzero(folds_D == fold).tolist():
-                    defective_D[i] = view_without.score(defective[i])
-        return view, good_N, defective_D
+        folds_N, folds_D = np.unique(scenes_N, return_inverse=True)[1] % GOOD_FOLDS, fold_scenes(scenes_D)
+        good_groups, defective_groups = _grouped(good, folds_N), _grouped(defective, folds_D)
+        of_good = [Moments.of(torch.cat(group)) for group in good_groups]
+        of_defective = [Moments.of(torch.cat([own_PF[:DEFECTIVE] for own_PF in group])) for group in defective_groups]
 
-    @classmethod
-    def _learn(
-        cls, good: Sequence[Tensor], scenes_N: NDArray[np.int64], defective: Sequence[Tensor]
-    ) -> tuple[Self, Floats]:
-        """Learn from all images; return also the score of each good image, learned without its part of the scenes."""
-        defective_PF = torch.cat([own_PF[:DEFECTIVE] for own_PF in defective])
-        folds_N = np.unique(scenes_N, return_inverse=True)[1] % GOOD_FOLDS
-        largest_N = np.empty(len(good))
-        for fold in np.unique(folds_N).tolist():
-            others = torch.cat([good[i] for i in np.flatnonzero(folds_N != fold).tolist()])
-            discriminant = Discriminant.between(others, defective_PF)
-            for i in np.flatnonzero(folds_N == fold).tolist():
-                largest_N[i] = float(discriminant(good[i]).max())
-        view = cls(Discriminant.between(torch.cat([*good]), defective_PF), typical(largest_N))
-        return view, (largest_N - view.typical_2[0]) / view.typical_2[1]
+        def learn(of_known: Moments) -> tuple[Self, Floats]:
+            """Return the view, and the score of each good image, by what was learned without its part of the scenes."""
+            largest_N = np.empty(len(good))
+            for fold, group in enumerate(good_groups):
+                discriminant = Discriminant.between(_others(of_good, fold), of_known)
+                largest_N[folds_N == fold] = [float(discriminant(own_PF).max()) for own_PF in group]
+            view = cls(Discriminant.between(Moments.sum(of_good), of_known), typical(largest_N))
+            return view, (largest_N - view.typical_2[0]) / view.typical_2[1]
+
+        view, good_N = learn(Moments.sum(of_defective))
+        defective_D = np.zeros(len(defective))
+        if len(defective_groups) > 1:
+            for fold, group in enumerate(defective_groups):
+                without, _ = learn(_others(of_defective, fold))
+                defective_D[folds_D == fold] = [without.score(own_PF) for own_PF in group]
+        return view, good_N, defective_D
 
     def score(self, unusual_PF: Tensor) -> float:
         """Return the score of an image from its most unusual patches."""
@@ -152,6 +167,15 @@ def most_unusual(features_hwF: Tensor, unusual_hw: Tensor) -> Tensor:
     """Return the features of the most unusual patches of an image, these first, [P, F] with at most `UNUSUAL`."""
     order_P = unusual_hw.flatten().topk(min(UNUSUAL, unusual_hw.numel())).indices
     return features_hwF.flatten(0, 1)[order_P].float()
+
+
+def _grouped(images: Sequence[Tensor], folds_N: NDArray[np.int64]) -> list[list[Tensor]]:
+    """Return the images of each part."""
+    return [[images[i] for i in np.flatnonzero(folds_N == fold).tolist()] for fold in range(folds_N.max() + 1)]
+
+
+def _others(parts: Sequence[Moments], part: int) -> Moments:
+    return Moments.sum([*parts[:part], *parts[part + 1 :]])
 
 
 def fold_scenes(scenes_D: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from ncml.ood.views.known_defects import (
     UNUSUAL,
     Discriminant,
     KnownDefects,
+    Moments,
     fold_scenes,
     most_unusual,
 )
@@ -42,7 +43,7 @@ def test_a_discriminant_is_that_of_fisher() -> None:
     centred_PF = np.concatenate([group_PF - group_PF.mean(0) for group_PF in groups])
     covariance_FF = centred_PF.T @ centred_PF / len(centred_PF) + 0.3 * np.eye(FEATURES)
     weight_F = np.linalg.inv(covariance_FF) @ (groups[1].mean(0) - groups[0].mean(0))
-    discriminant = Discriminant.between(good_PF, defective_PF)
+    discriminant = Discriminant.between(Moments.of(good_PF), Moments.of(defective_PF))
     np.testing.assert_allclose(discriminant.weight_F.numpy(), weight_F, rtol=1e-5)
     middle_F = torch.from_numpy(groups[0].mean(0) + groups[1].mean(0)).float() / 2
     assert float(discriminant(middle_F)) == pytest.approx(0, abs=1e-5)
@@ -69,9 +70,12 @@ def test_good_images_are_scored_as_new_ones_are() -> None:
 
 
 def test_a_defective_image_is_scored_without_its_part_of_the_scenes() -> None:
-    """One scene has another defect than the others, which do not teach it."""
-    _, _, scores = learned([*(patches(100 + i, 3) for i in range(7)), patches(107, 7)], [0, 1, 2, 3, 4, 5, 5, 6])
-    assert scores[:7].min() > scores[7] + 2
+    defective, scenes = [patches(100 + i, 3 if i < 7 else 7) for i in range(8)], [0, 1, 2, 3, 4, 5, 5, 6]
+    _, _, scores = learned(defective, scenes)
+    for i, scene in enumerate(scenes):
+        others = [defective[j] for j, other in enumerate(scenes) if other != scene]
+        assert scores[i] == pytest.approx(learned(others)[0].score(defective[i]), abs=1e-4)
+    assert scores[:7].min() > scores[7] + 2  # the only one with its defect
     alone = learned([patches(100, 3), patches(101, 3)], [5, 5])[2]
     assert alone.tolist() == [0, 0]
 
