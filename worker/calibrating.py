@@ -200,6 +200,8 @@ def _update(
             still_flagged=reviews.still_flagged,
             defective=reviews.defective,
             found=reviews.found,
+            added=updated.added,
+            found_added=updated.found_added,
             found_before=updated.found_before,
         ),
     )

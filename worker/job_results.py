@@ -220,7 +220,9 @@ class ReviewCounts(FrozenModel):
     still_flagged: int = Field(description="how many would be flagged if only images of other scenes had joined")
     defective: int = Field(description="defective images, also of earlier updates")
     found: int = Field(description="how many of them it flags, each by what was learned without it")
-    found_before: int = Field(description="how many the former version flags, those from which it learned included")
+    added: int = Field(default=0, description="defective images that the former version had not")
+    found_added: int = Field(default=0, description="how many of these it flags, each by what was learned without it")
+    found_before: int = Field(description="how many of these the former version flags")
 
 
 class Calibrated(FrozenModel):

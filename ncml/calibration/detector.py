@@ -78,11 +78,16 @@ class Reviews:
     defective: int
     learned: int
     """From how many of the defective images the detector has learned."""
-    found: int
-    """How many of the defective images are flagged, each by what is learned without it (`count_found`)."""
+    are_found: tuple[bool, ...]
+    """Whether each defective image is flagged by what is learned without it (`GoodScores.are_found`)."""
     checked: int
     flagged: int
     """How many of the good images that have no part in the detector are flagged."""
+
+    @property
+    def found(self) -> int:
+        """How many of the defective images are flagged, each by what is learned without it."""
+        return sum(self.are_found)
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ def make_detector(
         scores.count_flagged_again(calibration.cutoff),
         len(learned.images),
         calibration.learned_defective,
-        scores.count_found(calibration.cutoff),
+        tuple(scores.are_found(calibration.cutoff).tolist()),
         *count_flagged(detector, check, on_progress),
     )
     made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)

@@ -128,21 +128,21 @@ class GoodScores:
             count += int((combined_N[is_own_N & is_reviewed_N] > self._rank(combined_N).threshold(cutoff)).sum())
         return count
 
-    def count_found(self, cutoff: float) -> int:
-        """Return how many defective images are flagged if nothing is learned from their part of the scenes.
+    def are_found(self, cutoff: float) -> NDArray[np.bool_]:
+        """Return whether each defective image is flagged if nothing is learned from its part of the scenes, [D].
 
-        The weights are learned without it, as are their scores (`fold_scenes`). Images from which nothing is learned
+        The weights are learned without it, as are its scores (`fold_scenes`). Images from which nothing is learned
         are judged as new ones are.
         """
         folds_D = np.full(len(self.are_learned_D), -1)
         folds_D[self.are_learned_D] = fold_scenes(self.defective_scenes_D[self.are_learned_D])
-        scales, count = self._scales(self.estimating), 0
+        scales, are_found_D = self._scales(self.estimating), np.zeros(len(folds_D), np.bool_)
         for fold in np.unique(folds_D).tolist():
             is_own_D = folds_D == fold
             weighted = self._weighted(scales, self.estimating, self.are_learned_D & ~is_own_D)
             threshold = self._rank(combine(weighted, self.scores)).threshold(cutoff)
-            count += int((combine(weighted, self.defective)[is_own_D] > threshold).sum())
-        return count
+            are_found_D[is_own_D] = combine(weighted, self.defective)[is_own_D] > threshold
+        return are_found_D
 
     def _scales(self, estimating: Integers) -> dict[str, Scale]:
         return {

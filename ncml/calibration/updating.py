@@ -10,6 +10,7 @@ from ncml.calibration.altered_originals import POWER_IMAGES
 from ncml.calibration.detector import MadeDetector, count_flagged, make_detector
 from ncml.data import kept_images
 from ncml.data.good_images import GoodImages
+from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.ood.detector_calibration import DetectorCalibration
@@ -23,8 +24,12 @@ class UpdatedDetector:
 
     made: MadeDetector
     before: DetectorCalibration
+    added: int = 0
+    """Number of defective images that the former version had not."""
+    found_added: int = 0
+    """How many of them are flagged, each by what is learned without it."""
     found_before: int = 0
-    """How many of the defective images the former version flags."""
+    """How many of them the former version flags."""
     flagged_before: int = 0
     """How many of the good images that have no part in either version the former one flags."""
 
@@ -33,11 +38,10 @@ class UpdatedDetector:
         """What has changed, a sentence each."""
         lines: list[str] = []
         reviews, power, former = self.made.reviews, self.made.calibration.power, self.before.power
-        if reviews.defective:
-            learned = self.before.learned_defective
-            which = f", which learned from {learned} of them," if learned else ""
+        if self.added:
             lines.append(
-                f"the former version{which} finds {self.found_before} of the {reviews.defective} defective images"
+                f"of {counted(self.added, 'added defective image')}, the former version finds {self.found_before} and "
+                f"this one {self.found_added}"
             )
         if reviews.checked:
             lines.append(
@@ -79,7 +83,9 @@ def update_detector(
         raise InputError("update", f"{model.folder.name} is not a detector: make one with ncml adapt.")
     kept = kept_images.read(model.folder, on_progress)
     joined = _join(kept.reviewed, reviewed, defective)
+    known = {*kept.defective.digests} if kept.defective else set[str]()
     defective = _join(kept.defective, defective, reviewed)
+    added = [i for i, digest in enumerate(defective.digests) if digest not in known] if defective else []
     # Loaded first: the folder may be that of the new version.
     former = Detector.load(model.folder, before, device) if defective or check else None
     made = make_detector(
@@ -106,9 +112,10 @@ def update_detector(
     if former is None:
         return UpdatedDetector(made, before)
     (_, found_before), (_, flagged_before) = (
-        count_flagged(former, images, on_progress) for images in (defective, check)
+        count_flagged(former, images, on_progress) for images in (defective and defective.take(added), check)
     )
-    return UpdatedDetector(made, before, found_before, flagged_before)
+    found_added = sum(made.reviews.are_found[i] for i in added)
+    return UpdatedDetector(made, before, len(added), found_added, found_before, flagged_before)
 
 
 def _join(kept: GoodImages | None, new: GoodImages | None, opposite: GoodImages | None) -> GoodImages | None:

@@ -532,7 +532,9 @@ UPDATED = {
     "calibration": {
         "n_fit": 13, "n_rank": 28, "smallest_p": 0.034, "weakness": "28 scenes rank",
         "summary": "71% of all altered images are flagged.",
-        "reviews": {"good": 1, "still_flagged": 1, "defective": 2, "found": 2, "found_before": 1},
+        "reviews": {
+            "good": 1, "still_flagged": 1, "defective": 3, "found": 3, "added": 2, "found_added": 2, "found_before": 1
+        },
     },
     "timing": {"queue_s": 0.1, "compute_s": 60.0, "batch_size": 1},
 }  # fmt: skip
@@ -603,7 +605,9 @@ def test_an_update_learns_from_the_reviews(
     assert any(re.fullmatch(r"Ranking good images: 21 of 28, about \d+ s left", text) for text in texts)
     expect(run).to_contain_text("13 images for estimation, 1 of them reviewed; 28 for ranking.")
     expect(run).to_contain_text("1 of 1 good image would be flagged again")
-    expect(run).to_contain_text("2 of 2 defective images are found, each without learning from it; formerly 1.")
+    expect(run).to_contain_text(
+        "3 of 3 defective images are found, each without learning from it; of 2 added ones, 2, formerly 1."
+    )
     use = run.get_by_role("button", name="Score images with it")
     expect(use).to_be_disabled()
     shutil.copytree(models / "valve", models / ".next")

@@ -128,7 +128,8 @@ def outcome(job: Job, model: ModelDescriptor) -> Outcome:
         return Outcome(calibration=Calibrated(n_fit=20, n_rank=n_rank, smallest_p=0.05, summary="It is."))
     if isinstance(job, UpdateJob):
         good, defective = len(job.reviewed), len(job.defective)
-        reviews = ReviewCounts(good=good, still_flagged=0, defective=defective, found=defective, found_before=0)
+        counts = dict.fromkeys(("defective", "found", "added", "found_added"), defective)
+        reviews = ReviewCounts(good=good, still_flagged=0, found_before=0, **counts)
         return Outcome(
             calibration=Calibrated(n_fit=12 + good, n_rank=28, smallest_p=0.05, summary="It is.", reviews=reviews)
         )

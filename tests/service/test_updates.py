@@ -40,7 +40,7 @@ def test_reviews_become_a_job_and_its_result_says_what_became_of_them(client: Te
     answer = response.json()
     assert answer["model"]["name"] == "tiny-2"
     assert answer["calibration"]["reviews"] == {
-        "good": 1, "still_flagged": 0, "defective": 1, "found": 1, "found_before": 0
+        "good": 1, "still_flagged": 0, "defective": 1, "found": 1, "added": 1, "found_added": 1, "found_before": 0
     }  # fmt: skip
     submitted = jobs[answer["id"]]
     assert isinstance(submitted, UpdateJob)

@@ -164,7 +164,7 @@ EXAMPLES: dict[str, BaseModel] = {
         timing=TIMING,
         calibration=Calibrated(
             n_fit=20, n_rank=40, smallest_p=0.025, summary="It finds spots.",
-            reviews=ReviewCounts(good=3, still_flagged=1, defective=2, found=2, found_before=1),
+            reviews=ReviewCounts(good=3, still_flagged=1, defective=2, found=2, added=2, found_added=2, found_before=1),
         ),
         skipped=(),
     ),

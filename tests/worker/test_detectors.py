@@ -343,9 +343,9 @@ def test_an_update_is_served_as_a_new_model_that_can_be_updated_again(
     assert outcome.calibration is not None
     assert outcome.calibration.reviews is not None
     assert outcome.calibration.reviews.model_dump(exclude={"still_flagged"}) == {
-        "good": 2, "defective": 1, "found": 1, "found_before": 1
+        "good": 2, "defective": 1, "found": 1, "added": 1, "found_added": 1, "found_before": 1
     }  # fmt: skip
-    assert "the former version finds 1 of the 1 defective images" in outcome.calibration.summary
+    assert "of 1 added defective image, the former version finds 1 and this one 1" in outcome.calibration.summary
     served = {model.name: model.detector for model in registry.descriptors}
     assert served["part-2"] is not None
     assert served["part"] is not None
@@ -400,7 +400,8 @@ def test_an_update_without_time_for_its_power_is_served_without_it(
     assert outcome.error is None
     assert outcome.calibration is not None
     assert outcome.calibration.summary == (
-        "the former version finds 1 of the 1 defective images; its power was not measured: the job had no time left."
+        "of 1 added defective image, the former version finds 1 and this one 1; its power was not measured: the job "
+        "had no time left."
     )
     served = {model.name: model.detector for model in registry.descriptors}
     assert served["part-2"] is not None

@@ -126,13 +126,13 @@ def test_defective_images_are_judged_by_weights_that_were_learned_without_them(s
             combined_D += [scale.square(score) for score in scores.defective[name].tolist()]
         threshold = others.ranks.threshold(cutoff(59, 0.05, None))
         flagged += int((np.sqrt(combined_D)[is_own_D] > threshold).sum())
-    assert scores.count_found(cutoff(59, 0.05, None)) == flagged
+    assert scores.are_found(cutoff(59, 0.05, None)).sum() == flagged
     assert 0 < flagged < 30
 
 
 def test_more_defective_images_are_found_if_weights_are_learned_from_them() -> None:
     found = [
-        scores_with_defective((0, 3), np.arange(30), np.full(30, learned)).count_found(cutoff(59, 0.05, None))
+        scores_with_defective((0, 3), np.arange(30), np.full(30, learned)).are_found(cutoff(59, 0.05, None)).sum()
         for learned in (False, True)
     ]
     assert found[1] > found[0] + 5
@@ -144,15 +144,15 @@ def test_the_view_of_known_defects_has_a_weight_that_is_not_learned() -> None:
     both = replace(scores, **{part: {**own, "known_defects": own["defective"]} for part, own in parts.items()})
     assert both.scales["known_defects"].weight == KNOWN_WEIGHT
     assert {name: own for name, own in both.scales.items() if name != "known_defects"} == scores.scales
-    assert both.count_found(cutoff(59, 0.05, None)) > scores.count_found(cutoff(59, 0.05, None))
+    assert both.are_found(cutoff(59, 0.05, None)).sum() > scores.are_found(cutoff(59, 0.05, None)).sum()
 
 
 def test_one_defective_image_is_not_judged_by_what_was_learned_from_it() -> None:
     alone = scores_with_defective((0, 3), np.zeros(30, np.int64), np.ones(30, bool))
     without = scores_with_defective((0, 3), np.zeros(30, np.int64), np.zeros(30, bool))
     assert alone.scales["defective"].weight > without.scales["defective"].weight
-    assert alone.count_found(cutoff(59, 0.05, None)) == without.count_found(cutoff(59, 0.05, None))
-    assert scores_of(np.arange(40.0), 12).count_found(cutoff(28, 0.05, None)) == 0
+    assert alone.are_found(cutoff(59, 0.05, None)).sum() == without.are_found(cutoff(59, 0.05, None)).sum()
+    assert scores_of(np.arange(40.0), 12).are_found(cutoff(28, 0.05, None)).tolist() == []
 
 
 def test_nothing_is_learned_from_defective_images_whose_scenes_rank() -> None:
@@ -164,7 +164,9 @@ def test_nothing_is_learned_from_defective_images_whose_scenes_rank() -> None:
         are_learned_D=np.ones(20, bool),
     )
     assert scores.scales == fewer.scales
-    assert scores.count_found(cutoff(59, 0.05, None)) > fewer.count_found(cutoff(59, 0.05, None))  # all are judged
+    assert (
+        scores.are_found(cutoff(59, 0.05, None)).sum() > fewer.are_found(cutoff(59, 0.05, None)).sum()
+    )  # all are judged
 
 
 def test_the_rate_holds_after_weights_were_learned_from_missed_defects() -> None:

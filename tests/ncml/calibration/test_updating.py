@@ -92,7 +92,7 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     assert (made.reviews.images, made.reviews.defective, made.reviews.found, updated.found_before) == (10, 2, 1, 1)
     lines = descriptions.describe_detector(made)
     assert "1 of 2 defective images are flagged, each by what was learned without it" in lines
-    assert updated.comparison[0] == "the former version finds 1 of the 2 defective images"
+    assert updated.comparison[0] == "of 2 added defective images, the former version finds 1 and this one 1"
     flagged_aside = [
         sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(list(aside.paths)))
         for folder in (kept.folder, made.folder)
@@ -159,8 +159,10 @@ def test_an_update_needs_no_reviewed_image(kept: MadeDetector, tmp_path: Path) -
     assert (updated.made.reviews.images, updated.made.reviews.learned) == (0, 3)
     again = update_detector(ncml.load(updated.made.folder), None, tmp_path / "part-3", defective=missed, power_images=0)
     assert again.made.calibration.version == updated.made.calibration.version
-    assert updated.comparison == [f"the former version finds {updated.found_before} of the 3 defective images"]
-    assert again.comparison[0].startswith("the former version, which learned from 3 of them, finds")
+    assert (updated.added, updated.found_added) == (3, updated.made.reviews.found)
+    before = f"the former version finds {updated.found_before} and this one {updated.found_added}"
+    assert updated.comparison == [f"of 3 added defective images, {before}"]
+    assert (again.added, again.comparison) == (0, [])  # the former version has learned from all of them
 
 
 def test_reviewed_images_scale_a_score_only_if_it_learns_by_nothing_else(
@@ -414,7 +416,9 @@ def test_later_versions_learn_from_defective_images_too(model: ncml.Model, good:
     updated = update_detector(
         ncml.load(folder), write(tmp_path / "one", a=brighter(300)), folder, defective=white, power_images=0
     )
-    assert (updated.made.reviews.defective, updated.found_before) == (3, 3)
+    reviews = updated.made.reviews
+    assert (reviews.defective, updated.added, updated.found_before) == (3, 1, 1)
+    assert updated.found_added == reviews.are_found[2]
     updated = update_detector(ncml.load(folder), write(tmp_path / "two", a=brighter(301)), folder, power_images=0)
     assert (updated.made.reviews.images, updated.made.reviews.defective, updated.made.reviews.learned) == (2, 3, 3)
 
