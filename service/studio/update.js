@@ -144,16 +144,16 @@ function progressDescriber() {
 /** What has become of the reviewed images, and what the new version finds. */
 function updateReport({ model, calibration }) {
   const { n_fit: estimated, n_rank: ranked, weakness, summary, reviews } = calibration;
-  const { good, still_flagged: still, defective, found, added, found_added: foundAdded, found_before: before } = reviews;
-  const formerly = added === defective ? `; formerly ${before}` : `; of ${added} added ones, ${foundAdded}, formerly ${before}`;
+  const { good, defective, found, added } = reviews;
+  const now = added === defective ? "" : `of ${added} added ones, ${reviews.found_added}, `;
   const lines = [
     `${plural(estimated, "image")} for estimation, ${good.toLocaleString("en")} of them reviewed; ` +
       `${ranked.toLocaleString("en")} for ranking.`,
     good &&
-      `${still} of ${plural(good, "good image")} would be flagged again if only images of other scenes had been added.`,
+      `${reviews.still_flagged} of ${plural(good, "good image")} would be flagged again if only images of other scenes had been added.`,
     defective &&
       `${found} of ${plural(defective, "defective image")} are found, each without learning from it` +
-        `${added ? formerly : ""}.`,
+        `${added ? `; ${now}formerly ${reviews.found_before}` : ""}.`,
   ].filter(Boolean);
   const offered = () => catalogue.models.find(({ name }) => name === model.name);
   const use = () => {
