@@ -135,13 +135,14 @@ export function detectionSteps(reading) {
   const models = h("a", { href: "#models" }, "Models");
   const unmeasured = calibration?.power === null && "what this detector misses has not been measured.";
   const missed = unmeasured || [models, " lists what this detector misses."];
-  if (!isOod) return h("p", {}, "This does not mean free of defects: ", missed);
-  const learns = "If this image is good, say so here: the next version of the detector learns from it.";
-  const remedy = "If this image is good, put it into a folder, and make the detector again with ";
-  const steps = [
-    calibration && rateStep(calibration),
-    calibration?.keeps_images === false ? [remedy, command("--reviewed FOLDER"), "."] : learns,
-  ];
+  const keepsImages = calibration?.keeps_images !== false;
+  const learns = (what, option) =>
+    keepsImages
+      ? `If this image ${what}, say so here: the next version of the detector learns from it.`
+      : [`If this image ${what}, put it into a folder, and make the detector again with `, command(option), "."];
+  const steps = isOod
+    ? [calibration && rateStep(calibration), learns("is good", "--reviewed FOLDER")]
+    : [["This does not mean free of defects: ", missed], learns("has a defect", "--defective FOLDER")];
   return h(
     "ul",
     { class: "steps" },

@@ -121,6 +121,10 @@ def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list
     expect(reading.locator(".label")).to_have_text("Not flagged")
     expect(reading.locator("h3")).to_have_text(re.compile(r"^\d+ of 19 good images are at least as unusual$"))
     expect(reading.locator(".verdict")).to_contain_text("This does not mean free of defects")
+    expect(reading.locator(".verdict")).to_contain_text(
+        "If this image has a defect, put it into a folder, and make the detector again with "
+        "ncml adapt GOOD --defective FOLDER --out NEW"
+    )
     expect(reading.locator("figcaption").first).to_contain_text(re.compile("^Not flagged. "))
     expect(reading.locator(".over .box:not(.calm)")).to_have_count(0)
 
