@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.data.inventory import counted
-from ncml.data.scenes import Integers
+from ncml.data.scenes import Integers, fold_scenes
 from ncml.errors import InputError, enumerated
 from ncml.images.reading import name_image
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_calibration import MIN_DEVIATION, Scale
 from ncml.ood.judging import Detector
 from ncml.ood.scene_ranks import SceneRanks, cutoff
-from ncml.ood.views.known_defects import KnownDefects, fold_scenes
+from ncml.ood.views.known_defects import DEFECTIVE_FOLDS, KnownDefects
 from ncml.ood.views.view import Pixels
 from ncml.ood.weights import KNOWN_WEIGHT, learn_weights
 
@@ -131,11 +131,11 @@ class GoodScores:
     def are_found(self, cutoff: float) -> NDArray[np.bool_]:
         """Return whether each defective image is flagged if nothing is learned from its part of the scenes, [D].
 
-        The weights are learned without it, as are its scores (`fold_scenes`). Images from which nothing is learned
-        are judged as new ones are.
+        The weights are learned without it, as are its scores (`KnownDefects.estimate`). Images from which nothing is
+        learned are judged as new ones are.
         """
         folds_D = np.full(len(self.are_learned_D), -1)
-        folds_D[self.are_learned_D] = fold_scenes(self.defective_scenes_D[self.are_learned_D])
+        folds_D[self.are_learned_D] = fold_scenes(self.defective_scenes_D[self.are_learned_D], DEFECTIVE_FOLDS)
         scales, are_found_D = self._scales(self.estimating), np.zeros(len(folds_D), np.bool_)
         for fold in np.unique(folds_D).tolist():
             is_own_D = folds_D == fold

@@ -83,9 +83,9 @@ def update_detector(
         raise InputError("update", f"{model.folder.name} is not a detector: make one with ncml adapt.")
     kept = kept_images.read(model.folder, on_progress)
     joined = _join(kept.reviewed, reviewed, defective)
-    known = {*kept.defective.digests} if kept.defective else set[str]()
+    kept_digests = {*kept.defective.digests} if kept.defective else set[str]()
     defective = _join(kept.defective, defective, reviewed)
-    added = [i for i, digest in enumerate(defective.digests) if digest not in known] if defective else []
+    added = [i for i, digest in enumerate(defective.digests) if digest not in kept_digests] if defective else []
     # Loaded first: the folder may be that of the new version.
     former = Detector.load(model.folder, before, device) if defective or check else None
     made = make_detector(

@@ -193,6 +193,11 @@ def _spanning_tree(
     return sorted(edges)
 
 
+def fold_scenes(scenes_N: Integers, folds: int) -> Integers:
+    """Return the fold of each image, numbered from 0: one scene each if there are at most `folds`."""
+    return np.unique(scenes_N, return_inverse=True)[1] % folds
+
+
 def number(keys: Sequence[str] | Sequence[int]) -> Integers:
     """Number distinct keys in the order of their first occurrence."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.data.scenes import fold_scenes
 from ncml.ood.views.patches import Candidates
 from ncml.progress import OnProgress, Progress, ignore_progress
 
@@ -68,7 +69,7 @@ class Bank:
         """Keep patches of good images; return the bank, and a map of each image by a bank of other scenes."""
         shown = [features_hwF[inside_hw] for features_hwF, inside_hw in zip(features, inside, strict=True)]
         pool_PF, scenes_P = sample(shown, scenes_N, POOL)
-        folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
+        folds_N = fold_scenes(scenes_N, FOLDS)
         maps: dict[int, Tensor] = {}
         folds = np.unique(folds_N).tolist()
         for fold in folds:

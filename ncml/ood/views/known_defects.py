@@ -3,7 +3,7 @@
 Most of a defective image is good. So only its most unusual patches, by their distance from good ones (`bank.py`), count
 as defective, and they are compared with the most unusual patches of good images: a linear discriminant weights the
 features so that it ignores how good images differ (Fisher, Annals of Eugenics 7, 1936). The score of an image is the
-largest value of its own most unusual patches, in deviations from those of good images.
+largest value among its most unusual patches, standardised by the scores of good images.
 
 Shapes: N good and D defective images, h and w rows and columns of cells, P patches, F features.
 """
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncml.data.scenes import fold_scenes
 from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import typical
 from ncml.ood.views.patches import Candidates
@@ -32,7 +33,7 @@ RIDGE = 0.3
 GOOD_FOLDS = 5
 """Parts of the scenes of good images, each of which is scored without itself."""
 DEFECTIVE_FOLDS = 10
-"""Parts of the scenes of defective images, likewise."""
+"""Parts of the scenes of defective images, likewise: one scene each if there are at most ten."""
 
 
 class Moments(NamedTuple):
@@ -103,7 +104,7 @@ class KnownDefects:
         Returns also the score of each good and of each defective image, learned without its part of the scenes; that of
         defective images of a single scene is 0, as of good ones on average.
         """
-        folds_N, folds_D = np.unique(scenes_N, return_inverse=True)[1] % GOOD_FOLDS, fold_scenes(scenes_D)
+        folds_N, folds_D = fold_scenes(scenes_N, GOOD_FOLDS), fold_scenes(scenes_D, DEFECTIVE_FOLDS)
         good_groups, defective_groups = _grouped(good, folds_N), _grouped(defective, folds_D)
         of_good = [Moments.of(torch.cat(group)) for group in good_groups]
         of_defective = [Moments.of(torch.cat([own_PF[:DEFECTIVE] for own_PF in group])) for group in defective_groups]
@@ -176,8 +177,3 @@ def _grouped(images: Sequence[Tensor], folds_N: NDArray[np.int64]) -> list[list[
 
 def _others(parts: Sequence[Moments], part: int) -> Moments:
     return Moments.sum([*parts[:part], *parts[part + 1 :]])
-
-
-def fold_scenes(scenes_D: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the part of each defective image, numbered from 0: of one scene each if there are at most ten."""
-    return np.unique(scenes_D, return_inverse=True)[1] % DEFECTIVE_FOLDS

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.data.blocks import evenly_spaced
+from ncml.data.scenes import fold_scenes
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.conformal import Floats
@@ -105,7 +106,7 @@ class Marks:
         cls, features: Sequence[Tensor], marked: Mapping[int, Marked], scenes_N: NDArray[np.int64]
     ) -> tuple[Self, Floats]:
         """Estimate from good images, and marked patches by position; return each image's score without its own fold."""
-        folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
+        folds_N = fold_scenes(scenes_N, FOLDS)
         common_F = torch.stack([own.flatten(0, 1).double().mean(0) for own in features]).mean(0)
         moments = [
             Moments.of(

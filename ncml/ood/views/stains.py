@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.data.scenes import fold_scenes
 from ncml.ood.conformal import Floats
 from ncml.ood.views.marks import COVERED, FOLDS, Marked, Moments, invert
 from ncml.ood.views.patches import CELL, Candidates
@@ -109,7 +110,7 @@ class Stains:
         """
         total = _Sums.of(images)
         standard, deviation_hw = _standardise(images, stained, scenes_N, total)
-        folds_N = np.unique(scenes_N, return_inverse=True)[1] % FOLDS
+        folds_N = fold_scenes(scenes_N, FOLDS)
         nothing_F = torch.zeros_like(total.total_hwF[0, 0], dtype=torch.float64)
         moments = [
             Moments.of(

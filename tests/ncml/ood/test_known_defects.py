@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ncml.data.scenes import fold_scenes
 from ncml.ood.views.known_defects import (
     DEFECTIVE,
     DEFECTIVE_FOLDS,
@@ -12,7 +13,6 @@ from ncml.ood.views.known_defects import (
     Discriminant,
     KnownDefects,
     Moments,
-    fold_scenes,
     most_unusual,
 )
 
@@ -81,8 +81,8 @@ def test_a_defective_image_is_scored_without_its_part_of_the_scenes() -> None:
 
 
 def test_scenes_have_parts_of_their_own_up_to_ten() -> None:
-    assert fold_scenes(np.array([7, 3, 7, 40])).tolist() == [1, 0, 1, 2]
-    assert sorted(set(fold_scenes(np.arange(35)).tolist())) == [*range(DEFECTIVE_FOLDS)]
+    assert fold_scenes(np.array([7, 3, 7, 40]), DEFECTIVE_FOLDS).tolist() == [1, 0, 1, 2]
+    assert sorted(set(fold_scenes(np.arange(35), DEFECTIVE_FOLDS).tolist())) == [*range(DEFECTIVE_FOLDS)]
 
 
 def test_only_unusual_patches_are_judged() -> None:
