@@ -17,7 +17,7 @@ import argparse
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Set:
     """The good images of a detector, and the images that it judges, by kind."""
 
     scores: GoodScores
-    estimating: list[Tensor]
+    estimating: Sequence[Tensor]
     """The most unusual patches of the good images that estimate."""
     ranking: Images
     tests: dict[str, Images]
@@ -145,14 +145,14 @@ def measure(name: str, group: str) -> Set:
     view = views["features"]
     assert isinstance(view, FeaturesView)
     readers, scenes = good.readers(divided.estimating), divided.scenes_N[divided.estimating]
-    _, estimating = FeaturesView.estimate_good(readers, scenes, device="cpu", on_progress=ignore_progress)
+    estimated = FeaturesView.estimate(readers, scenes, device="cpu", on_progress=ignore_progress)
     ranking = {name: values[divided.ranking] for name, values in scores.scores.items()}
     measured: dict[str, Images] = {}
     for kind, paths in tests.items():
         images = open_folder(Path(os.path.commonpath([path.parent for path in paths])), paths, seeks_points=False)
         own = measure_defective(views, list(scores.scores), images, None, ignore_progress)
         measured[kind] = Images(own, unusual(view, images))
-    return Set(scores, estimating, Images(ranking, unusual(view, good.take(divided.ranking))), measured)
+    return Set(scores, estimated.unusual, Images(ranking, unusual(view, good.take(divided.ranking))), measured)
 
 
 def unusual(view: FeaturesView, images: GoodImages) -> list[Tensor]:

@@ -23,7 +23,7 @@ from ncml.network import efficientnet
 from ncml.ood.conformal import Floats
 from ncml.ood.detection import scores_of
 from ncml.ood.judging import VIEWS
-from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.features import EstimatedFeatures, FeaturesView
 from ncml.ood.views.view import Reader, View
 from ncml.progress import OnProgress, Progress
 
@@ -76,14 +76,11 @@ def measure_images(
         estimate = view_type.estimate
         if view_type is FeaturesView:
             judged_HW = None if region is None or region.mask is None else region.judged_HW
-            estimate = functools.partial(
-                FeaturesView.estimate,
-                align=align,
-                judged_HW=judged_HW,
-                defective=region_readers(defective.images, learned, region),
-                scenes_D=defective.scenes_D[learned],
-            )
+            estimate = functools.partial(FeaturesView.estimate, align=align, judged_HW=judged_HW)
         estimated = estimate(readers, scenes, device=device, on_progress=on_progress)
+        if isinstance(estimated, EstimatedFeatures) and len(learned):
+            defective_readers = region_readers(defective.images, learned, region)
+            estimated = estimated.knowing(scenes, defective_readers, defective.scenes_D[learned], on_progress)
         lost.update(int(estimating[i]) for i in estimated.lost)
         only_scaled += estimated.only_scaled
         least_deviations |= estimated.least_deviations

@@ -65,7 +65,6 @@ from ncml.ood.views.stains import STAINS, Averaged, Stained, Stains
 from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
-NO_SCENES = np.empty(0, np.int64)
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
 """Cells by which a place may differ, in images as they are and in aligned ones."""
 
@@ -137,50 +136,12 @@ class FeaturesView:
         on_progress: OnProgress,
         align: bool = True,
         judged_HW: NDArray[np.bool_] | None = None,
-        defective: Sequence[Reader] = (),
-        scenes_D: NDArray[np.int64] = NO_SCENES,
-    ) -> Estimated:
-        """Keep patches of good images, and what distinguishes known defects from them.
-
-        align, judged_HW: as of `estimate_good`.
-        defective, scenes_D: images of known defects, and their scenes.
-        Raises `ModelError` if the package of the network is not installed.
-        """
-        estimated, unusual = cls.estimate_good(
-            readers, scenes_N, device=device, on_progress=on_progress, align=align, judged_HW=judged_HW
-        )
-        if not defective:
-            return estimated
-        view = estimated.view
-        assert isinstance(view, FeaturesView)
-        patches: list[Tensor] = []
-        for reader in defective:
-            patches.append(view.most_unusual(reader()))
-            on_progress(Progress("known defects", len(patches), len(defective)))
-        known, good_N, defective_D = KnownDefects.estimate(unusual, scenes_N, patches, scenes_D)
-        return replace(
-            estimated,
-            view=replace(view, known=known),
-            scores={**estimated.scores, known.name: good_N},
-            defective={known.name: defective_D},
-        )
-
-    @classmethod
-    def estimate_good(
-        cls,
-        readers: Sequence[Reader],
-        scenes_N: NDArray[np.int64],
-        *,
-        device: str,
-        on_progress: OnProgress,
-        align: bool = True,
-        judged_HW: NDArray[np.bool_] | None = None,
-    ) -> tuple[Estimated, list[Tensor]]:
-        """Keep patches of good images; return also the most unusual patches of each image (`KnownDefects.estimate`).
+    ) -> EstimatedFeatures:
+        """Keep patches of good images.
 
         align: whether they may be brought to one position first.
         judged_HW: the pixels that a mask judges, of images of its size; None: all.
-        Raises as `estimate` does.
+        Raises `ModelError` if the package of the network is not installed.
         """
         network = efficientnet.load(device)
         shapes: list[tuple[int, int]] = []
@@ -192,7 +153,7 @@ class FeaturesView:
         shape = common_shape(shapes)
         agreement = None if shape is None else alignment.estimate(grey, on_progress, align=align)
         value = None if agreement is None else agreement.value
-        estimates: list[tuple[Estimated, list[Tensor]]] = []
+        estimates: list[EstimatedFeatures] = []
         if shape is not None and agreement is not None and agreement.is_at_one_place is not False:
             described = _describe(network, readers, part_size(*shape), agreement, on_progress)
             stained = _stain(network, readers, described, judged_HW, on_progress)
@@ -204,7 +165,7 @@ class FeaturesView:
         if len(estimates) == 1:
             return estimates[0]
         by_place, anywhere = (  # the agreement does not decide
-            share_found(own, name, readers) for (own, _), name in zip(estimates, (Places.name, Bank.name), strict=True)
+            share_found(own, name, readers) for own, name in zip(estimates, (Places.name, Bank.name), strict=True)
         )
         return estimates[by_place <= anywhere]
 
@@ -219,11 +180,8 @@ class FeaturesView:
         *,
         stained: Mapping[int, Stained] | None = None,
         marked: Mapping[int, Marked] | None = None,
-    ) -> tuple[Estimated, list[Tensor]]:
-        """Estimate from described images: by place with stained patches by position, else anywhere with marked ones.
-
-        Returns also the most unusual patches of each image.
-        """
+    ) -> EstimatedFeatures:
+        """Estimate from described images: by place with stained patches by position, else anywhere with marked ones."""
         places: Places | None = None
         stains: Stains | None = None
         areas: Areas | None = None
@@ -260,7 +218,9 @@ class FeaturesView:
             agreement,
         )
         unusual = [most_unusual(*own) for own in zip(described.features, maps, strict=True)]
-        return Estimated(view, scores, least_deviations={Marks.name: LEAST_SCALE}, lost=described.lost), unusual
+        return EstimatedFeatures(
+            view, scores, least_deviations={Marks.name: LEAST_SCALE}, lost=described.lost, unusual=unusual
+        )
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its patches and its colours."""
@@ -365,6 +325,38 @@ class FeaturesView:
         spots = ColourSpots.load(tensors)
         known = KnownDefects.load(tensors, len(deviation_F))
         return cls(network, size, template, deviation_F, places, stains, bank, areas, marks, spots, known, agreement)
+
+
+@dataclass(frozen=True)
+class EstimatedFeatures(Estimated):
+    """The view as it is estimated from good images, and what known defects are compared with."""
+
+    view: FeaturesView
+    unusual: Sequence[Tensor] = ()
+    """The most unusual patches of each image (`KnownDefects.estimate`)."""
+
+    def knowing(
+        self,
+        scenes_N: NDArray[np.int64],
+        defective: Sequence[Reader],
+        scenes_D: NDArray[np.int64],
+        on_progress: OnProgress,
+    ) -> EstimatedFeatures:
+        """Return the view that knows defects, of one image at least, and also their scores.
+
+        scenes_N, scenes_D: the scenes of the images that it was estimated from, and of the defective ones.
+        """
+        patches: list[Tensor] = []
+        for reader in defective:
+            patches.append(self.view.most_unusual(reader()))
+            on_progress(Progress("known defects", len(patches), len(defective)))
+        known, good_N, defective_D = KnownDefects.estimate(self.unusual, scenes_N, patches, scenes_D)
+        return replace(
+            self,
+            view=replace(self.view, known=known),
+            scores={**self.scores, known.name: good_N},
+            defective={known.name: defective_D},
+        )
 
 
 def _describe(

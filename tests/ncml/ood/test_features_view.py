@@ -226,15 +226,9 @@ def test_known_defects_are_recognised_where_they_are(draw: Callable[[int], np.nd
     readers = [lambda image=image: image for image in good]
     known = [lambda i=i: defective(100 + i, 10 * i, 15 * i) for i in range(5)]
     done: list[Progress] = []
-    made = FeaturesView.estimate(
-        *(readers, np.arange(20)),
-        device="cpu",
-        on_progress=done.append,
-        defective=known,
-        scenes_D=np.arange(5),
-    )
-    assert Progress("known defects", 5, 5) in done
-    without = estimated(good)
+    without = FeaturesView.estimate(readers, np.arange(20), device="cpu", on_progress=ignore_progress)
+    made = without.knowing(np.arange(20), known, np.arange(5), done.append)
+    assert done[-1] == Progress("known defects", 5, 5)
     assert made.view.names == (*without.view.names, "known_defects")
     assert all(np.array_equal(made.scores[name], own_N) for name, own_N in without.scores.items())
     limit = made.scores["known_defects"].max()
