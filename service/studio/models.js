@@ -114,7 +114,8 @@ function modelTable() {
   const bodies = new Map(); // {key, body} of each model, by its reference
 
   function bodyOf(model) {
-    const key = JSON.stringify([catalogue.label(model), model]);
+    const { batching, ...shownParts } = model; // it is known seconds after a model appears, and nothing shows it
+    const key = JSON.stringify([catalogue.label(model), shownParts]);
     const shown = bodies.get(reference(model));
     if (shown?.key === key) return shown.body;
     const body = h("tbody", {}, modelRows(model));
@@ -135,10 +136,15 @@ function modelTable() {
   return { element, show };
 }
 
-/** Replace the body of a model that has changed: an open card stays open, and the focus moves to the model's button. */
+/**
+ * Replace the body of a model that has changed: an open card stays open, the name that is typed for a new version stays,
+ * and the focus moves to the model's button.
+ */
 function replace(body, successor) {
   const [card, nextCard] = [body, successor].map((rows) => rows.querySelector("details"));
   if (card?.open && nextCard) nextCard.open = true;
+  const [name, nextName] = [body, successor].map((rows) => rows.querySelector("input"));
+  if (name && nextName) nextName.value = name.value;
   const isFocused = body.contains(document.activeElement);
   body.replaceWith(successor);
   if (isFocused) successor.querySelector("button").focus();

@@ -21,7 +21,7 @@ from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.detector_power import DetectorPower
-from tests.browser.answers import with_models
+from tests.browser.answers import Document, with_models
 from tests.browser.layout import rectangles
 from tests.conftest import eventually
 from tests.detectors import good_image, without_disc
@@ -484,6 +484,32 @@ def test_undo_does_not_delete_the_review_of_another_tab_and_a_reload_keeps_it(
     expect(reviews[0]).to_have_text("To say what this image is, score it again.")  # the page has lost the file
     reviews[1].get_by_role("button", name="Undo").click()
     expect(reviews[1].get_by_role("button", name="This image is good")).to_be_visible()
+
+
+def test_a_name_that_is_typed_for_a_new_version_stays_while_models_change(studio, reviewed_detector: str) -> None:
+    page = studio("models", model=reviewed_detector)
+    table = page.get_by_role("table", name="Models")
+    toggle = table.get_by_role("button", name=reviewed_detector)
+    toggle.click()
+    name = table.get_by_label("Name of the new version")
+    name.fill("bottle-caps")
+
+    batching = {"groups": "fixed", "check": "failed", "detail": "of another worker"}
+
+    def change(model: Document) -> None:
+        model.update(batching=batching)
+        if model["name"] == "tiny":
+            model["metrics"].update(test_bpd=3.39)
+
+    page.route("**/models", with_models(change))
+    expect(table).to_contain_text("3.39")
+    expect(name).to_be_focused()
+    expect(name).to_have_value("bottle-caps")
+
+    page.route("**/models", with_models(lambda model: model["detector"].update(weakness="it is old"), "valve"))
+    expect(table).to_contain_text("This detector is weak: it is old.")
+    expect(toggle).to_be_focused()
+    expect(name).to_have_value("bottle-caps")
 
 
 def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> None:
