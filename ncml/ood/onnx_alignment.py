@@ -9,6 +9,7 @@ Shapes: H rows and W columns of the template or of the judged image, h and w of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
 from ncml.ood.views.alignment import COARSE_STEPS, FINE_STEPS, LOST, Template, detail, gradients
-from ncml.ood.views.pose_search import Search
+from ncml.ood.views.pose_search import CANDIDATES, Search
 from ncml.ood.views.poses import affine, reduced
 
 FIXED = 65_536.0
@@ -36,6 +37,8 @@ class AlignmentGraph(nn.Module):
         super().__init__()
         self.template, self.coarse = template, template.coarse
         self.search = _ProductSearch.of(template.search)
+        self.least_agreement = LOST * template.agreement
+        self.log_scales = torch.tensor(template.log_scales)
         self.height, self.width, self.cell = height, width, cell
         margin = max(height, width) // 2
         self.mirrored = [torch.from_numpy(np.pad(np.arange(side), margin, "symmetric")) for side in (height, width)]
@@ -44,7 +47,7 @@ class AlignmentGraph(nn.Module):
     def forward(self, image_HWC: Tensor, grey_HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Find the part, and bring it to its place."""
         pose_4, agreement = self._find(detail(grey_HW.float(), self.template.detail))
-        is_lost = agreement < LOST * self.template.agreement
+        is_lost = agreement < self.least_agreement
         pose_4 = torch.where(is_lost, 0.0, pose_4)
         cos, sin, left, top = affine(pose_4, self.height, self.width).unbind()
         rows_H1 = torch.arange(self.height, dtype=torch.float64)[:, None]
@@ -63,10 +66,36 @@ class AlignmentGraph(nn.Module):
         return aligned_HWC, F.max_pool2d(outside_hw, 3, 1, 1)[0, 0] == 0, pose_4, is_lost
 
     def _find(self, grey_HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pose and its agreement, as `Template.find` does, and `find_scaled` where the part is lost."""
+        small_HW = reduced(grey_HW, self.search.size)
+        pose_4, agreement = self._refine_both(grey_HW, self.search.starts(small_HW), torch.tensor(True))
+        if len(self.log_scales) == 0:
+            return pose_4, agreement
+        is_lost = agreement < self.least_agreement
+        scaled_4, scaled_agreement = self._refine_both(grey_HW, self._starts_scaled(small_HW, is_lost), is_lost)
+        is_better = scaled_agreement > agreement
+        return torch.where(is_better, scaled_4, pose_4), torch.where(is_better, scaled_agreement, agreement)
+
+    def _starts_scaled(self, small_HW: Tensor, is_lost: Tensor) -> Tensor:
+        """Return the starts of the other scale that correlates best; zeros if the part is not lost."""
+        count = torch.tensor(len(self.log_scales))
+
+        def continues(number: Tensor, starts_S4: Tensor, best: Tensor) -> Tensor:
+            return is_lost & (number < count)
+
+        def advance(number: Tensor, starts_S4: Tensor, best: Tensor) -> tuple[Tensor, ...]:
+            log_scale = self.log_scales.index_select(0, number[None])[0]
+            next_S4, correlation = self.search.starts_at(small_HW, log_scale)
+            is_better = correlation > best
+            return number + 1, torch.where(is_better, next_S4, starts_S4), torch.where(is_better, correlation, best)
+
+        starts_S4 = torch.zeros(CANDIDATES, 4, dtype=torch.float64)
+        return _loop(continues, advance, (torch.tensor(0), starts_S4, torch.tensor(-2.0)))[1]
+
+    def _refine_both(self, grey_HW: Tensor, starts_S4: Tensor, is_wanted: Tensor) -> tuple[Tensor, Tensor]:
         template, coarse = self.template, self.coarse
-        starts_S4 = self.search.starts(reduced(grey_HW, self.search.size))
-        start_4, _ = _refine(coarse, reduced(grey_HW, coarse.size), starts_S4, COARSE_STEPS)
-        return _refine(template, grey_HW, start_4[None], FINE_STEPS)
+        start_4, _ = _refine(coarse, reduced(grey_HW, coarse.size), starts_S4, COARSE_STEPS, is_wanted)
+        return _refine(template, grey_HW, start_4[None], FINE_STEPS, is_wanted)
 
     def _sample(self, image_HWC: Tensor, x_HW: Tensor, y_HW: Tensor) -> Tensor:
         """Return an image at places in pixels of the mirrored one, in whole grey levels, as Pillow does."""
@@ -113,7 +142,7 @@ class _ProductSearch(Search):
             for own in (search.pattern.resolve_conj(), search.weight.resolve_conj())
         )
         return cls(
-            search.size, search.angles_A, pattern, weight, search.covered_AHW,
+            search.size, search.angles_A, pattern, weight, search.least_covered, search.covered_AHW,
             (cosines[0], cosines[1]), (sines[0], sines[1]),
         )  # fmt: skip
 
@@ -139,8 +168,10 @@ class _ProductSearch(Search):
         return (real * share) @ cos_columns.T - (imaginary * share) @ sin_columns.T
 
 
-def _refine(template: Template, grey_HW: Tensor, poses_S4: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the pose of `Template.refine`, and its agreement."""
+def _refine(
+    template: Template, grey_HW: Tensor, poses_S4: Tensor, steps: int, is_wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the pose of `Template.refine`, and its agreement; without steps, and -1, if it is not wanted."""
     planes_4HW = gradients(grey_HW)
     last = torch.tensor(steps)
 
@@ -159,13 +190,20 @@ def _refine(template: Template, grey_HW: Tensor, poses_S4: Tensor, steps: int) -
         return step + 1, poses_S4, is_moving_S, best_4, torch.where(is_better, agreement, best)
 
     nothing = torch.full((), -1.0, dtype=torch.float64)
-    state = torch.tensor(0), poses_S4, torch.ones(len(poses_S4), dtype=torch.bool), poses_S4[0].clone(), nothing
+    state = torch.tensor(0), poses_S4, is_wanted.expand(len(poses_S4)).clone(), poses_S4[0].clone(), nothing
+    _, _, _, best_4, best = _loop(continues, advance, state)
+    return best_4, best
+
+
+def _loop(
+    continues: Callable[..., Tensor], advance: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Advance a state while it continues; as a loop of the graph, where one is exported."""
     if torch.compiler.is_exporting():
-        state = while_loop(continues, advance, state)
-    else:
-        while continues(*state):
-            state = advance(*state)
-    return state[3], state[4]
+        return tuple(while_loop(continues, advance, state))
+    while continues(*state):
+        state = advance(*state)
+    return state
 
 
 def _fixed(value: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def test_images_are_halved_as_by_the_view() -> None:
 @pytest.mark.parametrize("size", [(72, 96), (96, 64)])
 def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
     template = Template.of([detail(shrink(turned_image(0, *size), size), 15)], [Pose(torch.zeros(4), 1.0)])
-    template = dataclasses.replace(template, agreement=0.9, detail=15)
+    template = dataclasses.replace(template, agreement=0.9, detail=15, log_scales=(-0.2, 0.2))
     graph = AlignmentGraph(template, *size, CELL)
     images = [turned_image(seed, *size) for seed in range(1, 9)]
     images.append(np.full((*size, 3), 200, np.uint8))

@@ -4,7 +4,8 @@ Only detail counts: grey levels minus their mean around, since shading does not 
 print that shows its angle. The template is the mean of aligned good images; a pixel counts the more, the less good
 images differ there, so that a changing background does not count. A coarse search compares the image, turned in steps
 of a few degrees, with the template by correlation at all shifts; Gauss-Newton steps then minimise the weighted squared
-difference, together with a gain and an offset of the brightness.
+difference, together with a gain and an offset of the brightness. Steps find scales up to about 5% from that of their
+start, so the search is repeated at other scales where the part was not found.
 
 `pose_search.py` has the search, `poses.py` describes poses.
 
@@ -52,7 +53,13 @@ LEAST_AGREEMENT, SURE_AGREEMENT = 0.5, 0.87
 MOST_DISAGREEMENT = 0.7
 """Images are aligned if the difference of their agreement from 1 is at most this share of that as they are."""
 LOST = 0.5
-"""Share of the median agreement below which the part was not found, and the image is compared where it lies."""
+"""Share of the median agreement below which the part was not found."""
+LOG_SCALES = tuple(0.09 * step for step in (-4, -3, -2, -1, 1, 2, 3, 4))
+"""Logarithms of the other scales, from 0.70 to 1.43, at which a part is searched that was not found."""
+USUAL = 0.9
+"""Quantile of the agreements with a template that is not final yet, for a good image whose scale it has."""
+MAX_SCALES = 32
+"""Other scales of a stored template at most."""
 MIN_DEVIATION = 4.0
 """Grey levels that good images always may differ by at a pixel."""
 
@@ -67,6 +74,8 @@ class Template:
     """Median agreement of good images."""
     detail: int = 0
     """Side of the window whose mean is subtracted from an image; 0: none, as in detectors that were made before."""
+    log_scales: tuple[float, ...] = ()
+    """Logarithms of other scales at which the part is searched; none in detectors that were made before."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,7 +100,9 @@ class Template:
     @torch.inference_mode()
     def pose(self, image_HWC: Pixels) -> Pose | None:
         """Find the part in an image, uint8 [H, W, 3], of the template's aspect ratio; None: it was not found."""
-        return self.accept(self.find(detail(shrink(image_HWC, self.size), self.detail)))
+        grey_HW = detail(shrink(image_HWC, self.size), self.detail)
+        pose = self.find(grey_HW)
+        return self.accept(pose) or self.accept(self.find_scaled(grey_HW, pose))
 
     def accept(self, pose: Pose) -> Pose | None:
         """Return a pose; None if it agrees so much less than those of good images that the part was not found."""
@@ -104,6 +115,7 @@ class Template:
             "template_weight": self.weight_HW.numpy(),
             "template_agreement": np.array([self.agreement], np.float32),
             "template_detail": np.array([self.detail], np.float32),
+            "template_log_scales": np.array(self.log_scales, np.float32),
         }
 
     @classmethod
@@ -115,13 +127,29 @@ class Template:
         detail = int(tensors["template_detail"]) if "template_detail" in tensors else 0
         if detail not in (0, *range(1, max(mean_HW.shape) + 1, 2)):
             raise ValueError("the window of its detail is not odd, or is larger than the template")
-        return cls(mean_HW, weight_HW, float(tensors["template_agreement"]), detail)
+        log_scales = tensors.get("template_log_scales", torch.empty(0))
+        if log_scales.ndim != 1 or len(log_scales) > MAX_SCALES or not (log_scales.abs() <= 1).all():
+            raise ValueError("the scales at which its part is searched are damaged")
+        agreement = float(tensors["template_agreement"])
+        return cls(mean_HW, weight_HW, agreement, detail, tuple(log_scales.tolist()))
 
     @torch.inference_mode()
     def find(self, grey_HW: Tensor) -> Pose:
-        """Find the part in a grey image of the template's size."""
+        """Find the part in a grey image of the template's size, at about its scale."""
+        return self._refine_both(grey_HW, self.search.starts(reduced(grey_HW, self.search.size)))
+
+    @torch.inference_mode()
+    def find_scaled(self, grey_HW: Tensor, pose: Pose) -> Pose:
+        """Find the part at other scales; return the pose that agrees best, which may be the given one."""
+        if not self.log_scales:
+            return pose
+        small_HW = reduced(grey_HW, self.search.size)
+        starts = [self.search.starts_at(small_HW, torch.tensor(log_scale)) for log_scale in self.log_scales]
+        starts_S4, _ = max(starts, key=lambda start: start[1])
+        return max(pose, self._refine_both(grey_HW, starts_S4), key=lambda found: found.agreement)
+
+    def _refine_both(self, grey_HW: Tensor, starts_S4: Tensor) -> Pose:
         coarse = self.coarse
-        starts_S4 = self.search.starts(reduced(grey_HW, self.search.size))
         best = coarse.refine(reduced(grey_HW, coarse.size), starts_S4, COARSE_STEPS)
         return self.refine(grey_HW, best.values_4[None], FINE_STEPS)
 
@@ -223,28 +251,49 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
     details = [detail(grey_HW, DETAIL) for grey_HW in grey]
     selected = [details[i] for i in evenly_spaced(len(grey), TEMPLATE_IMAGES)]
     count = len(selected)
-    total, done = count * ROUNDS + len(grey), 0
-    template = Template(selected[0], torch.ones_like(selected[0]))
+    progress = _Counter(on_progress, count * ROUNDS + len(grey))
+    template = Template(selected[0], torch.ones_like(selected[0]), log_scales=LOG_SCALES)
     for _ in range(ROUNDS):
-        poses: list[Pose] = []
-        for grey_HW in selected:
-            poses.append(template.find(grey_HW))
-            done += 1
-            on_progress(Progress("align", done, total))
+        poses = _find_all(template, selected, progress)
         order = sorted(range(count), key=lambda i, poses=poses: -poses[i].agreement)
         kept = order[: max(2, int(KEPT * count))]
         template = Template.of([selected[i] for i in kept], [poses[i] for i in kept])
-    all_poses: list[Pose] = []
-    for detail_HW in details:
-        all_poses.append(template.find(detail_HW))
-        done += 1
-        on_progress(Progress("align", done, total))
+        template = dataclasses.replace(template, log_scales=LOG_SCALES)
+    all_poses = _find_all(template, details, progress)
     agreement = _agreement(grey, all_poses)
     if agreement < LEAST_AGREEMENT or 1 - agreement > MOST_DISAGREEMENT * (1 - agreement_as_is):
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))
     template = dataclasses.replace(template, agreement=usual, detail=DETAIL)
     return Agreement(template, [template.accept(pose) for pose in all_poses], agreement)
+
+
+def _find_all(template: Template, details: Sequence[Tensor], progress: _Counter) -> list[Pose]:
+    """Return the poses of good images, also of those that show the part at another scale than most do."""
+    poses: list[Pose] = []
+    for detail_HW in details:
+        poses.append(template.find(detail_HW))
+        progress.advance()
+    usual = float(np.quantile([pose.agreement for pose in poses], USUAL))
+    lost = [i for i, pose in enumerate(poses) if pose.agreement < LOST * usual]
+    progress.total += len(lost)
+    for i in lost:
+        poses[i] = template.find_scaled(details[i], poses[i])
+        progress.advance()
+    return poses
+
+
+@dataclass
+class _Counter:
+    """Images that were searched, of a total that grows with those that are searched again."""
+
+    on_progress: OnProgress
+    total: int
+    done: int = 0
+
+    def advance(self) -> None:
+        self.done += 1
+        self.on_progress(Progress("align", self.done, self.total))
 
 
 def _agreement(grey: Sequence[Tensor], poses: Sequence[Pose]) -> float:

@@ -1,4 +1,4 @@
-"""A coarse search for a part: turned by steps of a few degrees, the image is correlated with the template.
+"""A coarse search for a part: turned by steps of a few degrees, and scaled, the image is correlated with the template.
 
 Shapes: H rows and W columns of the template and of the image, A angles, S poses.
 """
@@ -20,7 +20,7 @@ ANGLE_STEP = 5
 APART = 3
 """Angles of candidates that differ by at least this, in steps."""
 CANDIDATES = 6
-"""Poses that are returned besides that of rest."""
+"""Poses that are returned."""
 MIN_COVERED = 0.3
 """Share of the template's weight that an image covers at least."""
 
@@ -35,8 +35,10 @@ class Search:
     """Fourier transform of the weighted template, conjugate."""
     weight: Tensor
     """Fourier transform of the weights, conjugate."""
+    least_covered: float
+    """Weight that counts as covered at least."""
     covered_AHW: Tensor
-    """Weight of the template that the turned image covers at each shift, at least `MIN_COVERED` of all."""
+    """`covered` at the scale 1, where every image is searched."""
 
     @classmethod
     def prepare(cls, mean_HW: Tensor, weight_HW: Tensor) -> Self:
@@ -45,38 +47,52 @@ class Search:
         angles_A = torch.deg2rad(torch.arange(0, 360, ANGLE_STEP, dtype=torch.float32))
         pattern_HW = weight_HW * (mean_HW - (weight_HW * mean_HW).sum() / weight_HW.sum())
         pattern, weight = (torch.fft.rfft2(plane_HW, s=(2 * H, 2 * W)).conj() for plane_HW in (pattern_HW, weight_HW))
-        search = cls((H, W), angles_A, pattern, weight, torch.empty(0))
-        covered_AHW = search.correlate(search.transform(search._turn(torch.ones(H, W))), weight)
-        covered_AHW = covered_AHW.clamp(min=MIN_COVERED * float(weight_HW.sum()))
-        return dataclasses.replace(search, covered_AHW=covered_AHW)
+        search = cls((H, W), angles_A, pattern, weight, MIN_COVERED * float(weight_HW.sum()), torch.empty(0))
+        return dataclasses.replace(search, covered_AHW=search.covered(torch.zeros(())))
+
+    def covered(self, log_scale: Tensor) -> Tensor:
+        """Return the weight of the template that the turned and scaled image covers at each shift."""
+        covered_AHW = self.correlate(self.transform(self._turn(torch.ones(self.size), log_scale)), self.weight)
+        return covered_AHW.clamp(min=self.least_covered)
 
     def starts(self, grey_HW: Tensor) -> Tensor:
         """Return the pose of rest and those of the largest correlations, of different angles: fp64 [S, 4]."""
-        turned_AHW = self._turn(grey_HW - grey_HW.mean())
+        poses_S4, _ = self._peaks(grey_HW, torch.zeros(()), self.covered_AHW)
+        return F.pad(poses_S4, (0, 0, 1, 0))
+
+    def starts_at(self, grey_HW: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the poses of the largest correlations at a scale, fp64 [S, 4], and the largest correlation.
+
+        log_scale: logarithm of the scale, fp32 [].
+        """
+        return self._peaks(grey_HW, log_scale, self.covered(log_scale))
+
+    def _peaks(self, grey_HW: Tensor, log_scale: Tensor, covered_AHW: Tensor) -> tuple[Tensor, Tensor]:
+        turned_AHW = self._turn(grey_HW - grey_HW.mean(), log_scale)
         transformed_AHW = self.transform(turned_AHW)
         sum_AHW = self.correlate(transformed_AHW, self.weight)
         squares_AHW = self.correlate(self.transform(turned_AHW.square()), self.weight)
-        squares_AHW -= sum_AHW.square_() / self.covered_AHW
+        squares_AHW -= sum_AHW.square_() / covered_AHW
         # A covered part whose grey levels differ by less than one counts as if they differed by one.
-        deviation_AHW = torch.maximum(squares_AHW, self.covered_AHW).sqrt_()
+        deviation_AHW = torch.maximum(squares_AHW, covered_AHW).sqrt_()
         correlation_AHW = self.correlate(transformed_AHW, self.pattern) / deviation_AHW
         best_A, shift_A = correlation_AHW.flatten(1).max(1)
-        return self._poses(best_A, shift_A)
+        return self._poses(best_A, shift_A, log_scale.double()), best_A.max()
 
-    def _poses(self, best_A: Tensor, shift_A: Tensor) -> Tensor:
+    def _poses(self, best_A: Tensor, shift_A: Tensor, log_scale: Tensor) -> Tensor:
         H, W = self.size
         count = len(self.angles_A)
         numbers_A = torch.arange(count)
-        poses = [torch.zeros(4, dtype=torch.float64)]
+        poses: list[Tensor] = []
         for _ in range(CANDIDATES):
             number = best_A.argmax()
             row, column = shift_A[number] // (2 * W), shift_A[number] % (2 * W)
             down, right = ((shift + side) % (2 * side) - side for shift, side in ((row, H), (column, W)))
-            # The turned image shows at u what the image shows at R u, and at u + shift what the template shows at u.
+            # The turned image shows at u what the image shows at s R u, and at u + shift what the template shows at u.
             angle = self.angles_A[number].double()
             x, y = right.double() * 2 / max(H, W), down.double() * 2 / max(H, W)
-            cos, sin = torch.cos(angle), torch.sin(angle)
-            poses.append(torch.stack([angle, torch.zeros_like(angle), cos * x - sin * y, sin * x + cos * y]))
+            cos, sin = torch.exp(log_scale) * torch.cos(angle), torch.exp(log_scale) * torch.sin(angle)
+            poses.append(torch.stack([angle, log_scale, cos * x - sin * y, sin * x + cos * y]))
             steps_A = (numbers_A - number) % count
             is_near_A = torch.minimum(steps_A, count - steps_A) < APART
             best_A = torch.where(is_near_A, -torch.inf, best_A)
@@ -90,6 +106,6 @@ class Search:
         """Return the correlations at all shifts, from a transform and a conjugate one."""
         return torch.fft.irfft2(transformed_AHW * conjugate_HW, s=(2 * self.size[0], 2 * self.size[1]))
 
-    def _turn(self, grey_HW: Tensor) -> Tensor:
-        poses_A4 = F.pad(self.angles_A[:, None], (0, 3))  # neither scaled nor shifted
+    def _turn(self, grey_HW: Tensor, log_scale: Tensor) -> Tensor:
+        poses_A4 = F.pad(torch.stack([self.angles_A, log_scale.expand_as(self.angles_A)], 1), (0, 2))  # not shifted
         return sample(grey_HW[None], poses_A4)[:, 0]

@@ -1,5 +1,7 @@
 """Images of a part are brought to one position."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,18 @@ def cap(seed: int, angle: float) -> np.ndarray:
     is_cap = np.hypot(u, v) < 38 + 1.5 * np.cos(12 * np.arctan2(v, u))
     image += (is_cap * (60 + 0.5 * (x + y)))[..., None]
     image += 90 * (((abs(u) < 16) & (abs(v + 6) < 4)) | (np.hypot(u - 12, v - 12) < 3))[..., None]
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def plate(seed: int, angle: float, scale: float) -> np.ndarray:
+    """Return an image, 96 x 128, of a plate with bars, turned in degrees and scaled; the bars show its scale alone."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:96, :128] - np.array([47.5, 63.5])[:, None, None]) / scale
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    u, v = cos * x + sin * y, cos * y - sin * x
+    is_dark = np.random.default_rng(0).random(22) < 0.5  # bars of 3 pixels
+    is_light = (abs(u) < 33) & (abs(v) < 22) & ~is_dark[((u + 33) / 3).astype(int).clip(0, 21)]
+    image = 60 + 90 * is_light[..., None] + rng.normal(0, 3, (96, 128, 3))
     return image.clip(0, 255).astype(np.uint8)
 
 
@@ -78,6 +92,7 @@ def test_parts_in_any_direction_are_brought_to_one_position() -> None:
     again = alignment.Template.load(stored).pose(part(100, 77, 5, -6))
     assert again is not None
     assert torch.equal(again.values_4, other.values_4)
+    assert alignment.Template.load(stored).log_scales == pytest.approx(alignment.LOG_SCALES)
 
 
 def test_a_small_print_shows_the_direction_of_a_part_whose_shading_does_not_turn() -> None:
@@ -93,9 +108,11 @@ def test_a_small_print_shows_the_direction_of_a_part_whose_shading_does_not_turn
 def test_a_template_without_detail_is_that_of_earlier_detectors() -> None:
     images = [part(seed, *pose) for seed, pose in enumerate(poses_of(3))]
     earlier = Template.of(grey(images), [Pose(torch.zeros(4), 1.0)] * 3)
-    stored = {name: torch.from_numpy(array) for name, array in earlier.store().items() if name != "template_detail"}
+    names = "template", "template_weight", "template_agreement"
+    stored = {name: torch.from_numpy(array) for name, array in earlier.store().items() if name in names}
     loaded = Template.load(stored)
     assert loaded.detail == 0
+    assert loaded.log_scales == ()
     pose = loaded.pose(images[0])
     assert pose is not None
     assert torch.equal(pose.values_4, earlier.find(grey(images)[0]).values_4)
@@ -133,6 +150,33 @@ def test_an_image_without_the_part_is_named_and_judged_as_it_is(quick: None) -> 
     assert agreement.lost == (7,)
     assert [pose is None for pose in agreement.poses] == [i == 7 for i in range(17)]
     assert agreement.template.pose(empty) is None
+
+
+def test_parts_of_any_scale_are_brought_to_one_position(quick: None) -> None:
+    scales = np.random.default_rng(2).uniform(0.85, 1.15, 16)
+    angles = np.random.default_rng(3).uniform(-20, 20, 16)
+    images = [plate(seed, angles[seed], scales[seed]) for seed in range(16)]
+    template, poses, *_ = alignment.estimate(grey(images), ignore_progress)
+    assert template is not None
+    log_scales = [pose.values_4[1].item() for pose in poses if pose is not None]
+    assert len(log_scales) == 16
+    differences = np.log(scales) - log_scales
+    assert abs(differences - differences.mean()).max() < 0.03
+    earlier = dataclasses.replace(template, log_scales=())
+    for scale in (0.7, 1.2):
+        pose = template.pose(plate(100, 10, scale))
+        assert pose is not None
+        assert pose.values_4[1].item() == pytest.approx(np.log(scale) - differences.mean(), abs=0.03)
+        assert earlier.pose(plate(100, 10, scale)) is None
+
+
+def test_a_template_with_damaged_scales_is_refused() -> None:
+    stored = {
+        name: torch.from_numpy(array) for name, array in Template(torch.zeros(9, 9), torch.ones(9, 9)).store().items()
+    }
+    for scales in (torch.zeros(33), torch.tensor([torch.nan]), torch.tensor([1.5]), torch.zeros(1, 1)):
+        with pytest.raises(ValueError, match="the scales at which its part is searched are damaged"):
+            Template.load(stored | {"template_log_scales": scales})
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 2.5])
