@@ -26,6 +26,14 @@ JOB_PROBLEMS = (
 )  # fmt: skip
 """The error statuses of the routes that submit jobs; of 403, 404, 422, 429 and 503 only these kinds."""
 
+_OMITTED = {
+    "Score": {"file", "statistics", "sanity", "map", "detection"},
+    "Detection": {"map"},
+    "ScanAnswer": {"tiles"},
+    "JobAnswer": {"webhook"},  # in the message to a webhook
+}
+"""The members of responses that can be missing, by schema. All others are sent, be they null or empty."""
+
 _RETRY_AFTER = {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
 
 _REQUEST_HEADERS = {
@@ -58,6 +66,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
             schemas.pop(name, None)
         problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= problem.pop("$defs") | {"ProblemDetails": problem}
+        for name, schema in schemas.items():
+            if "properties" in schema:  # pydantic requires only the members without a default
+                schema["required"] = [member for member in schema["properties"] if member not in _OMITTED.get(name, ())]
         for name, example in WITH_NULL.items():
             schemas[name]["example"] = example
         for path, operations in document["paths"].items():

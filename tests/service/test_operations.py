@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,6 +31,7 @@ from service.routes.models import Models, ServedModel
 from service.service_metrics import Metrics
 from service.settings import Settings, read_settings
 from tests.conftest import Valkey, eventually, free_port
+from tests.service.outcomes import DETECTOR, MODEL
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
 from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
@@ -381,6 +383,33 @@ def test_the_examples_of_documents_are_valid(client: TestClient) -> None:
     answered = (JobAnswer, JobEnded, ScoreAnswer, ScanAnswer, CalibrateAnswer, ImagesAnswer, Models, ServedModel)
     for document in answered:
         document.model_validate(schemas[document.__name__]["example"])
+
+
+def test_the_document_requires_exactly_the_members_that_are_always_sent(client: TestClient, worker) -> None:
+    """Otherwise generated clients declare members as missing that are at most null."""
+    document = client.get("/openapi.json").json()
+    schemas = {name: schema for name, schema in document["components"]["schemas"].items() if "properties" in schema}
+    optional = {name: schema["properties"].keys() - schema["required"] for name, schema in schemas.items()}
+    assert {name: members for name, members in optional.items() if members} == {
+        "Score": {"file", "statistics", "sanity", "map", "detection"}, "Detection": {"map"}, "ScanAnswer": {"tiles"},
+        "JobAnswer": {"webhook"},
+    }  # fmt: skip
+    worker.serve(MODEL.model_copy(update={"detector": DETECTOR}))
+    part = to_png(np.full((40, 40, 3), 200, np.uint8))
+    job_id = client.post("/generate").headers["X-Job-Id"]
+    answers = {
+        "ScoreAnswer": client.post("/score", files={"image": part}),
+        "ScanAnswer": client.post("/score?tile=1", files={"image": part}),
+        "ImagesAnswer": client.post("/generate?format=json"),
+        "JobAnswer": client.get(f"/jobs/{job_id}"),
+        "Models": client.get("/models"),
+        "ServedModel": client.get("/models/tiny"),
+        "Readiness": client.get("/readyz"),
+        "ProblemDetails": client.get("/models/none"),
+    }
+    for name, response in answers.items():
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        jsonschema.validate(response.json(), schema, jsonschema.Draft202012Validator)
 
 
 def test_the_document_has_the_headers_of_jobs_and_results(client: TestClient, worker) -> None:
