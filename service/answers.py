@@ -179,8 +179,16 @@ class JobEnded(BaseModel):
     data: JobAnswer = Field(description="The job as GET /jobs/{id} returns it, without `webhook`.")
 
 
-RESULT_HEADERS: dict[str, Any] = {
+JOB_HEADERS: dict[str, Any] = {
     "X-Job-Id": {"description": "The id of the job, for /jobs/{id}, in every format.", "schema": {"type": "string"}}
+}
+"""The headers of every response about a job in the OpenAPI document."""
+RESULT_HEADERS: dict[str, Any] = {
+    **JOB_HEADERS,
+    "Preference-Applied": {
+        "description": "The preferences of `Prefer` that were applied, such as `wait=5`.",
+        "schema": {"type": "string"},
+    },
 }
 """The headers of every result in the OpenAPI document."""
 IMAGES_HEADERS: dict[str, Any] = {

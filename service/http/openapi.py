@@ -34,7 +34,18 @@ _OMITTED = {
 }
 """The members of responses that can be missing, by schema. All others are sent, be they null or empty."""
 
-_RETRY_AFTER = {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
+}
+_FAILED_JOB = {
+    "X-Job-Id": {"description": "The id of the job, if one has ended without a result.", "schema": {"type": "string"}}
+}
+_PROBLEM_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+"""The headers of problems by status."""
 
 _REQUEST_HEADERS = {
     "Prefer": "`wait=N` waits up to N seconds for the result; `respond-async` does not wait (RFC 7240).",
@@ -169,10 +180,12 @@ def _problem_response(status: int, kinds: Collection[str]) -> dict[str, Any]:
         for kind, detail in details.items()
     }
     schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    ends_job = any(kind and kind.startswith("job-") for kind in details)
+    headers = _PROBLEM_HEADERS.get(status, {}) | (_FAILED_JOB if ends_job else {})
     return {
         "description": HTTPStatus(status).phrase,
         "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
-        **({"headers": {"Retry-After": _RETRY_AFTER}} if status in (429, 503) else {}),
+        **({"headers": headers} if headers else {}),
     }
 
 

@@ -40,7 +40,9 @@ JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", patt
 ResultFormat = Annotated[
     Format | None, Query(description="The format of the result; it takes precedence over `Accept`.")
 ]
-LastEventId = Annotated[str, Header(description="The id of the last event received.", pattern=EVENT_ID)]
+LastEventId = Annotated[
+    str, Header(alias="Last-Event-ID", description="The id of the last event received.", pattern=EVENT_ID)
+]
 
 _PROGRESS_HEADER = {
     "description": "The progress at the time of the preview, as in the events: a dictionary (RFC 9651).",
@@ -55,7 +57,7 @@ _PROBLEMS = ("no-such-job", "invalid-input", "queue-down")
     operation_id="get_job",
     summary="Get the state of a job",
     response_model=answers.JobAnswer,
-    responses=problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
+    responses={200: {"headers": answers.JOB_HEADERS}} | problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
 )
 async def job(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     """Return status, queue position, progress and links of a job.
@@ -125,7 +127,7 @@ async def result(job_id: JobId, request: Request, jobs: Jobs, format: ResultForm
     operation_id="cancel_job",
     summary="Cancel a job",
     response_model=answers.JobAnswer,
-    responses=problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
+    responses={200: {"headers": answers.JOB_HEADERS}} | problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
 )
 async def cancel(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     """Cancel a waiting or running job. A job that has ended does not change, so the request can be repeated.

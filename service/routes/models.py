@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from ncml.limits import MAX_JUDGED_IMAGES
@@ -16,6 +16,7 @@ from worker.descriptors import Calibration, ModelDescriptor
 router = APIRouter(prefix="/models", tags=["models"])
 
 JPEG = "image/jpeg"
+ETAG = {"description": "Identifies the content, for `If-None-Match`.", "schema": {"type": "string"}}
 Name = Annotated[str, Path(description="`name`, or `name@version`.", max_length=200)]
 
 
@@ -45,16 +46,22 @@ class Models(BaseModel):
     operation_id="list_models",
     summary="List the models",
     response_model=Models,
-    responses={304: {"description": "Nothing has changed since the response with the `ETag` in `If-None-Match`."}}
+    responses={
+        200: {"headers": {"ETag": ETAG}},
+        304: {
+            "description": "Nothing has changed since the response with the `ETag` in `If-None-Match`.",
+            "headers": {"ETag": ETAG},
+        },
+    }
     | problem_responses(401, 422, 503, kinds=("invalid-input", "queue-down")),
 )
 async def models(
-    request: Request,
     jobs: Jobs,
     limit: Annotated[
         int | None, Query(ge=1, le=1000, description="Names of models on a page. Default: all models on one page.")
     ] = None,
     after: Annotated[str, Query(max_length=200, description="`next` of the previous page.")] = "",
+    if_none_match: Annotated[str, Header(alias="If-None-Match", description="The `ETag` of the last response.")] = "",
 ) -> Response:
     """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
 
@@ -89,7 +96,7 @@ async def models(
         body = _page(jobs, descriptors, faults, limit, after)
         etag = etag_of(body)
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if etag in request.headers.get("If-None-Match", ""):
+    if etag in if_none_match:
         return Response(None, 304, headers)
     return Response(body, 200, headers, "application/json")
 

@@ -33,6 +33,7 @@ from service.settings import Settings, read_settings
 from tests.conftest import Valkey, eventually, free_port
 from tests.service.outcomes import DETECTOR, MODEL
 from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
+from worker.job_results import EXPIRED
 from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
 from worker.redis_keys import job_key
@@ -418,14 +419,33 @@ def test_the_document_has_the_headers_of_jobs_and_results(client: TestClient, wo
     def documented(path: str, method: str, status: str) -> set[str]:
         return {name.lower() for name in paths[path][method]["responses"][status]["headers"]}
 
-    score, images = client.post("/score", files={"image": IMAGE}), client.post("/generate")
-    assert documented("/score", "post", "200") == {"x-job-id"} <= score.headers.keys()
-    assert documented("/generate", "post", "200") == {"x-job-id", "x-seed"} <= images.headers.keys()
-    result = client.get(f"/jobs/{images.headers['x-job-id']}/result")
-    assert documented("/jobs/{job_id}/result", "get", "200") == {"x-job-id", "x-seed"} <= result.headers.keys()
+    result, preferring = {"x-job-id", "preference-applied"}, {"Prefer": "wait=5"}
+    score = client.post("/score", files={"image": IMAGE}, headers=preferring)
+    assert documented("/score", "post", "200") == result <= score.headers.keys()
+    images = client.post("/generate", headers=preferring)
+    assert documented("/generate", "post", "200") == result | {"x-seed"} <= images.headers.keys()
+    path = f"/jobs/{images.headers['x-job-id']}"
+    again = client.get(f"{path}/result", headers=preferring)
+    assert documented("/jobs/{job_id}/result", "get", "200") == result | {"x-seed"} <= again.headers.keys()
+    assert documented("/jobs/{job_id}", "get", "200") == {"x-job-id"} <= client.get(path).headers.keys()
+    canceled = client.post(f"{path}/cancel")
+    assert documented("/jobs/{job_id}/cancel", "post", "200") == {"x-job-id"} <= canceled.headers.keys()
+    worker.error = lambda job: EXPIRED
+    failed = client.post("/generate")
+    assert documented("/generate", "post", "504") == {"x-job-id"} <= failed.headers.keys()
+    assert documented("/generate", "post", "401") == {"www-authenticate"}
     worker.pause()
     accepted = client.post("/generate", headers={"Prefer": "respond-async"})
-    assert documented("/generate", "post", "202") == {"x-job-id", "location", "retry-after"} <= accepted.headers.keys()
+    expected = result | {"location", "retry-after"}
+    assert documented("/generate", "post", "202") == expected <= accepted.headers.keys()
+
+
+def test_the_document_has_the_headers_of_conditional_and_resumed_requests(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    models, events = paths["/models"]["get"], paths["/jobs/{job_id}/events"]["get"]
+    assert {parameter["name"] for parameter in models["parameters"]} == {"limit", "after", "If-None-Match"}
+    assert models["responses"]["200"]["headers"].keys() == models["responses"]["304"]["headers"].keys() == {"ETag"}
+    assert [parameter["name"] for parameter in events["parameters"]] == ["job_id", "Last-Event-ID"]
 
 
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()

@@ -409,7 +409,7 @@ def test_allow_names_every_method_of_a_path(client) -> None:
 def test_an_invalid_event_id_is_refused(client, event: str) -> None:
     client.post("/generate")
     body = assert_problem(client.get("/jobs/job-0/events", headers={"last-event-id": event}), 422)
-    assert body["errors"][0]["field"] == "last-event-id"
+    assert body["errors"][0]["field"] == "Last-Event-ID"
     assert "it must be the id of an event that this service sent, such as 1767268800115-0." in body["detail"]
 
 
