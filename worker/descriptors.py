@@ -158,7 +158,7 @@ class ModelDescriptor(FrozenModel):
     version: str
     height: int
     width: int
-    classes: tuple[str, ...] = Field(description="() for a model without classes")
+    classes: tuple[str, ...] = Field(description="empty for a model without classes")
     noise: float = Field(description="largest noise level, at t = T, in grey levels")
     generates: bool = Field(
         default=True,

@@ -31,7 +31,7 @@ class Timing(FrozenModel):
     """How long a job waited and ran."""
 
     queue_s: float = Field(description="from submission to the start of its last attempt, in seconds")
-    compute_s: float | None = Field(default=None, description="in the engine, in seconds; None until the job has ended")
+    compute_s: float | None = Field(default=None, description="in the engine, in seconds; null until the job has ended")
     batch_size: int | None = Field(default=None, description="images in the largest batch that the job was part of")
 
 
@@ -279,7 +279,7 @@ class Preview(Moment):
 class JobError(FrozenModel):
     """Why a job did not succeed; `detail` is one sentence for the user."""
 
-    field: str | None = Field(default=None, description="name of the invalid parameter; None: none is invalid")
+    field: str | None = Field(default=None, description="name of the invalid parameter; null: none is invalid")
     detail: str
     reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
 

@@ -202,6 +202,14 @@ REVIEW: JsonDict = {
     "expires_at": "2026-01-31T12:00:00Z",
 }
 IMAGES: JsonDict = {**_SUCCEEDED, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
+_PROGRESS: JsonDict = {
+    "stage": "noisy_sampling",
+    "step": 12,
+    "total": 32,
+    "done": 0,
+    "n": 4,
+    "preview": "/jobs/0b6a3c1e9d/preview",
+}
 JOB: JsonDict = {
     "id": "0b6a3c1e9d",
     "status": "running",
@@ -214,9 +222,9 @@ JOB: JsonDict = {
     "created_at": "2026-01-01T12:00:00Z",
     "started_at": "2026-01-01T12:00:01Z",
     "ended_at": None,
-    "progress": {"stage": "noisy_sampling", "step": 12, "total": 32, "done": 0, "n": 4, "preview": None},
+    "progress": _PROGRESS,
     "error": None,
-    "timing": None,
+    "timing": {"queue_s": 1.0, "compute_s": None, "batch_size": None},
     "webhook": {"id": "msg_5f0c3f7de4b04b0c8f2a54f3a6d1c9e7", "state": "waiting", "attempts": 0},
     "links": {
         "self": "/jobs/0b6a3c1e9d",
@@ -228,7 +236,7 @@ JOB: JsonDict = {
 _ENDED_JOB: JsonDict = {
     "status": "succeeded",
     "ended_at": "2026-01-01T12:00:09Z",
-    "progress": None,
+    "progress": _PROGRESS | {"stage": "refine", "step": 1, "total": 1, "done": 4},
     "timing": {"queue_s": 1.0, "compute_s": 8.0, "batch_size": 4},
 }
 JOB_ENDED: JsonDict = {

@@ -211,8 +211,8 @@ async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     responses={
         204: {"description": "The event of Last-Event-ID was the last one."},
         200: {
-            "description": "Server-sent events named after the job's states, and `progress`; the terminal state is "
-            "last.",
+            "description": "Server-sent events, whose data are JSON: `progress` with a ProgressAnswer; the others are "
+            "named after the job's states, with `status` and `error`, a JobError or null. The terminal state is last.",
             "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENTS}},
         },
         **problem_responses(401, 404, 422, 429, 503, kinds=(*_PROBLEMS, "too-many-streams")),

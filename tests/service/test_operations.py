@@ -448,6 +448,13 @@ def test_the_document_has_the_headers_of_conditional_and_resumed_requests(client
     assert [parameter["name"] for parameter in events["parameters"]] == ["job_id", "Last-Event-ID"]
 
 
+def test_the_document_describes_members_in_terms_of_json(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name, schema in schemas.items():
+        for member, value in schema.get("properties", {}).items():
+            assert not re.search(r"\bNone\b|\(\)", value.get("description", "")), (name, member)
+
+
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
