@@ -84,7 +84,7 @@ class SamplingOptions(TypedDict, total=False):
     ]
     guidance: Annotated[
         float | None,
-        Field(allow_inf_nan=False, examples=[2]),
+        Field(allow_inf_nan=False, examples=[2], json_schema_extra={"minimum": 0.5, "maximum": 10}),
         Option(
             help="Weight of the class against no class, 0.5 to 10; above 1, images show the class more clearly and "
             "vary less.",
@@ -96,7 +96,7 @@ class SamplingOptions(TypedDict, total=False):
     ]
     temperature: Annotated[
         float | None,
-        Field(allow_inf_nan=False, examples=[0.95]),
+        Field(allow_inf_nan=False, examples=[0.95], json_schema_extra={"minimum": 0.5, "maximum": 1.5}),
         Option(
             help="0.5 to 1.5; below 1, likely values become more likely.",
             remark="Default: the model's; 1: the model as trained.",

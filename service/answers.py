@@ -157,7 +157,7 @@ class JobAnswer(Answer):
     model: ModelRef | None = Field(
         description="Null until the version is known: with the result, unless the request named it."
     )
-    n: int = Field(description="Number of images.")
+    n: int = Field(description="Number of images; 1 for a calibration and an update.")
     priority: Priority
     position: int | None = Field(description="Number of waiting jobs ahead in its lane; null unless it is waiting.")
     request_id: str = Field(description="The id of the request that created it, as in the logs.")

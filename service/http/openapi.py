@@ -91,9 +91,12 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def request_schema(params: type[BaseModel], *, max_images: int, has_job: bool = True) -> dict[str, Any]:
+def request_schema(
+    params: type[BaseModel], *, max_images: int, file_kind: str = "image file", has_job: bool = True
+) -> dict[str, Any]:
     """Return the `openapi_extra` of a route that calls `parse_request` with the same arguments.
 
+    file_kind: what its files are.
     has_job: whether it creates a job, and so reads the headers of such requests.
     """
     schema = params.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -104,8 +107,8 @@ def request_schema(params: type[BaseModel], *, max_images: int, has_job: bool = 
         {"name": name, "in": "query", "required": False, "schema": field, "description": field["description"]}
         for name, field in text_fields.items()
     ]
-    text = {"type": "string", "contentEncoding": "base64", "description": "The image file in base64."}
-    file = {"type": "string", "format": "binary", "description": "The image file."}
+    text = {"type": "string", "contentEncoding": "base64", "description": f"The {file_kind} in base64."}
+    file = {"type": "string", "format": "binary", "description": f"The {file_kind}."}
     form_fields = dict(text_fields)
     if max_images == 1:
         json_fields["image"], form_fields["image"] = text, file

@@ -52,15 +52,18 @@ PAUSE_S = 1.0
         202: answers.ACCEPTED,
         **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
     },
-    openapi_extra=request_schema(CalibrateParams, max_images=MAX_CALIBRATION_IMAGES),
+    openapi_extra=request_schema(
+        CalibrateParams, max_images=MAX_CALIBRATION_IMAGES, file_kind="image file, or a zip archive of image files"
+    ),
 )
 async def calibrate(request: Request, jobs: Jobs) -> Response:
     """Calibrate a copy of a model on good images, to which its verdicts then compare other images.
 
-    Send at least 39 images (more for a false-positive rate below 5%), as files or zips; all are resized to the model's
-    size. Some are used to estimate the statistics, the others to rank images. The response reports what share of
-    altered and foreign images the new model detects. Files that are not images are skipped and listed. This takes
-    minutes: `Prefer: respond-async` does not wait for it, nor for the images to be decoded.
+    Send at least 39 images (more for a false-positive rate below 5%), as files or zips; a zip alone can be the body, of
+    the type `application/octet-stream`. All images are resized to the model's size. Some are used to estimate the
+    statistics, the others to rank images. The response reports what share of altered and foreign images the new model
+    detects. Files that are not images are skipped and listed. This takes minutes: `Prefer: respond-async` does not wait
+    for it, nor for the images to be decoded.
 
     The operator must allow calibration with NCML_ALLOW_CALIBRATION=1.
 

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ncml.images import to_png
+from ncml.options import OPTIONS
 from service.answers import CalibrateAnswer, ImagesAnswer, JobAnswer, JobEnded, ScanAnswer, ScoreAnswer
 from service.app import from_environment
 from service.http.middleware import RequestLogFormatter, request_id
@@ -446,6 +447,17 @@ def test_the_document_has_the_headers_of_conditional_and_resumed_requests(client
     assert {parameter["name"] for parameter in models["parameters"]} == {"limit", "after", "If-None-Match"}
     assert models["responses"]["200"]["headers"].keys() == models["responses"]["304"]["headers"].keys() == {"ETag"}
     assert [parameter["name"] for parameter in events["parameters"]] == ["job_id", "Last-Event-ID"]
+
+
+def test_the_document_has_the_limits_of_options_and_the_kinds_of_files(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/generate", "/complete"):
+        schemas = {parameter["name"]: parameter["schema"] for parameter in paths[path]["post"]["parameters"]}
+        for name in ("guidance", "temperature"):
+            assert (schemas[name]["minimum"], schemas[name]["maximum"]) == OPTIONS[name].range
+    for path, is_zip in (("/score", False), ("/calibrate", True)):
+        form = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+        assert ("zip" in form["properties"]["image"]["items"]["description"]) == is_zip
 
 
 def test_the_document_describes_members_in_terms_of_json(client: TestClient) -> None:
