@@ -155,7 +155,8 @@ class JobAnswer(Answer):
 
     task: Task
     model: ModelRef | None = Field(
-        description="Null until the version is known: with the result, unless the request named it."
+        description="The model of the request, which a calibration copies. Null until the version is known: with the "
+        "result, unless the request named it."
     )
     n: int = Field(description="Number of images; 1 for a calibration and an update.")
     priority: Priority

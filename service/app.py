@@ -48,6 +48,7 @@ _DESCRIPTION = """Exact likelihoods, out-of-distribution scores and new images f
 Each request becomes a job in a queue and waits for its result (30 s by default; `Prefer: wait=5` shortens that,
 `Prefer: respond-async` does not wait). If the job takes longer, the response is `202` with the job's `Location`.
 Errors are `application/problem+json` (RFC 9457). Every response has the id of its request in `X-Request-Id`.
+If the operator limits the rate, responses to requests for jobs have `RateLimit-Policy` and `RateLimit`.
 """
 
 _EXPOSED_HEADERS = (

@@ -247,20 +247,20 @@ JOB_ENDED: JsonDict = {
 EVENTS = """: hello
 
 event: queued
-id: 1767268800000-0
 data: {"status":"queued","error":null}
+id: 1767268800000-0
 
 event: running
-id: 1767268800012-0
 data: {"status":"running","error":null}
+id: 1767268800012-0
 
 event: progress
-id: 1767268800115-0
 data: {"stage":"noisy_sampling","step":12,"total":32,"done":0,"n":4,"preview":"/jobs/0b6a3c1e9d/preview"}
+id: 1767268800115-0
 
 event: succeeded
-id: 1767268801310-0
 data: {"status":"succeeded","error":null}
+id: 1767268801310-0
 """
 _CALIBRATION: dict[str, Any] = {
     "version": "5b0e9d2c7a4f18366e2d1c90b8a7f6e5d4c3b2a1908f7e6d5c4b3a2918070605",
