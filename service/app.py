@@ -51,6 +51,15 @@ Errors are `application/problem+json` (RFC 9457). Every response has the id of i
 If the operator limits the rate, responses to requests for jobs have `RateLimit-Policy` and `RateLimit`.
 """
 
+_TAGS = [
+    {"name": "images", "description": "Score, generate and complete images."},
+    {"name": "models", "description": "The models, and new ones from your images."},
+    {"name": "jobs", "description": "Follow jobs, get their results, and cancel or delete them."},
+    {"name": "reviews", "description": "What you know better than the verdicts of a detector."},
+    {"name": "operations", "description": "For operators."},
+]
+"""The groups of endpoints, in the order of /docs."""
+
 _EXPOSED_HEADERS = (
     "Location", "Retry-After", "X-Job-Id", "X-Seed", "X-Request-Id", "X-Progress", "Preference-Applied",
     "RateLimit", "RateLimit-Policy", "WWW-Authenticate",
@@ -85,6 +94,7 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
         version=version("ncml"),
         summary="Exact likelihoods, out-of-distribution verdicts and new images.",
         description=_DESCRIPTION,
+        openapi_tags=_TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,

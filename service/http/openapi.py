@@ -68,6 +68,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             summary=app.summary,
             description=app.description,
             license_info=app.license_info,
+            tags=app.openapi_tags,
             routes=app.routes,
             webhooks=app.webhooks.routes,
             servers=[{"url": ".", "description": "The service that this document comes from."}],

@@ -340,6 +340,7 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
                   if name in ("ServedModel", "ImagesAnswer")}  # fmt: skip
     for field in (properties["ServedModel"]["generates"], properties["ImagesAnswer"]["model"]):
         assert "like those that its weights were trained on" in field["description"]
+    assert {tag["name"] for tag in document["tags"]} == {tag for op in operations.values() for tag in op["tags"]}
     assert document["servers"][0]["url"] == ".", "relative to the document, also below a proxy's path"
     assert operations["generate"]["responses"]["200"]["content"].keys() == {
         "application/json", "image/png", "application/zip", "application/x-npz",
