@@ -40,6 +40,18 @@ def turned_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
+def plate(seed: int, angle: float, scale: float) -> np.ndarray:
+    """Return an image, 96 x 128, of a plate with bars, turned in degrees and scaled; the bars show its scale alone."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:96, :128] - np.array([47.5, 63.5])[:, None, None]) / scale
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    u, v = cos * x + sin * y, cos * y - sin * x
+    is_dark = np.random.default_rng(0).random(22) < 0.5  # bars of 3 pixels
+    is_light = (abs(u) < 33) & (abs(v) < 22) & ~is_dark[((u + 33) / 3).astype(int).clip(0, 21)]
+    image = 60 + 90 * is_light[..., None] + rng.normal(0, 3, (96, 128, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
 def texture(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
     """Return an image of a texture, in which nothing has a place."""
     rng = np.random.default_rng(seed)

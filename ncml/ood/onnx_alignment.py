@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
+from ncml.ood.views import pose_search
 from ncml.ood.views.alignment import COARSE_STEPS, FINE_STEPS, LOST, Template, detail, gradients
-from ncml.ood.views.pose_search import CANDIDATES, Search
+from ncml.ood.views.pose_search import Search
 from ncml.ood.views.poses import affine, reduced
 
 FIXED = 65_536.0
@@ -89,7 +90,7 @@ class AlignmentGraph(nn.Module):
             is_better = correlation > best
             return number + 1, torch.where(is_better, next_S4, starts_S4), torch.where(is_better, correlation, best)
 
-        starts_S4 = torch.zeros(CANDIDATES, 4, dtype=torch.float64)
+        starts_S4 = torch.zeros(pose_search.CANDIDATES, 4, dtype=torch.float64)
         return _loop(continues, advance, (torch.tensor(0), starts_S4, torch.tensor(-2.0)))[1]
 
     def _refine_both(self, grey_HW: Tensor, starts_S4: Tensor, is_wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,50 +123,57 @@ class AlignmentGraph(nn.Module):
 
 @dataclass(frozen=True)
 class _ProductSearch(Search):
-    """A search whose Fourier transforms are products with matrices; they are stacks of real and imaginary parts."""
+    """A search whose Fourier transforms are products with matrices; they are stacks of real and imaginary parts.
 
-    cosines: tuple[Tensor, Tensor]
-    sines: tuple[Tensor, Tensor]
-    """[2H, 2H] and [2W, W + 1]."""
+    Matrices are pairs of cosines and sines, and stored as they are used: an exported loop cannot take parts of a tensor
+    from outside it.
+    """
+
+    rows: tuple[Tensor, Tensor]
+    """[2H, H]."""
+    columns: tuple[Tensor, Tensor]
+    """[W, W + 1]."""
+    rows_back: tuple[Tensor, Tensor]
+    """[2H, 2H]."""
+    columns_back: tuple[Tensor, Tensor]
+    """[W + 1, 2W], divided by the number of places."""
 
     @classmethod
     def of(cls, search: Search) -> _ProductSearch:
         """Return the same search by products."""
         H, W = search.size
-        waves = [
+        rows, columns = (
             torch.outer(torch.arange(side), torch.arange(count)).double() * (2 * torch.pi / side)
             for side, count in ((2 * H, 2 * H), (2 * W, W + 1))
+        )
+        # Of a real result, all frequencies but the first and the last count twice, for their conjugates.
+        share = torch.full((W + 1, 1), 2 / (4 * H * W), dtype=torch.float64)
+        share[0] = share[-1] = 1 / (4 * H * W)
+        cosines_sines = [
+            ((scale * torch.cos(waves)).float(), (scale * torch.sin(waves)).float())
+            for waves, scale in ((rows[:, :H], 1), (columns[:W], 1), (rows, 1), (columns.T, share))
         ]
-        cosines, sines = ([function(wave).float() for wave in waves] for function in (torch.cos, torch.sin))
         pattern, weight = (
             torch.view_as_real(own).movedim(-1, 0)
             for own in (search.pattern.resolve_conj(), search.weight.resolve_conj())
         )
         return cls(
-            search.size, search.angles_A, pattern, weight, search.least_covered, search.covered_AHW,
-            (cosines[0], cosines[1]), (sines[0], sines[1]),
-        )  # fmt: skip
+            search.size, search.angles_A, pattern, weight, search.least_covered, search.covered_AHW, *cosines_sines
+        )
 
     def transform(self, planes_AHW: Tensor) -> Tensor:
         """Return the transforms, [2, A, 2H, W + 1]."""
-        H, W = self.size
-        (cos_rows, cos_columns), (sin_rows, sin_columns) = self.cosines, self.sines
-        real, imaginary = planes_AHW @ cos_columns[:W], -(planes_AHW @ sin_columns[:W])
-        cos_rows, sin_rows = cos_rows[:, :H], sin_rows[:, :H]
+        (cos_rows, sin_rows), (cos_columns, sin_columns) = self.rows, self.columns
+        real, imaginary = planes_AHW @ cos_columns, -(planes_AHW @ sin_columns)
         return torch.stack([cos_rows @ real + sin_rows @ imaginary, cos_rows @ imaginary - sin_rows @ real])
 
     def correlate(self, transformed_AHW: Tensor, conjugate_HW: Tensor) -> Tensor:
         """Return the correlations at all shifts."""
-        H, W = self.size
-        (cos_rows, cos_columns), (sin_rows, sin_columns) = self.cosines, self.sines
-        (first_real, first_imaginary), (second_real, second_imaginary) = transformed_AHW, conjugate_HW
-        real = first_real * second_real - first_imaginary * second_imaginary
-        imaginary = first_real * second_imaginary + first_imaginary * second_real
+        (cos_rows, sin_rows), (cos_columns, sin_columns) = self.rows_back, self.columns_back
+        squares = transformed_AHW * conjugate_HW[:, None]
+        real, imaginary = squares[0] - squares[1], (transformed_AHW * conjugate_HW.flip(0)[:, None]).sum(0)
         real, imaginary = cos_rows @ real - sin_rows @ imaginary, cos_rows @ imaginary + sin_rows @ real
-        # Of a real result, all frequencies but the first and the last count twice, for their conjugates.
-        share = torch.full((W + 1,), 2 / (4 * H * W))
-        share[0] = share[-1] = 1 / (4 * H * W)
-        return (real * share) @ cos_columns.T - (imaginary * share) @ sin_columns.T
+        return real @ cos_columns - imaginary @ sin_columns
 
 
 def _refine(

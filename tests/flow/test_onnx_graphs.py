@@ -17,12 +17,12 @@ from ncml.ood.exported import IS_LOST
 from ncml.ood.judging import Detector
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.onnx_graphs import halve, make_graph
-from ncml.ood.views.alignment import Template, align, detail, grey_resize, shrink
+from ncml.ood.views.alignment import LOG_SCALES, Template, align, detail, grey_resize, shrink
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.likelihood_maps import halved
 from ncml.ood.views.patches import CELL
 from ncml.ood.views.poses import Pose
-from tests.detectors import fixed_image, texture, turned_image, use_small_scale
+from tests.detectors import fixed_image, plate, texture, turned_image, use_small_scale
 from tests.ncml.conftest import model
 
 __all__ = ["model"]
@@ -99,7 +99,7 @@ def test_images_are_halved_as_by_the_view() -> None:
 @pytest.mark.parametrize("size", [(72, 96), (96, 64)])
 def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
     template = Template.of([detail(shrink(turned_image(0, *size), size), 15)], [Pose(torch.zeros(4), 1.0)])
-    template = dataclasses.replace(template, agreement=0.9, detail=15, log_scales=(-0.2, 0.2))
+    template = dataclasses.replace(template, agreement=0.9, detail=15)
     graph = AlignmentGraph(template, *size, CELL)
     images = [turned_image(seed, *size) for seed in range(1, 9)]
     images.append(np.full((*size, 3), 200, np.uint8))
@@ -119,3 +119,21 @@ def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
         assert torch.equal(inside, expected_inside)
     assert not poses[-1].any()  # the part is lost
     assert torch.stack(poses[:-1])[:, 0].std() > 0.5
+
+
+def test_a_graph_finds_a_part_of_another_scale() -> None:
+    size = (96, 128)
+    template = Template.of([detail(shrink(plate(0, 0, 1), size), 15)], [Pose(torch.zeros(4), 1.0)])
+    template = dataclasses.replace(template, agreement=0.9, detail=15)
+    scaled = dataclasses.replace(template, log_scales=LOG_SCALES)
+    graph = AlignmentGraph(scaled, *size, CELL)
+    for seed, scale in enumerate((0.7, 1.2, 1.0), 1):
+        image = plate(seed, 30, scale)
+        assert (template.pose(image) is None) == (scale != 1)
+        pose = scaled.pose(image)
+        assert pose is not None
+        assert pose.values_4[1].item() == pytest.approx(np.log(scale), abs=0.02)
+        with torch.inference_mode():
+            _, _, values, is_lost = graph(torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image)))
+        assert not is_lost
+        torch.testing.assert_close(values, pose.values_4.double(), rtol=0, atol=1e-9)

@@ -85,18 +85,22 @@ class Search:
         numbers_A = torch.arange(count)
         poses: list[Tensor] = []
         for _ in range(CANDIDATES):
-            number = best_A.argmax()
-            row, column = shift_A[number] // (2 * W), shift_A[number] % (2 * W)
-            down, right = ((shift + side) % (2 * side) - side for shift, side in ((row, H), (column, W)))
+            number_1 = best_A.argmax(0, keepdim=True)  # and gather: an exported loop has no indices that are tensors
+            place_1 = shift_A.gather(0, number_1)
+            down_1, right_1 = (
+                ((shift_1 + side) % (2 * side) - side).double()
+                for shift_1, side in ((place_1 // (2 * W), H), (place_1 % (2 * W), W))
+            )
             # The turned image shows at u what the image shows at s R u, and at u + shift what the template shows at u.
-            angle = self.angles_A[number].double()
-            x, y = right.double() * 2 / max(H, W), down.double() * 2 / max(H, W)
-            cos, sin = torch.exp(log_scale) * torch.cos(angle), torch.exp(log_scale) * torch.sin(angle)
-            poses.append(torch.stack([angle, log_scale, cos * x - sin * y, sin * x + cos * y]))
-            steps_A = (numbers_A - number) % count
+            angle_1 = self.angles_A.gather(0, number_1).double()
+            x_1, y_1 = right_1 * 2 / max(H, W), down_1 * 2 / max(H, W)
+            cos_1, sin_1 = torch.exp(log_scale) * torch.cos(angle_1), torch.exp(log_scale) * torch.sin(angle_1)
+            shifts = cos_1 * x_1 - sin_1 * y_1, sin_1 * x_1 + cos_1 * y_1
+            poses.append(torch.stack([angle_1, log_scale.expand(1), *shifts], 1))
+            steps_A = (numbers_A - number_1) % count
             is_near_A = torch.minimum(steps_A, count - steps_A) < APART
             best_A = torch.where(is_near_A, -torch.inf, best_A)
-        return torch.stack(poses)
+        return torch.cat(poses)
 
     def transform(self, planes_AHW: Tensor) -> Tensor:
         """Return the Fourier transforms of planes that zeros extend to twice their size."""

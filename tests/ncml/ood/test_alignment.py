@@ -10,6 +10,7 @@ from PIL import Image
 from ncml.ood.views import alignment, pose_search
 from ncml.ood.views.alignment import Pose, Template
 from ncml.progress import ignore_progress
+from tests.detectors import plate
 
 
 def part(seed: int, angle: float = 0.0, right: float = 0.0, down: float = 0.0) -> np.ndarray:
@@ -37,18 +38,6 @@ def cap(seed: int, angle: float) -> np.ndarray:
     is_cap = np.hypot(u, v) < 38 + 1.5 * np.cos(12 * np.arctan2(v, u))
     image += (is_cap * (60 + 0.5 * (x + y)))[..., None]
     image += 90 * (((abs(u) < 16) & (abs(v + 6) < 4)) | (np.hypot(u - 12, v - 12) < 3))[..., None]
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def plate(seed: int, angle: float, scale: float) -> np.ndarray:
-    """Return an image, 96 x 128, of a plate with bars, turned in degrees and scaled; the bars show its scale alone."""
-    rng = np.random.default_rng(seed)
-    y, x = (np.mgrid[:96, :128] - np.array([47.5, 63.5])[:, None, None]) / scale
-    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    u, v = cos * x + sin * y, cos * y - sin * x
-    is_dark = np.random.default_rng(0).random(22) < 0.5  # bars of 3 pixels
-    is_light = (abs(u) < 33) & (abs(v) < 22) & ~is_dark[((u + 33) / 3).astype(int).clip(0, 21)]
-    image = 60 + 90 * is_light[..., None] + rng.normal(0, 3, (96, 128, 3))
     return image.clip(0, 255).astype(np.uint8)
 
 
