@@ -354,10 +354,11 @@ def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     expect(verdict).to_contain_text(re.compile(r"Most unusual view: .*, with an OOD score of \d+\.\d\d"))
     expect(reading.locator(".over img")).to_have_count(1)  # the image; its map takes a click
     reading.locator("summary", has_text="Map").click()
-    for image in reading.locator(".pair .over img").all():
+    pair = reading.locator(".pair .over img")
+    expect(pair).to_have_count(2)
+    for image in pair.all():
         expect(image).to_have_js_property("naturalWidth", 90)
         expect(image).to_have_js_property("naturalHeight", 60)
-    expect(reading.locator(".pair .over img")).to_have_count(2)
     whole, frame = rectangles(reading.locator(".answer .over"), reading.locator(".answer .box"))
     assert frame["width"] == pytest.approx(whole["width"] * 8 / 90, abs=1)
     assert whole["width"] / whole["height"] == pytest.approx(90 / 60, rel=0.02)
