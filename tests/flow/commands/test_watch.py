@@ -313,9 +313,10 @@ def test_flagged_images_and_the_alarm_are_sent_to_a_webhook_through_a_kill(
 def test_a_file_is_judged_when_its_slow_writer_has_finished(start: Start, folder: Path, tmp_path: Path) -> None:
     save(tmp_path / "whole.png", 3)
     content = (tmp_path / "whole.png").read_bytes()
-    start("--json")
     with (folder / "slow.png").open("wb", buffering=0) as file:
         file.write(content[: len(content) // 2])
+        start("--json")
+        eventually(lambda: "1 image is there already" in (tmp_path / "log").read_text())
         time.sleep(1)  # enough on most machines to find that half of the file is no image
         assert count(tmp_path) == 0
         file.write(content[len(content) // 2 :])
