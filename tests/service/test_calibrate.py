@@ -359,6 +359,20 @@ def test_a_further_calibration_is_refused_until_there_is_a_place(
     eventually(lambda: post("c").status_code == 202)
 
 
+def test_a_calibration_that_the_queue_refuses_leaves_its_place(
+    new_client: Callable[..., TestClient], worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.preparation.WAIT_S", 0.05)
+    worker.pause()
+    client = new_client(allow_calibration=True, max_waiting=1)
+    waiting = client.post("/generate", headers=ASYNC).headers["Location"]
+    for _ in range(2):
+        refused = client.post("/calibrate?name=mine", files=files(40), headers=ASYNC)
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:ncml:problem:queue-full")
+    assert client.delete(waiting).status_code == 204
+    assert client.post("/calibrate?name=mine", files=files(40), headers=ASYNC).status_code == 202
+
+
 def test_images_that_take_too_long_end_their_job(
     new_client: Callable[..., TestClient], jobs, decoding: threading.Event
 ) -> None:
