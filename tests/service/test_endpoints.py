@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -571,6 +572,18 @@ def test_events_are_streamed_and_resumed(client: TestClient) -> None:
     assert client.get("/jobs/job-0/events", headers={"last-event-id": events[-1][0]}).status_code == 204
     assert client.get("/jobs/job-0/events", headers={"last-event-id": "x"}).status_code == 422
     assert client.get("/jobs/nothing/events").status_code == 404
+
+
+def test_a_stream_begins_at_once_and_an_idle_one_stays_open_through_proxies(
+    client: TestClient, worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(JobQueue.events.__kwdefaults__, "tick_s", 0.05)
+    worker.pause()
+    client.post("/generate", headers={"prefer": "respond-async"})
+    threading.Timer(0.5, worker.resume).start()
+    text = client.get("/jobs/job-0/events").text
+    assert text.startswith(": hello\n\n")
+    assert "\n\n: keep-alive\n\n" in text.partition("event: running")[0]
 
 
 def test_a_stream_that_fails_is_cut_off_and_counted_as_it_began(
