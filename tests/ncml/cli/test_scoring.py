@@ -576,7 +576,7 @@ def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> Non
     flagged = [row["is_ood"] for row in result["results"]]
     assert flagged[1]
     assert result["results"][1]["p_value"] == 1 / 21
-    assert all(result["results"][1][side] + 8 > 6 for side in ("left", "top"))
+    assert min(result["results"][1][side] for side in ("left", "top")) >= 6  # the whole tile is noise
     assert np.load(tmp_path / "maps" / "new" / "001.png.npz")["map"].shape == (24, 20)
     assert images.open_image(tmp_path / "maps" / "new" / "001.png.png").shape == (24, 20, 3)
     assert run(*arguments, "--output", "t.csv").returncode == 0
