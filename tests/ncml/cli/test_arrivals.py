@@ -83,6 +83,8 @@ def test_a_file_that_cannot_be_read_is_invalid_only_after_it_has_not_changed_for
     (arrival,) = files.complete()
     assert files.may_be_incomplete(arrival)
     assert files.complete() == []
+    clock[0] += 1
+    assert names(files.complete()) == ["a.png"]  # it is tried again soon
     clock[0] += arrivals.PATIENCE_S
     (arrival,) = files.complete()
     assert not files.may_be_incomplete(arrival)
