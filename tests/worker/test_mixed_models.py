@@ -11,9 +11,10 @@ from tests.worker.synthetic import load, write_model
 from worker.contract import Job, JobStatus, Lane
 from worker.job_results import JobError
 from worker.leases import SCAN, Leases
-from worker.messages import BatchResult, EngineSettings, Outcome
+from worker.messages import BatchResult, Catalogue, EngineSettings, Outcome
 from worker.queue import JobQueue
 from worker.redis_keys import WORKERS, serving_key
+from worker.registry import describe
 from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 
@@ -154,18 +155,23 @@ def test_a_job_whose_model_no_worker_of_its_lane_serves_is_claimed_and_marked(qu
     assert (claim.id, claim.is_served) == (job_id, False)
 
 
-@pytest.mark.parametrize("is_served", [True, False])
+@pytest.mark.parametrize(("is_served", "is_described"), [(True, False), (True, True), (False, False)])
 def test_a_job_for_a_version_that_an_engine_has_just_lost_returns_to_the_queue(
-    queue: JobQueue, is_served: bool
+    queue: JobQueue, tmp_path: Path, is_served: bool, is_described: bool
 ) -> None:
+    """It fails if the engine still describes the model: this worker would claim the job again and again."""
     worker = BatchWorker(queue, WorkerSettings(lanes=(Lane.SCORE,), engine=EngineSettings(directories=(), load=load)))
     if is_served:
         publish(queue, worker.name, "synthetic")
+    if is_described:
+        model = describe("synthetic", load(write_model(tmp_path), device="cpu"), None)
+        worker._supervisor.catalogue = Catalogue((model,), {})
     job_id = queue.submit(score())
     [claim] = worker.leases.claim(8)[1]
     lost = Outcome(error=JobError(reason="model", field="model", detail="it is not served"), is_unserved=True)
     worker._batches = {1: RunningBatch.of(1, {claim.id: RunningJob.parse(claim)})}
     worker._conclude(BatchResult(1, {claim.id: lost}, 0.1, {}))
-    assert queue.view(job_id).status is (JobStatus.QUEUED if is_served else JobStatus.FAILED)
-    assert queue.redis.hget(f"rq:job:{job_id}", "attempts") == (b"0" if is_served else b"1")
+    returns = is_served and not is_described
+    assert queue.view(job_id).status is (JobStatus.QUEUED if returns else JobStatus.FAILED)
+    assert queue.redis.hget(f"rq:job:{job_id}", "attempts") == (b"0" if returns else b"1")
     assert queue.redis.zcard("ncml:leases") == 0
