@@ -139,13 +139,13 @@ def test_an_uncalibrated_model_gives_no_verdict(fleet: Fleet) -> None:
 
 
 def test_a_long_score_reports_progress_and_stops_when_canceled(fleet: Fleet) -> None:
-    write_model(fleet.models, batch_s=6.0, image_s=0.0, rows=600)
+    write_model(fleet.models, "endless", batch_s=600.0, rows=6000)
     fleet.start()
-    job_id = fleet.queue.submit(score(class_name="slow", images=(PIXELS,) * 10))
+    job_id = fleet.queue.submit(score(model="endless", images=(PIXELS,) * 10))
     progress = eventually(lambda: fleet.queue.view(job_id).progress)
     assert (progress.stage, progress.total, progress.n) == ("score", 10, 10)
     fleet.queue.cancel(job_id)
-    other = fleet.queue.submit(score(noise=1.0))
+    other = fleet.queue.submit(score())
     views = fleet.wait([job_id, other])
     assert [view.status for view in views] == [JobStatus.CANCELED, JobStatus.SUCCEEDED]
     assert "failed" not in fleet.log.read_text()
@@ -228,9 +228,9 @@ def test_an_invalid_scan_is_explained_and_an_uncalibrated_one_has_no_verdict(fle
 def test_a_long_scan_reports_progress_and_stops_when_canceled(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.3)
     fleet.start(max_batch=2)
-    job_id = fleet.queue.submit(scan(np.zeros((80, 80, 3), np.uint8)))  # 361 tiles, nearly a minute
+    job_id = fleet.queue.submit(scan(np.zeros((400, 400, 3), np.uint8)))  # 9,801 tiles, 25 minutes
     progress = eventually(lambda: fleet.queue.view(job_id).progress)
-    assert (progress.stage, progress.total, progress.n) == ("tiles", 361, 1)
+    assert (progress.stage, progress.total, progress.n) == ("tiles", 9801, 1)
     fleet.queue.cancel(job_id)
     other = fleet.queue.submit(scan(LARGE[:8, :8]))
     views = fleet.wait([job_id, other])
