@@ -120,5 +120,6 @@ def test_an_empty_mask_and_a_damaged_one_are_refused() -> None:
     stored = Region.of_mask(mask_HW).to_json()
     with pytest.raises(ValueError, match="damaged"):
         Region.from_json([*stored[:6], "AAAA"])
-    with pytest.raises(ValueError, match="region"):
-        Region.from_json([*stored[:2], 39, *stored[3:]])
+    for index, number in ((0, -1), (1, -1), (2, 39)):
+        with pytest.raises(ValueError, match="region"):
+            Region.from_json([*stored[:index], number, *stored[index + 1 :]])
