@@ -189,6 +189,31 @@ def test_an_image_that_has_replaced_a_flagged_one_before_its_move_succeeded_stay
     assert capsys.readouterr().err.count("cannot be moved") == 1
 
 
+def test_an_image_that_is_replaced_while_it_is_judged_has_a_row_for_its_successor_only(
+    folder: Path, tmp_path: Path
+) -> None:
+    save(folder / "a.png", 0)
+    columns = ["file", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    calls = 0
+
+    def judge(paths: list[Location]) -> list[Row]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            save(folder / "a.png", 1)
+        elif (folder / "b.png").exists():
+            signal.raise_signal(signal.SIGINT)
+        else:
+            save(folder / "b.png", 2)
+        return [{"file": str(path), "is_ood": calls == 1} for path in paths]
+
+    moved = tmp_path / "flagged"
+    Watch(folder, verdicts, Scorer(judge, 1), None, moved, lambda _: None, judge="a model").run(0.05)
+    assert [(Path(row["file"]).name, row["is_ood"]) for row in verdicts.rows()] == [("a.png", "0"), ("b.png", "0")]
+    assert not moved.exists()
+
+
 def test_a_flagged_image_is_moved_although_an_earlier_run_moved_none(
     start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
 ) -> None:
