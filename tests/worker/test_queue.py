@@ -22,8 +22,19 @@ from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
 from worker.contract import CalibrateJob, GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
-from worker.job_results import CANCELED, JobEnding, JobError, JobView, ModelRef, Score, ScoreResult, Timing
-from worker.leases import Leases
+from worker.job_results import (
+    CANCELED,
+    Event,
+    JobEnding,
+    JobError,
+    JobView,
+    ModelRef,
+    Progress,
+    Score,
+    ScoreResult,
+    Timing,
+)
+from worker.leases import Claim, Leases
 from worker.publications import Publications
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
@@ -303,6 +314,34 @@ def test_the_stream_of_a_job_can_be_resumed_and_ends_with_its_last_state(queue: 
         await queue.aclose()
 
     asyncio.run(main())
+
+
+def test_every_change_of_a_job_wakes_its_stream(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+    leases, claims = Leases(queue, [Lane.GENERATE], "w"), list[Claim]()
+    event = Event(id="", kind="progress", progress=Progress(stage="refine", step=1, total=2))
+    progress = event.model_dump_json(exclude={"id"}, exclude_none=True)
+    changes: Iterator[Callable[[], object]] = iter(
+        [
+            lambda: claims.extend(leases.claim(1)[1]),
+            lambda: leases.renew(claims, {job_id: progress}),
+            lambda: leases.requeue(claims),
+            lambda: queue.cancel(job_id),
+        ]
+    )
+
+    async def follow() -> list[str | None]:
+        seen = list[str | None]()
+        async with contextlib.aclosing(queue.events(job_id, tick_s=30)) as events:
+            async for event in events:
+                assert event, "it was not woken within the tick"
+                seen.append(event.status)
+                if change := next(changes, None):
+                    asyncio.get_running_loop().call_later(0.3, change)  # when the stream waits
+        await queue.aclose()
+        return seen
+
+    assert asyncio.run(follow()) == ["queued", "running", None, "queued", "canceled"]
 
 
 @pytest.mark.parametrize("after", ["99999999999999999999", "1-99999999999999999999", "x", "", "1-", "٣"])
