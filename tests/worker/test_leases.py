@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis.exceptions
@@ -17,6 +18,7 @@ from worker.job_results import CANCELED, Event, JobEnding, Preview, Progress, Ti
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.messages import EngineSettings, Step
 from worker.queue import EVENTS_CAP, JobQueue, QueueOutOfMemory
+from worker.redis_keys import job_key
 from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 
@@ -267,6 +269,27 @@ def test_a_job_is_taken_back_only_with_its_lease_and_a_refund_does_not_count_the
         assert leases.requeue([claim], lapsed=True) == [False]  # it was renewed after it had been found lapsed
         assert leases.requeue([claim], refund=refund) == [True]
     assert queue.view(job_id).start_by is None  # it started in time
+
+
+@pytest.mark.parametrize("attempts", [1, MAX_ATTEMPTS])
+def test_a_job_whose_lease_is_renewed_after_it_was_found_lapsed_goes_on(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    slow, other = (Leases(queue, [Lane.GENERATE], name) for name in ("slow", "other"))
+    job_id = queue.submit(GenerateJob(model="m"))
+    claims = lose(slow)
+    slow.lease_s = 15.0
+    queue.redis.hset(job_key(job_id), "attempts", attempts)
+    fields = queue.fields
+
+    def renew_and_read(*args: Any) -> Any:
+        slow.renew(claims, {})
+        return fields(*args)
+
+    monkeypatch.setattr(queue, "fields", renew_and_read)
+    assert other.recover() == (0, [])
+    assert slow.renew(claims, {}) == ["held"]
+    assert queue.view(job_id).status is JobStatus.RUNNING
 
 
 def test_jobs_whose_workers_died_twice_run_alone(queue: JobQueue) -> None:
