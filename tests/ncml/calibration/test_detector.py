@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -321,12 +322,31 @@ def test_a_changed_calibration_is_refused(copy: Path) -> None:
         judge(copy)
 
 
-def test_a_scene_with_a_large_number_is_refused_before_all_below_it_are_listed(copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        pytest.param(
+            lambda content: content["scenes"].__setitem__(-1, 10**13),  # all numbers below it must not be listed
+            "its scenes are not numbered from 0",
+            id="scene",
+        ),
+        pytest.param(
+            lambda content: content["ranked"].reverse(), "scores of the ranking images are not ascending", id="ranks"
+        ),
+        pytest.param(lambda content: content["scales"]["patches"].__setitem__(1, 0), "a deviation is not", id="scale"),
+        pytest.param(
+            lambda content: content["scales"]["patches"].__setitem__(2, -1), "weight is negative", id="weight"
+        ),
+    ],
+)
+def test_a_calibration_that_was_written_damaged_is_refused(
+    copy: Path, damage: Callable[[dict[str, Any]], object], reason: str
+) -> None:
     stored = json.loads((copy / detectors.FILE).read_text())
     content = {name: value for name, value in stored.items() if name not in ("version", *storage.UNSIGNED)}
-    content["scenes"][-1] = 10**13
+    damage(content)
     storage.write(copy / detectors.FILE, content)
-    with pytest.raises(ModelError, match="its scenes are not numbered from 0"):
+    with pytest.raises(ModelError, match=reason):
         judge(copy)
 
 
