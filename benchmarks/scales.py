@@ -36,10 +36,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     files = sorted_files(args.folder)
-    chosen = evenly_spaced(len(files), args.template)
-    others = [i for i in range(len(files)) if i not in set(chosen)]
-    good = [images.open_image(files[i]) for i in chosen]
-    searched = [images.open_image(files[others[i]]) for i in evenly_spaced(len(others), args.images)]
+    template_files = [files[i] for i in evenly_spaced(len(files), args.template)]
+    others = sorted(set(files) - set(template_files))
+    good = [images.open_image(file) for file in template_files]
+    searched = [images.open_image(others[i]) for i in evenly_spaced(len(others), args.images)]
     size = alignment.template_size(*good[0].shape[:2])
     template, poses, _ = alignment.estimate([alignment.shrink(image, size) for image in good], ignore_progress)
     if template is None:
@@ -49,11 +49,11 @@ def main() -> None:
     print("scale  at its own  at others, too  seconds")
     for scale in SCALES:
         scaled = [scaled_image(image, scale) for image in searched]
-        own = sum(at_own.pose(image) is not None for image in scaled)
+        own_count = sum(at_own.pose(image) is not None for image in scaled)
         start = time.process_time()
-        found = sum(template.pose(image) is not None for image in scaled)
+        count = sum(template.pose(image) is not None for image in scaled)
         seconds = (time.process_time() - start) / len(scaled)
-        print(f"{scale:5.2f}  {own:10d}  {found:14d}  {seconds:7.2f}", flush=True)
+        print(f"{scale:5.2f}  {own_count:10d}  {count:14d}  {seconds:7.2f}", flush=True)
 
 
 def scaled_image(image_HWC: Pixels, scale: float) -> Pixels:

@@ -331,15 +331,15 @@ def test_every_change_of_a_job_wakes_its_stream(queue: JobQueue) -> None:
     )
 
     async def follow() -> list[str | None]:
-        seen = list[str | None]()
+        statuses = list[str | None]()
         async with contextlib.aclosing(queue.events(job_id, tick_s=30)) as events:
             async for event in events:
                 assert event, "it was not woken within the tick"
-                seen.append(event.status)
+                statuses.append(event.status)
                 if change := next(changes, None):
                     asyncio.get_running_loop().call_later(0.3, change)  # when the stream waits
         await queue.aclose()
-        return seen
+        return statuses
 
     assert asyncio.run(follow()) == ["queued", "running", None, "queued", "canceled"]
 

@@ -4,7 +4,7 @@ Only detail counts: grey levels minus their mean around, since shading does not 
 print that shows its angle. The template is the mean of aligned good images; a pixel counts the more, the less good
 images differ there, so that a changing background does not count. A coarse search compares the image, turned in steps
 of a few degrees, with the template by correlation at all shifts; Gauss-Newton steps then minimise the weighted squared
-difference, together with a gain and an offset of the brightness. Steps find scales up to about 5% from that of their
+difference, together with a gain and an offset of the brightness. Steps find scales up to 5 or 10% from that of their
 start, so the search is repeated at other scales where the part was not found.
 
 `pose_search.py` has the search, `poses.py` describes poses.
