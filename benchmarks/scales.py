@@ -3,8 +3,8 @@
     python benchmarks/scales.py FOLDER [--template 60] [--images 20]
 
 FOLDER: good images of a part, of one size. Prints in how many of `--images` images the part is found for each scale, at
-its own scale alone and with the search at others, and the CPU time of a search. What lies outside a reduced image
-repeats its edge.
+its own scale alone and with the search at others, how often a verdict would report another size, and the CPU time of a
+search. What lies outside a reduced image repeats its edge.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image
 
 from ncml import images
 from ncml.data.blocks import evenly_spaced
+from ncml.ood.detection import MIN_SIZE_DIFFERENCE
 from ncml.ood.views import alignment
 from ncml.ood.views.view import Pixels
 from ncml.paths import sorted_files
@@ -46,14 +47,16 @@ def main() -> None:
         raise SystemExit("the good images are not aligned: they do not show a part at different places")
     print(f"found in {sum(pose is not None for pose in poses)} of {len(good)} images of the template")
     at_own = dataclasses.replace(template, log_scales=())
-    print("scale  at its own  at others, too  seconds")
+    print("scale  at its own  at others, too  other size  seconds")
     for scale in SCALES:
         scaled = [scaled_image(image, scale) for image in searched]
         own_count = sum(at_own.pose(image) is not None for image in scaled)
         start = time.process_time()
-        count = sum(template.pose(image) is not None for image in scaled)
+        found = [pose for image in scaled if (pose := template.pose(image))]
         seconds = (time.process_time() - start) / len(scaled)
-        print(f"{scale:5.2f}  {own_count:10d}  {count:14d}  {seconds:7.2f}", flush=True)
+        sizes = [float(template.relative_size(pose.values_4)) for pose in found]
+        reported = sum(abs(size - 1) >= MIN_SIZE_DIFFERENCE for size in sizes)
+        print(f"{scale:5.2f}  {own_count:10d}  {len(found):14d}  {reported:10d}  {seconds:7.2f}", flush=True)
 
 
 def scaled_image(image_HWC: Pixels, scale: float) -> Pixels:

@@ -67,8 +67,8 @@ class Detection:
     covered: Box
     """The part of the image that the map covers."""
     differences: tuple[str, ...] = ()
-    """What distinguishes the image from all good ones at first sight, a clause each: its size, that it is grey, or that
-    the part was not found in it."""
+    """What distinguishes the image from all good ones at first sight, a clause each: its size, that it is grey, that
+    the part has another size, or that it was not found."""
     grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     """Local scores of the view, evenly spaced over `covered`; empty for a view without a map."""
 

@@ -94,7 +94,7 @@ class DetectionValues(FrozenModel):
     differences: tuple[str, ...] = Field(
         default=(),
         description="What distinguishes the image from all good ones at first sight, a clause each: its size, that "
-        "it is grey, or that the part was not found in it.",
+        "it is grey, that the part has another size, or that it was not found.",
     )
 
 

@@ -97,7 +97,7 @@ def measure_images(
         for view in views.values():
             for name, measurement in view.measure(image_HWC).items():
                 scores[name][index] = measurement.score
-                if measurement.is_lost:
+                if measurement.relative_size is None:
                     lost.add(int(index))
         on_progress(Progress("rank", done + 1, len(ranking)))
     for name, scores_N in scores.items():

@@ -18,6 +18,8 @@ from ncml.results import Detection, ViewDetection
 
 LOST = "the part was not found in it"
 """What distinguishes an image that could not be brought to the position of good ones."""
+MIN_SIZE_DIFFERENCE = 0.05
+"""Relative difference from the sizes that the part has in good images, above which it is reported."""
 BOX_SHARE = 0.5
 """Share of the way from the median of a map to its maximum from which cells belong to the box."""
 
@@ -32,7 +34,6 @@ def detect(
     view = max(squares, key=lambda name: (squares[name], standardised[name]))  # all squares may be 0
     score = math.sqrt(sum(squares.values()))
     measurement = measurements[view]
-    is_lost = any(own.is_lost for own in measurements.values())
     covered = Box(0, 0, W, H) if calibration.region is None else calibration.region.box
     return Detection(
         view=view,
@@ -57,7 +58,7 @@ def detect(
         ranking_images=calibration.n_rank,
         calibration_version=calibration.version,
         covered=covered,
-        differences=calibration.differences(image_HWC) + (LOST,) * is_lost,
+        differences=calibration.differences(image_HWC) + _part_differences(measurements),
         grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
     )
 
@@ -85,6 +86,16 @@ def box_of(map_hw: NDArray[np.float32], covered: Box) -> Box:
     top, bottom = min(rows) * covered.height // h, -(-(max(rows) + 1) * covered.height // h)
     left, right = min(columns) * covered.width // w, -(-(max(columns) + 1) * covered.width // w)
     return Box(covered.left + left, covered.top + top, right - left, bottom - top)
+
+
+def _part_differences(measurements: Mapping[str, Measurement]) -> tuple[str, ...]:
+    sizes = [own.relative_size for own in measurements.values()]
+    if None in sizes:
+        return (LOST,)
+    change = max((size - 1 for size in sizes if size is not None), key=abs)
+    if abs(change) < MIN_SIZE_DIFFERENCE:
+        return ()
+    return (f"the part is {abs(change):.0%} {'larger' if change > 0 else 'smaller'} than in good images",)
 
 
 def _box(measurement: Measurement, covered: Box) -> Box:

@@ -10,9 +10,9 @@
 The file's graph has an input `<view>.image` for each view, uint8 [H, W, 3], `features.grey`, uint8 [H, W], if parts are
 brought to one position, `features.small`, uint8 [h, w, 3], if areas are compared, and these outputs: for each score its
 candidates, fp64 [S], of which the largest is the score, and their maps `<score>.map0`, `<score>.map1`, ..., fp32 [h,
-w]; if parts are brought to one position, also `is_lost`, fp64 [1], which is 1 if the part was not found. The metadata
-`ncml` is JSON: the height and width of images, the steps that bring an image to each input, and the calibration, as in
-`detector.json`.
+w]; if parts are brought to one position, also `relative_size`, fp64 [1], the size of the part relative to the nearest
+one in good images, 0 if it was not found. The metadata `ncml` is JSON: the height and width of images, the steps that
+bring an image to each input, and the calibration, as in `detector.json`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from ncml.results import Detection
 
 FORMAT = 1
 METADATA = "ncml"
-IS_LOST = "is_lost"
-"""Output of a file that brings parts to one position: 1 if the part was not found, otherwise 0."""
+RELATIVE_SIZE = "relative_size"
+"""Output of a file that brings parts to one position: as `Measurement.relative_size`, but 0 if the part was not
+found."""
 ROUNDING = 1e-3
 """By this much, or by this share of it, each ranking score is raised: another runtime rounds differently, the scores of
 views in fp32 by up to 2e-4, and an image that equals a ranking image must not score above it. Where a score lies
@@ -117,12 +118,12 @@ class ExportedDetector:
                 inputs[name] = step(inputs[name])
         names = [output.name for output in self._session.get_outputs()]
         outputs: dict[str, Any] = dict(zip(names, self._session.run(names, inputs), strict=True))
-        is_lost = IS_LOST in outputs and bool(outputs[IS_LOST][0])
+        relative_size = float(outputs[RELATIVE_SIZE][0]) or None if RELATIVE_SIZE in outputs else 1.0
         measurements: dict[str, Measurement] = {}
         for name in self.calibration.scales:
             index = int(outputs[name].argmax())
             score, map_hw = float(outputs[name][index]), outputs.get(f"{name}.map{index}")
-            measurements[name] = Measurement(score, map_hw, is_lost=is_lost)
+            measurements[name] = Measurement(score, map_hw, relative_size)
         return measurements
 
 

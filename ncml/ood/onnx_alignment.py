@@ -30,8 +30,8 @@ FIXED = 65_536.0
 class AlignmentGraph(nn.Module):
     """An image of a judged size, uint8 [H, W, 3], and its grey levels at the template's size -> the part at its place.
 
-    What lies beside the image mirrors it. Returned are the image, the cells that it shows, the pose, fp64 [4], which is
-    zero if the part was not found, and whether it was not.
+    What lies beside the image mirrors it. Returned are the image, the cells that it shows, the pose, fp64 [4], and the
+    relative size of the part, fp64 []; both are zero if the part was not found.
     """
 
     def __init__(self, template: Template, height: int, width: int, cell: int) -> None:
@@ -49,6 +49,7 @@ class AlignmentGraph(nn.Module):
         """Find the part, and bring it to its place."""
         pose_4, agreement = self._find(detail(grey_HW.float(), self.template.detail))
         is_lost = agreement < self.least_agreement
+        relative_size = torch.where(is_lost, 0.0, self.template.relative_size(pose_4))
         pose_4 = torch.where(is_lost, 0.0, pose_4)
         cos, sin, left, top = affine(pose_4, self.height, self.width).unbind()
         rows_H1 = torch.arange(self.height, dtype=torch.float64)[:, None]
@@ -64,7 +65,7 @@ class AlignmentGraph(nn.Module):
 
         is_shown_HW = is_inside(cos, -sin, left, self.width) & is_inside(sin, cos, top, self.height)
         outside_hw = F.max_pool2d(1 - is_shown_HW.float()[None, None], self.cell)
-        return aligned_HWC, F.max_pool2d(outside_hw, 3, 1, 1)[0, 0] == 0, pose_4, is_lost
+        return aligned_HWC, F.max_pool2d(outside_hw, 3, 1, 1)[0, 0] == 0, pose_4, relative_size
 
     def _find(self, grey_HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pose and its agreement, as `Template.find` does, and `find_scaled` where the part is lost."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ncml.errors import ModelError
 from ncml.images.resizing import Resize
-from ncml.ood.exported import IS_LOST
+from ncml.ood.exported import RELATIVE_SIZE
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.views import alignment, appearance, likelihood
 from ncml.ood.views.appearance import GRID, AppearanceView
@@ -78,7 +78,7 @@ class FeaturesGraph(ViewGraph):
         """Compare the patches and the colours, of the part at its place if the view brings it there.
 
         other: the grey image that a template is compared with, or the image at the size of its areas.
-        Returns also, as `IS_LOST`, whether the part was not found, if there is a template.
+        Returns also, as `RELATIVE_SIZE`, the size of the part, 0 if it was not found, if there is a template.
         """
         bank, places = dataclasses.replace(self.view.bank, patches_MF=self.bank_MF.float()), self.view.places
         if places is not None and self.places_hwNF is not None:
@@ -87,13 +87,13 @@ class FeaturesGraph(ViewGraph):
         if self.alignment is None or other is None:
             cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
             return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool), other)
-        aligned_HWC, inside_hw, pose_4, is_lost = self.alignment(image_HWC, other)
+        aligned_HWC, inside_hw, pose_4, relative_size = self.alignment(image_HWC, other)
         pose = Pose(pose_4, 0.0)
         candidates = {
             name: Candidates(scores_K, tuple(alignment.restore(map_hw, pose) for map_hw in maps_K))
             for name, (scores_K, maps_K) in view.candidates(aligned_HWC, inside_hw).items()
         }
-        return candidates | {IS_LOST: Candidates(is_lost[None], ())}
+        return candidates | {RELATIVE_SIZE: Candidates(relative_size[None], ())}
 
 
 class AppearanceGraph(ViewGraph):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,19 @@ def test_an_image_without_the_part_is_named_by_the_file_and_the_detector(exporte
     for judge in (detector.judge, by_file.judge):
         assert judge(empty).differences == ("the part was not found in it",)
         assert judge(turned_image(1000)).differences == ()
+
+
+def test_a_part_of_another_size_is_named_by_the_file_and_the_detector(exported: Path, detector: Detector) -> None:
+    by_file = ExportedDetector(exported, threads=1)
+    image = Image.fromarray(turned_image(1000))
+    for shown, change in ((0.85, "larger"), (1.2, "smaller")):
+        matrix = (shown, 0, 48 * (1 - shown), 0, shown, 36 * (1 - shown))
+        changed = np.asarray(image.transform((96, 72), Image.Transform.AFFINE, matrix))
+        differences = detector.judge(changed).differences
+        assert differences == by_file.judge(changed).differences
+        named = re.fullmatch(f"the part is ([0-9]+)% {change} than in good images", *differences)
+        assert named is not None
+        assert 10 <= int(named[1]) <= 20
 
 
 def test_an_image_that_ranked_is_no_more_unusual_than_itself(exported: Path, detector: Detector, folder: Path) -> None:

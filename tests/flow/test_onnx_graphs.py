@@ -13,7 +13,7 @@ import ncml
 from ncml.calibration.detector import MadeDetector, make_detector
 from ncml.data.good_images import open_folder
 from ncml.ood.detector_calibration import DetectorCalibration
-from ncml.ood.exported import IS_LOST
+from ncml.ood.exported import RELATIVE_SIZE
 from ncml.ood.judging import Detector
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.onnx_graphs import halve, make_graph
@@ -76,9 +76,12 @@ def test_graphs_give_the_scores_and_maps_of_the_views(detector: Detector, height
         assert inputs[0].shape[:2] == graph.input_size
         with torch.inference_mode():
             candidates = graph(*inputs)
-        is_lost = candidates.pop(IS_LOST, None)
-        assert (is_lost is not None) == ("grey" in graph.inputs)
         expected = view.measure(image)
+        relative_size = candidates.pop(RELATIVE_SIZE, None)
+        assert (relative_size is not None) == ("grey" in graph.inputs)
+        if relative_size is not None:
+            measured_size = expected["places"].relative_size
+            assert float(relative_size.scores_K) == pytest.approx(measured_size or 0.0, abs=1e-9)
         assert tuple(candidates) == view.names == tuple(expected)
         assert ("known_defects" in candidates) == isinstance(view, FeaturesView)
         for name, (scores_K, maps_K) in candidates.items():
@@ -110,10 +113,10 @@ def test_a_graph_brings_images_to_the_same_place(size: tuple[int, int]) -> None:
         poses.append(pose.values_4)
         expected, expected_inside = align(Image.fromarray(image), pose, (size[0] // CELL, size[1] // CELL))
         with torch.inference_mode():
-            aligned, inside, values, is_lost = graph(
+            aligned, inside, values, relative_size = graph(
                 torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image))
             )
-        assert bool(is_lost) == (pose_or_none is None)
+        assert float(relative_size) == (pose_or_none is not None)
         torch.testing.assert_close(values, pose.values_4.double(), rtol=0, atol=1e-9)
         assert np.array_equal(aligned.numpy(), expected)
         assert torch.equal(inside, expected_inside)
@@ -125,7 +128,9 @@ def test_a_graph_finds_a_part_of_another_scale() -> None:
     size = (96, 128)
     template = Template.of([detail(shrink(plate(0, 0, 1), size), 15)], [Pose(torch.zeros(4), 1.0)])
     template = dataclasses.replace(template, agreement=0.9, detail=15)
-    scaled = dataclasses.replace(template, log_scales=LOG_SCALES)
+    scaled = dataclasses.replace(
+        template, log_scales=LOG_SCALES, least_log_scale=np.log(0.95), most_log_scale=np.log(1.05)
+    )
     graph = AlignmentGraph(scaled, *size, CELL)
     for seed, scale in enumerate((0.7, 1.2, 1.0), 1):
         image = plate(seed, 30, scale)
@@ -134,6 +139,7 @@ def test_a_graph_finds_a_part_of_another_scale() -> None:
         assert pose is not None
         assert pose.values_4[1].item() == pytest.approx(np.log(scale), abs=0.02)
         with torch.inference_mode():
-            _, _, values, is_lost = graph(torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image)))
-        assert not is_lost
+            _, _, values, relative_size = graph(torch.from_numpy(image), torch.from_numpy(grey_resize(size)(image)))
+        assert float(relative_size) == pytest.approx(float(scaled.relative_size(pose.values_4)), abs=1e-6)
+        assert float(relative_size) == pytest.approx(scale / min(max(scale, 0.95), 1.05), abs=0.03)
         torch.testing.assert_close(values, pose.values_4.double(), rtol=0, atol=1e-9)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,6 +77,9 @@ class Template:
     """Side of the window whose mean is subtracted from an image; 0: none, as in detectors that were made before."""
     log_scales: tuple[float, ...] = ()
     """Logarithms of other scales at which the part is searched; none in detectors that were made before."""
+    least_log_scale: float = -math.inf
+    most_log_scale: float = math.inf
+    """The range of good images; not limited in detectors that were made before."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -108,6 +112,10 @@ class Template:
         """Return a pose; None if it agrees so much less than those of good images that the part was not found."""
         return pose if pose.agreement >= LOST * self.agreement else None
 
+    def relative_size(self, pose_4: Tensor) -> Tensor:
+        """Return the size of a part in a pose, relative to the nearest one in good images: 1 within their range."""
+        return torch.exp(pose_4[1] - pose_4[1].clamp(self.least_log_scale, self.most_log_scale))
+
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
         return {
@@ -116,6 +124,7 @@ class Template:
             "template_agreement": np.array([self.agreement], np.float32),
             "template_detail": np.array([self.detail], np.float32),
             "template_log_scales": np.array(self.log_scales, np.float32),
+            "template_range": np.array([self.least_log_scale, self.most_log_scale], np.float32),
         }
 
     @classmethod
@@ -130,8 +139,11 @@ class Template:
         log_scales = tensors.get("template_log_scales", torch.empty(0))
         if log_scales.ndim != 1 or len(log_scales) > MAX_SCALES or not (log_scales.abs() <= 1).all():
             raise ValueError("the scales at which its part is searched are damaged")
+        range_2 = tensors.get("template_range", torch.tensor([-torch.inf, torch.inf]))
+        if range_2.shape != (2,) or not range_2[0] <= range_2[1]:
+            raise ValueError("the range of the scales of its good images is damaged")
         agreement = float(tensors["template_agreement"])
-        return cls(mean_HW, weight_HW, agreement, detail, tuple(log_scales.tolist()))
+        return cls(mean_HW, weight_HW, agreement, detail, tuple(log_scales.tolist()), *range_2.tolist())
 
     @torch.inference_mode()
     def find(self, grey_HW: Tensor) -> Pose:
@@ -265,7 +277,10 @@ def estimate(grey: Sequence[Tensor], on_progress: OnProgress, align: bool = True
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))
     template = dataclasses.replace(template, agreement=usual, detail=DETAIL)
-    return Agreement(template, [template.accept(pose) for pose in all_poses], agreement)
+    accepted = [template.accept(pose) for pose in all_poses]
+    log_scales = [float(pose.values_4[1]) for pose in accepted if pose is not None]
+    template = dataclasses.replace(template, least_log_scale=min(log_scales), most_log_scale=max(log_scales))
+    return Agreement(template, accepted, agreement)
 
 
 def _find_all(template: Template, details: Sequence[Tensor], progress: _Counter) -> list[Pose]:

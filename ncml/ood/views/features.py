@@ -225,7 +225,7 @@ class FeaturesView:
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its patches and its colours."""
         pose = self._pose(image_HWC)
-        is_lost = self.template is not None and pose is None
+        relative_size = self._relative_size(pose)
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
         judged = torch.from_numpy(np.array(judged_HWC)).to(self.deviation_F.device)
         measurements: dict[str, Measurement] = {}
@@ -238,7 +238,7 @@ class FeaturesView:
             if pose is not None:
                 map_hw = alignment.restore(map_hw, pose)
             score, local_hw = float(candidates.scores_K[best]), map_hw.numpy().astype(np.float32)
-            measurements[name] = Measurement(score, local_hw, is_lost=is_lost)
+            measurements[name] = Measurement(score, local_hw, relative_size)
         return measurements
 
     def most_unusual(self, image_HWC: Pixels) -> Tensor:
@@ -249,6 +249,11 @@ class FeaturesView:
 
     def _pose(self, image_HWC: Pixels) -> Pose | None:
         return None if self.template is None else self.template.pose(image_HWC)
+
+    def _relative_size(self, pose: Pose | None) -> float | None:
+        if self.template is None:
+            return 1.0
+        return None if pose is None else float(self.template.relative_size(pose.values_4))
 
     @torch.inference_mode()
     def candidates(

@@ -32,8 +32,9 @@ class Measurement:
     """Finite; higher means more out-of-distribution."""
     map_hw: NDArray[np.float32] | None = None
     """Local scores on an even grid that covers the judged region, higher where the image differs; None without one."""
-    is_lost: bool = False
-    """Whether the part was not found, so that the image was compared where it lies."""
+    relative_size: float | None = 1.0
+    """Size of the part relative to the nearest one in good images: 1 within their range, or if parts are not brought
+    to one position; None: the part was not found, so that the image was compared where it lies."""
 
 
 @dataclass(frozen=True)

@@ -566,8 +566,8 @@ def test_images_in_which_the_part_was_not_found_are_named(
         return replace(estimate(*args, **options), lost=(0, 2))  # pyright: ignore[reportArgumentType]
 
     def lose_one(view: AppearanceView, image_HWC: np.ndarray) -> dict[str, Measurement]:
-        is_lost = np.array_equal(image_HWC, ranked_HWC)
-        return {name: replace(own, is_lost=is_lost) for name, own in measure(view, image_HWC).items()}
+        relative_size = None if np.array_equal(image_HWC, ranked_HWC) else 1.0
+        return {name: replace(own, relative_size=relative_size) for name, own in measure(view, image_HWC).items()}
 
     monkeypatch.setattr(AppearanceView, "estimate", lose_two)
     monkeypatch.setattr(AppearanceView, "measure", lose_one)

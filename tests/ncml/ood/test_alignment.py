@@ -102,6 +102,7 @@ def test_a_template_without_detail_is_that_of_earlier_detectors() -> None:
     loaded = Template.load(stored)
     assert loaded.detail == 0
     assert loaded.log_scales == ()
+    assert loaded.relative_size(torch.tensor([0, 0.3, 0, 0])) == 1
     pose = loaded.pose(images[0])
     assert pose is not None
     assert torch.equal(pose.values_4, earlier.find(grey(images)[0]).values_4)
@@ -152,11 +153,12 @@ def test_parts_of_any_scale_are_brought_to_one_position(quick: None) -> None:
     differences = np.log(scales) - log_scales
     assert abs(differences - differences.mean()).max() < 0.03
     earlier = dataclasses.replace(template, log_scales=())
-    for scale in (0.7, 1.2):
+    for scale, relative_size in ((0.7, 0.7 / scales.min()), (1.0, 1.0), (1.2, 1.2 / scales.max())):
         pose = template.pose(plate(100, 10, scale))
         assert pose is not None
+        assert template.relative_size(pose.values_4).item() == pytest.approx(relative_size, abs=0.03)
         assert pose.values_4[1].item() == pytest.approx(np.log(scale) - differences.mean(), abs=0.03)
-        assert earlier.pose(plate(100, 10, scale)) is None
+        assert (earlier.pose(plate(100, 10, scale)) is None) == (scale != 1)
 
 
 def test_a_template_with_damaged_scales_is_refused() -> None:
@@ -166,6 +168,16 @@ def test_a_template_with_damaged_scales_is_refused() -> None:
     for scales in (torch.zeros(33), torch.tensor([torch.nan]), torch.tensor([1.5]), torch.zeros(1, 1)):
         with pytest.raises(ValueError, match="the scales at which its part is searched are damaged"):
             Template.load(stored | {"template_log_scales": scales})
+
+
+def test_a_template_with_a_damaged_range_is_refused() -> None:
+    stored = {
+        name: torch.from_numpy(array) for name, array in Template(torch.zeros(9, 9), torch.ones(9, 9)).store().items()
+    }
+    assert Template.load(stored).most_log_scale == np.inf
+    for bounds in (torch.zeros(3), torch.tensor([0.1, 0.0]), torch.tensor([torch.nan, 0.0])):
+        with pytest.raises(ValueError, match="the range of the scales of its good images is damaged"):
+            Template.load(stored | {"template_range": bounds})
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 2.5])
