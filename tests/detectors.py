@@ -1,5 +1,10 @@
 """Images of a part, and a small detector of them."""
 
+import atexit
+import functools
+import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +85,33 @@ def save_good_images(folder: Path, seed: int = 2, count: int = 60) -> None:
     nets.save_images(folder, images_NHWC)
 
 
+@functools.cache
+def small_base() -> Path:
+    """Return the folder of a network that computes the likelihood of pixels from their neighbours: one layer."""
+    import torch
+
+    from ncml import checkpoint
+    from ncml.config import LevelConfig
+    from ncml.network.ncpn import NCPN
+    from ncml.recipes import detector_base
+
+    recipe = detector_base()
+    torch.manual_seed(0)
+    network = NCPN(
+        replace(recipe, model=replace(recipe.model, levels=(LevelConfig(width=8, blocks=0, attention=False),)))
+    )
+    folder = Path(tempfile.mkdtemp(prefix="ncml-base-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    checkpoint.save(folder / "base", network)
+    return folder / "base"
+
+
 def use_small_scale(patch: pytest.MonkeyPatch) -> None:
-    """Judge small images at their size, align them by few angles and candidates, and measure few alterations."""
+    """Judge small images at their size, with a small network of the likelihood; align them by few angles and
+    candidates, and measure few alterations."""
     from ncml.images import alterations
 
+    patch.setattr("ncml.ood.views.likelihood.find_detector_base", small_base)
     patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
     patch.setattr("ncml.ood.views.patches.AREA_SIDE", 96)
     patch.setattr("ncml.ood.views.alignment.SEARCH_SIDE", 40)

@@ -23,6 +23,7 @@ from ncml.ood import onnx_file
 from ncml.ood.exported import METADATA, ExportedDetector
 from ncml.ood.exported import main as judge_files
 from ncml.ood.judging import Detector
+from ncml.paths import find_detector_base
 from ncml.progress import ignore_progress
 from tests.detectors import fixed_image, turned_image, use_small_scale
 
@@ -31,9 +32,10 @@ JUDGE = "import sys; sys.modules['torch'] = None; from ncml.ood.exported import 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_scale() -> Iterator[None]:
-    """Judge small images at their size, and search for parts at a coarser one."""
+    """Judge small images at their size by all networks of a detector, and search for parts at a coarser one."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_scale(patch)
+        patch.setattr("ncml.ood.views.likelihood.find_detector_base", find_detector_base)
         patch.setattr("ncml.ood.views.pose_search.ANGLE_STEP", 15)
         yield
 
