@@ -640,7 +640,7 @@ def test_a_new_score_does_not_replace_a_reading_that_is_in_use(studio, images: l
     expect(tile).to_be_focused()
     expect(page.locator(".reading h2")).to_have_text("third.png")
     # An image that is removed while it loads is an error in the console.
-    expect(page.locator(".reading img").first).to_have_js_property("complete", True)
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
     page.get_by_role("button", name="Remove results").click()
     expect(page.get_by_text("No scores yet")).to_be_visible()
     page.reload()
