@@ -87,19 +87,26 @@ def test_any_number_of_requests_can_wait_for_a_job(
 
 def test_clients_that_do_not_read_leave_the_routes_to_others(client: TestClient) -> None:
     async def run() -> None:
-        async def never(_: object = None) -> Message:
-            return await asyncio.Future()
+        reads = asyncio.Event()
+
+        async def receive() -> Message:
+            await reads.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_: Message) -> None:
+            await reads.wait()
 
         scope = {"type": "http", "method": "GET", "query_string": b"", "headers": [(b"host", b"localhost")]}
         path = "/docs/assets/swagger-ui-bundle.js"
         unread = [
-            asyncio.ensure_future(client.app(scope | {"path": path}, never, never))
+            asyncio.ensure_future(client.app(scope | {"path": path}, receive, send))
             for _ in range(MAX_CONCURRENT_ROUTES)
         ]
         await asyncio.sleep(0)
         assert await call(client, "GET", "/version") == 200
-        for request in unread:
-            request.cancel()
+        assert not any(request.done() for request in unread)
+        reads.set()
+        await asyncio.gather(*unread)
 
     run_within(client, run)
 
@@ -143,5 +150,6 @@ def test_uploads_of_many_clients_share_a_limit(new_client: Callable[..., TestCli
         assert len(receiving) == 2
         for upload in receiving:
             upload.cancel()
+        await asyncio.wait(receiving)
 
     run_within(client, run)
