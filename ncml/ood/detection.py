@@ -19,7 +19,7 @@ from ncml.results import Detection, ViewDetection
 LOST = "the part was not found in it"
 """What distinguishes an image that could not be brought to the position of good ones."""
 MIN_SIZE_DIFFERENCE = 0.05
-"""Relative difference from the sizes that the part has in good images, above which it is reported."""
+"""Relative difference from the sizes that the part has in good images, from which it is reported."""
 BOX_SHARE = 0.5
 """Share of the way from the median of a map to its maximum from which cells belong to the box."""
 
