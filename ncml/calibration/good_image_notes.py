@@ -51,7 +51,12 @@ def describe_good_images(
                 "missing parts are found less often"
             )
         elif "places" in features.names:
-            position = "as they are" if features.template is None else "once they are brought to one position"
+            position = "as they are"
+            if features.template is not None:
+                largest = (
+                    f"the largest part is {features.template.largest_to_smallest:.2f} times as large as the smallest"
+                )
+                position = f"once they are brought to one position; {largest}"
             notes.append(f"the good images agree by {features.agreement:.2f} at the same place, {position}")
         else:
             notes.append(

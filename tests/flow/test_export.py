@@ -64,6 +64,7 @@ def detector(folder: Path) -> Detector:
     model = ncml.load(folder / "part")
     assert model.detector is not None
     assert model.detector.aligns
+    assert any("; the largest part is 1.0" in note for note in model.detector.notes)
     return Detector.load(folder / "part", model.detector)
 
 

@@ -112,6 +112,11 @@ class Template:
         """Return a pose; None if it agrees so much less than those of good images that the part was not found."""
         return pose if pose.agreement >= LOST * self.agreement else None
 
+    @property
+    def largest_to_smallest(self) -> float:
+        """Size of the largest part in good images relative to the smallest."""
+        return math.exp(self.most_log_scale - self.least_log_scale)
+
     def relative_size(self, pose_4: Tensor) -> Tensor:
         """Return the size of a part in a pose, relative to the nearest one in good images: 1 within their range."""
         return torch.exp(pose_4[1] - pose_4[1].clamp(self.least_log_scale, self.most_log_scale))

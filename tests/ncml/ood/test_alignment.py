@@ -152,6 +152,7 @@ def test_parts_of_any_scale_are_brought_to_one_position(quick: None) -> None:
     assert len(log_scales) == 16
     differences = np.log(scales) - log_scales
     assert abs(differences - differences.mean()).max() < 0.03
+    assert template.largest_to_smallest == pytest.approx(scales.max() / scales.min(), rel=0.03)
     earlier = dataclasses.replace(template, log_scales=())
     for scale, relative_size in ((0.7, 0.7 / scales.min()), (1.0, 1.0), (1.2, 1.2 / scales.max())):
         pose = template.pose(plate(100, 10, scale))
