@@ -20,7 +20,7 @@ from PIL import Image
 
 from ncml import images
 from ncml.data.blocks import evenly_spaced
-from ncml.ood.detection import MIN_SIZE_DIFFERENCE
+from ncml.ood.detection import part_difference
 from ncml.ood.views import alignment
 from ncml.ood.views.view import Pixels
 from ncml.paths import sorted_files
@@ -52,11 +52,10 @@ def main() -> None:
         scaled = [scaled_image(image, scale) for image in searched]
         own_count = sum(at_own.pose(image) is not None for image in scaled)
         start = time.process_time()
-        found = [pose for image in scaled if (pose := template.pose(image))]
+        scaled_poses = [pose for image in scaled if (pose := template.pose(image))]
         seconds = (time.process_time() - start) / len(scaled)
-        sizes = [float(template.relative_size(pose.values_4)) for pose in found]
-        reported = sum(abs(size - 1) >= MIN_SIZE_DIFFERENCE for size in sizes)
-        print(f"{scale:5.2f}  {own_count:10d}  {len(found):14d}  {reported:10d}  {seconds:7.2f}", flush=True)
+        reported = sum(bool(part_difference(float(template.relative_size(pose.values_4)))) for pose in scaled_poses)
+        print(f"{scale:5.2f}  {own_count:10d}  {len(scaled_poses):14d}  {reported:10d}  {seconds:7.2f}", flush=True)
 
 
 def scaled_image(image_HWC: Pixels, scale: float) -> Pixels:

@@ -34,6 +34,7 @@ def detect(
     view = max(squares, key=lambda name: (squares[name], standardised[name]))  # all squares may be 0
     score = math.sqrt(sum(squares.values()))
     measurement = measurements[view]
+    part_differences = dict.fromkeys(part_difference(own.relative_size) for own in measurements.values())
     covered = Box(0, 0, W, H) if calibration.region is None else calibration.region.box
     return Detection(
         view=view,
@@ -58,9 +59,19 @@ def detect(
         ranking_images=calibration.n_rank,
         calibration_version=calibration.version,
         covered=covered,
-        differences=calibration.differences(image_HWC) + _part_differences(measurements),
+        differences=(*calibration.differences(image_HWC), *filter(None, part_differences)),
         grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
     )
+
+
+def part_difference(relative_size: float | None) -> str:
+    """Return what distinguishes a part of this size (`Measurement.relative_size`) from good ones; "" if nothing."""
+    if relative_size is None:
+        return LOST
+    change = relative_size - 1
+    if abs(change) < MIN_SIZE_DIFFERENCE:
+        return ""
+    return f"the part is {abs(change):.0%} {'larger' if change > 0 else 'smaller'} than in good images"
 
 
 def scores_of(measurements: Mapping[str, Measurement]) -> dict[str, float]:
@@ -86,16 +97,6 @@ def box_of(map_hw: NDArray[np.float32], covered: Box) -> Box:
     top, bottom = min(rows) * covered.height // h, -(-(max(rows) + 1) * covered.height // h)
     left, right = min(columns) * covered.width // w, -(-(max(columns) + 1) * covered.width // w)
     return Box(covered.left + left, covered.top + top, right - left, bottom - top)
-
-
-def _part_differences(measurements: Mapping[str, Measurement]) -> tuple[str, ...]:
-    sizes = [own.relative_size for own in measurements.values()]
-    if None in sizes:
-        return (LOST,)
-    change = max((size - 1 for size in sizes if size is not None), key=abs)
-    if abs(change) < MIN_SIZE_DIFFERENCE:
-        return ()
-    return (f"the part is {abs(change):.0%} {'larger' if change > 0 else 'smaller'} than in good images",)
 
 
 def _box(measurement: Measurement, covered: Box) -> Box:
