@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,9 +114,15 @@ class Grow(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """[B, F, H, W] -> [B, G, 2 H, 2 W]."""
-        # The 2x3 kernel centred on column 2J spills one column over the left edge.
-        x_BFHW = super().forward(input)
-        return x_BFHW[..., 1:] if self.stream == "u" else x_BFHW
+        # One matrix product: in bf16 on a CPU, PyTorch's own 2x3 convolution takes over three times as long.
+        _, out_channels, rows, columns = self.weight.shape
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        emitted_BHWrcG = F.linear(input.permute(0, 2, 3, 1), weight).unflatten(-1, (rows, columns, out_channels))
+        if columns == 3:  # the first of three is the odd column of the position to the left
+            first, even, odd = emitted_BHWrcG.unbind(4)
+            emitted_BHWrcG = torch.stack([even, odd + F.pad(first[:, :, 1:], (0, 0, 0, 0, 0, 1))], 4)
+        x_BHWG = emitted_BHWrcG.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return (x_BHWG + cast(Tensor, self.bias).to(x_BHWG.dtype)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,11 @@ EPSILON = 1e-7
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum for matrices, each of which must have a gradient in every step.
 
-    It computes what `torch.optim.Muon` does, but not necessarily in bf16, which takes 25 times as long as fp32 on a CPU
-    that emulates it.
-
-    dtype: the type in which matrices are orthogonalised.
+    It computes what `torch.optim.Muon` does, in fewer products, and in fp32 instead of bf16.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum})
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -60,21 +56,32 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 average: Tensor = state["momentum_buffer"]
                 average.lerp_(matrix.grad, 1 - group["momentum"])
-                direction = orthogonalize(matrix.grad.lerp(average, group["momentum"]), self.dtype)
+                direction = orthogonalize(matrix.grad.lerp(average, group["momentum"]))
                 matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
 
 
-def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the matrix, in `dtype`, with singular values moved into about [0.7, 1.2] by a Newton-Schulz iteration.
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Return the matrix with singular values moved into about [0.7, 1.2] by a Newton-Schulz iteration.
 
-    Those below about 0.2 % of the Frobenius norm remain smaller, and so do all where that norm is below `EPSILON`.
+    Each iteration multiplies X by a polynomial of X X^T. Only this matrix, which is smaller, is iterated, and X is then
+    multiplied by the product of the polynomials. That needs fp32: errors of small eigenvalues grow twelvefold with each
+    iteration.
+
+    Singular values below about 0.2 % of the Frobenius norm remain smaller, and so do all where that norm is below
+    `EPSILON`.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if is_tall else matrix
     norm = x.norm() + EPSILON
-    x = (x / norm).to(dtype)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x) * (1 - EPSILON / norm)
+    x = x / norm
+    gram = x @ x.mT
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for iteration in range(ITERATIONS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        if iteration < ITERATIONS - 1:
+            gram = factor @ gram @ factor
+    x = product @ x * (1 - EPSILON / norm)
+    return x.mT if is_tall else x

@@ -65,9 +65,7 @@ class Optimizer:
         """Each optimiser with the names of its parameters, in its own order."""
         if training.muon_learning_rate is not None:
             group = {"params": list(matrices.values()), "base_lr": training.muon_learning_rate}
-            on_gpu = next(network.parameters()).is_cuda
-            dtype = torch.bfloat16 if on_gpu and training.precision == "bf16" else torch.float32
-            self.parts.append((Muon([group], MOMENTUM, dtype), list(matrices)))
+            self.parts.append((Muon([group], MOMENTUM), list(matrices)))
 
     def step(self, share: float) -> None:
         """Update the parameters by their gradients.

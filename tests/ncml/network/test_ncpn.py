@@ -50,6 +50,15 @@ def test_halving_and_doubling_restore_the_size(stream: str) -> None:
     assert Grow(stream, 4, 5)(x).shape == (1, 5, 12, 20)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("stream", "beside"), [("u", 1), ("ul", 0)])
+def test_doubling_is_a_transposed_convolution(stream: str, beside: int) -> None:
+    """Of u, the column that the first position emits beside the image is left out."""
+    torch.manual_seed(0)
+    grow, x = Grow(stream, 4, 5).double(), torch.randn(2, 4, 3, 5, dtype=torch.float64)  # type: ignore[arg-type]
+    expected = F.conv_transpose2d(x, grow.weight, grow.bias, stride=2)[..., beside:]
+    torch.testing.assert_close(grow(x), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("stream", ["u", "ul"])
 def test_attention_agrees_with_the_definition(stream: str) -> None:
     """Compare with a loop over positions, with the masks of each stream."""
