@@ -3,6 +3,8 @@
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the update scaled as in Liu et
 al., "Muon is Scalable for LLM Training" (2025).
 
+Shapes: N matrices of R rows and C columns.
+
 Closed gates. A gated block (`ncml.network.layers`) whose gate is closed passes on neither its values nor its gradient.
 Such gates close early (in `cifar10_tiny` within 10,000 images), probably because what new blocks add is mostly noise at
 first. Muon would scale even their gradients, with norms of 1e-9, to steps of full size: the weights behind a gate drift
@@ -50,18 +52,27 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update the matrices by their gradients; the root mean square of an update is about 0.2 learning rates."""
         for group in self.param_groups:
+            of_shape: dict[torch.Size, list[Tensor]] = {}
             for matrix in group["params"]:
-                state = self.state[matrix]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                average: Tensor = state["momentum_buffer"]
-                average.lerp_(matrix.grad, 1 - group["momentum"])
-                direction = orthogonalize(matrix.grad.lerp(average, group["momentum"]))
-                matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
+                of_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in of_shape.items():  # products of small matrices use several threads only together
+                average_NRC = torch.stack([self._average(matrix, group["momentum"]) for matrix in matrices])
+                step = 0.2 * math.sqrt(max(shape)) * group["lr"]
+                for matrix, direction_RC in zip(matrices, orthogonalize(average_NRC), strict=True):
+                    matrix.add_(direction_RC, alpha=-step)
+
+    def _average(self, matrix: Tensor, momentum: float) -> Tensor:
+        """Include the gradient of a matrix in its moving average; return Nesterov's average, which looks ahead."""
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        average: Tensor = state["momentum_buffer"]
+        average.lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(average, momentum)
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return the matrix with singular values moved into about [0.7, 1.2] by a Newton-Schulz iteration.
+def orthogonalize(x_NRC: Tensor) -> Tensor:
+    """Return matrices with singular values moved into about [0.7, 1.2] by a Newton-Schulz iteration, [N, R, C].
 
     Each iteration multiplies X by a polynomial of X X^T. Only this matrix, which is smaller, is iterated, and X is then
     multiplied by the product of the polynomials. That needs fp32: errors of small eigenvalues grow twelvefold with each
@@ -70,18 +81,17 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     Singular values below about 0.2 % of the Frobenius norm remain smaller, and so do all where that norm is below
     `EPSILON`.
     """
+    if x_NRC.shape[1] > x_NRC.shape[2]:
+        return orthogonalize(x_NRC.mT).mT
     a, b, c = COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if is_tall else matrix
-    norm = x.norm() + EPSILON
-    x = x / norm
-    gram = x @ x.mT
-    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    norm_N11 = x_NRC.norm(dim=(1, 2), keepdim=True) + EPSILON
+    x_NRC = x_NRC / norm_N11
+    gram_NRR = x_NRC @ x_NRC.mT
+    product_NRR = torch.eye(x_NRC.shape[1], dtype=x_NRC.dtype, device=x_NRC.device)
     for iteration in range(ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
+        factor_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        factor_NRR.diagonal(dim1=1, dim2=2).add_(a)
+        product_NRR = factor_NRR @ product_NRR
         if iteration < ITERATIONS - 1:
-            gram = factor @ gram @ factor
-    x = product @ x * (1 - EPSILON / norm)
-    return x.mT if is_tall else x
+            gram_NRR = factor_NRR @ gram_NRR @ factor_NRR
+    return product_NRR @ x_NRC * (1 - EPSILON / norm_N11)
