@@ -63,12 +63,13 @@ class Muon(torch.optim.Optimizer):
 
     def _average(self, matrix: Tensor, momentum: float) -> Tensor:
         """Include the gradient of a matrix in its moving average; return Nesterov's average, which looks ahead."""
-        state = self.state[matrix]
+        state, gradient = self.state[matrix], matrix.grad
+        assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
         average: Tensor = state["momentum_buffer"]
-        average.lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(average, momentum)
+        average.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
 
 
 def orthogonalize(x_NRC: Tensor) -> Tensor:
