@@ -145,7 +145,7 @@ class Links(BaseModel):
     """Related resources."""
 
     self: str
-    result: str
+    result: str = Field(description="The result, in the `format` that the request named, if it named one.")
     events: str
     cancel: str
 
@@ -223,6 +223,7 @@ def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
 def job_answer(view: JobView, position: int | None) -> JobAnswer:
     """Return the document of a job and its position in the queue."""
     base, progress = f"/jobs/{view.id}", view.progress
+    result = f"{base}/result" + (f"?format={view.format}" if view.format else "")
     if progress and view.status is JobStatus.SUCCEEDED:  # the last report precedes the end
         progress = progress.model_copy(update={"step": progress.total, "done": progress.n})
     return JobAnswer(
@@ -241,7 +242,7 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
         error=view.error,
         timing=view.timing,
         webhook=view.webhook,
-        links=Links(self=base, result=f"{base}/result", events=f"{base}/events", cancel=f"{base}/cancel"),
+        links=Links(self=base, result=result, events=f"{base}/events", cancel=f"{base}/cancel"),
     )
 
 

@@ -202,6 +202,7 @@ class JobService:
                 owner=owner,
                 files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
                 digests=parsed.digests if isinstance(job, ScoreJob) and job.originals else (),
+                format=parsed.format,
                 traceparent=str(request.state.traceparent),
                 webhook=webhook.url if webhook else "",
                 held_s=held_s,

@@ -330,6 +330,7 @@ class JobView(FrozenModel):
     digests: tuple[str, ...] = Field(
         default=(), description="SHA-256 of each file that a detector judges, given by the submitter"
     )
+    format: str = Field(default="", description="format of the result that the request named, given by the submitter")
     n: int
     created_at: float = Field(description="seconds since 1970, as are the next three fields")
     started_at: float | None = None

@@ -125,6 +125,7 @@ class JobQueue:
         owner: str = "",
         files: Sequence[str] = (),
         digests: Sequence[str] = (),
+        format: str = "",
         traceparent: str = "",
         webhook: str = "",
         held_s: float | None = None,
@@ -132,9 +133,9 @@ class JobQueue:
         """Put a job in the queue of its lane and priority; return its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
-        `fingerprint`, `owner`, `files` and `digests` are stored in the job's view: they identify the request and its
-        owner, name the image files, and identify those that a detector judges. `traceparent` continues the trace of the
-        request in the worker.
+        `fingerprint`, `owner`, `files`, `digests` and `format` are stored in the job's view: they identify the request
+        and its owner, name the image files, identify those that a detector judges, and name the format of the result.
+        `traceparent` continues the trace of the request in the worker.
         `webhook` is the address to which the end of the job is sent (`worker.deliveries`).
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
@@ -155,6 +156,7 @@ class JobQueue:
             owner=owner,
             files=files,
             digests=digests,
+            format=format,
             traceparent=traceparent,
             webhook=webhook,
             origin=queue_name(lane, job.priority) if held_s is None else held_name(lane),

@@ -16,8 +16,8 @@ from worker.job_results import Event, JobError, JobView, ModelRef, Timing, Webho
 
 VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
-    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "digests", "cancel",
-    "webhook_id", "webhook_state", "webhook_attempts",
+    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "digests", "format",
+    "cancel", "webhook_id", "webhook_state", "webhook_attempts",
 )  # fmt: skip
 """The fields that `read_view` reads."""
 
@@ -49,6 +49,7 @@ def make_record(
     owner: str = "",
     files: Sequence[str] = (),
     digests: Sequence[str] = (),
+    format: str = "",
     traceparent: str = "",
     webhook: str = "",
 ) -> dict[str, str | bytes | int | float]:
@@ -81,6 +82,8 @@ def make_record(
         fields["files"] = pydantic_core.to_json(files)
     if digests:
         fields["digests"] = pydantic_core.to_json(digests)
+    if format:
+        fields["format"] = format
     if traceparent:
         fields["traceparent"] = traceparent
     if webhook:
@@ -124,6 +127,7 @@ def read_view(job_id: str, fields: dict[str, str]) -> JobView:
         owner=fields.get("owner", ""),
         files=pydantic_core.from_json(fields.get("files", "[]")),
         digests=pydantic_core.from_json(fields.get("digests", "[]")),
+        format=fields.get("format", ""),
         n=int(fields.get("n", 1)),
         created_at=float(fields["submitted"]),
         started_at=float(fields["started"]) if has_started else None,

@@ -73,6 +73,11 @@ class ParsedRequest(Generic[P]):
         """The SHA-256 of each file, in hexadecimal digits."""
         return [hashlib.sha256(upload.data).hexdigest() for upload in self.uploads]
 
+    @property
+    def format(self) -> str:
+        """The format that the parameters name for the response; "" if they name none."""
+        return getattr(self.params, "format", None) or ""
+
     def fingerprint(self, path: str) -> str:
         """Return a digest of the path, the parameters and the files, in whichever format they were sent."""
         digest = hashlib.sha256(f"{path} {self.params.model_dump_json(exclude={'format'})}".encode())

@@ -240,7 +240,7 @@ def test_a_good_wall_is_not_flagged(stack: Stack) -> None:
 
 
 def test_a_job_is_followed_to_its_end(stack: Stack) -> None:
-    submitted = stack.http.post("/generate?n=4&seed=2&noise=0", headers={"prefer": "respond-async"})
+    submitted = stack.http.post("/generate?n=4&seed=2&noise=0&format=npz", headers={"prefer": "respond-async"})
     assert submitted.status_code == 202
     location = submitted.headers["location"]
     with stack.http.stream("GET", f"{location}/events") as stream:
@@ -252,8 +252,12 @@ def test_a_job_is_followed_to_its_end(stack: Stack) -> None:
     body = stack.http.get(location).json()
     assert body["status"] == "succeeded"
     assert body["model"]["version"] == stack.model.version
-    result = stack.http.get(body["links"]["result"])
-    assert np.array_equal(pixels(result.content), grid(stack.model.generate(4, seeds=2, noise=0.0)))
+    assert body["links"] == submitted.json()["links"]
+    expected = stack.model.generate(4, seeds=2, noise=0.0)
+    result = stack.http.get(body["links"]["result"])  # in the format of the request
+    assert np.array_equal(np.load(io.BytesIO(result.content))["images"], expected)
+    in_the_default = stack.http.get(f"{location}/result")
+    assert np.array_equal(pixels(in_the_default.content), grid(expected))
 
 
 def long_job(stack: Stack) -> str:

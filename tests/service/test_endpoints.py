@@ -494,6 +494,14 @@ def test_respond_async_does_not_wait(client: TestClient, worker) -> None:
     assert response.headers["preference-applied"] == "respond-async"
 
 
+def test_a_job_links_to_its_result_in_the_format_of_the_request(client: TestClient, worker) -> None:
+    worker.hold()
+    for query, suffix in (("", ""), ("?format=npz", "?format=npz")):
+        job = client.post(f"/generate{query}", headers={"prefer": "respond-async"}).json()
+        assert job["links"]["result"] == f"/jobs/{job['id']}/result{suffix}"
+        assert client.get(job["links"]["self"]).json()["links"] == job["links"]
+
+
 def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], worker) -> None:
     worker.hold()
     response = new_client(wait_s=0.1).post("/generate", headers={"prefer": "wait=500"})

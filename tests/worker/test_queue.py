@@ -383,10 +383,11 @@ def test_every_key_of_an_ended_job_expires(queue: JobQueue) -> None:
     assert sorted(without) == [b"ncml:wake:generate", b"rq:canceled:ncml:generate:normal", b"rq:queues"]
 
 
-def test_a_fingerprint_and_the_names_of_files_are_kept_in_the_view(queue: JobQueue) -> None:
-    job_id = queue.submit(GenerateJob(model="m"), fingerprint="abc", files=["a.png", "画像.png"])
+def test_what_describes_the_request_is_kept_in_the_view(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"), fingerprint="abc", files=["a.png", "画像.png"], format="npz")
     queue.cancel(job_id)
     assert queue.view(job_id).fingerprint == "abc"
+    assert queue.view(job_id).format == "npz"
     assert queue.view(job_id).files == ("a.png", "画像.png")
 
 
