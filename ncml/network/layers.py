@@ -114,11 +114,11 @@ class Grow(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """[B, F, H, W] -> [B, G, 2 H, 2 W]."""
-        # One matrix product: in bf16 on a CPU, PyTorch's own 2x3 convolution takes over three times as long.
+        # One matrix product: in bf16 on a CPU, PyTorch's transposed 2x3 convolution takes over three times as long.
         _, out_channels, rows, columns = self.weight.shape
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
         emitted_BHWrcG = F.linear(input.permute(0, 2, 3, 1), weight).unflatten(-1, (rows, columns, out_channels))
-        if columns == 3:  # centred on column 2J: the first of three is an odd column of the position to the left
+        if self.stream == "u":  # centred on column 2J: the first of three is the odd column of the position to the left
             first, even, odd = emitted_BHWrcG.unbind(4)
             emitted_BHWrcG = torch.stack([even, odd + F.pad(first[:, :, 1:], (0, 0, 0, 0, 0, 1))], 4)
         x_BHWG = emitted_BHWrcG.transpose(2, 3).flatten(3, 4).flatten(1, 2)
