@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NoReturn
+
+
+class StopEvent:
+    """A request to stop that a signal handler may make: a `threading.Event` that is never cleared.
+
+    A handler runs between two bytecodes of the main thread. If that has just taken the lock of a `threading.Event`, to
+    wait for it, a handler that sets the event waits for this lock forever. `SimpleQueue.put` has no such lock.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def is_set(self) -> bool:
+        """Return whether the request was made."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Make the request."""
+        self._is_set = True
+        self._wakeups.put(None)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the request, `timeout` seconds at most; return whether it was made."""
+        if not self._is_set:
+            with contextlib.suppress(queue.Empty):
+                self._wakeups.get(timeout=timeout)
+                self._wakeups.put(None)  # for another thread that waits
+        return self._is_set
 
 
 def stop_signals() -> list[signal.Signals]:

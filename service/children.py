@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from ncml.errors import NcmlError
+from ncml.signals import StopEvent
 
 STOP_GRACE_S = 15.0
 """Time between the request to stop a child and killing it."""
@@ -102,7 +102,7 @@ class Supervisor:
             _previous(log).unlink(missing_ok=True)
         self.report = report
         self.grace_s = grace_s
-        self.stopping = threading.Event()
+        self.stopping = StopEvent()
 
     @property
     def children(self) -> list[Child]:

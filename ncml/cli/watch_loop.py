@@ -1,6 +1,7 @@
 """The loop of `ncml watch`: images are judged as they arrive, recorded, moved and reported."""
 
 import contextlib
+import queue
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from ncml.object_storage import StoragePath
 from ncml.object_storage.filesystems import open_filesystem
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
 from ncml.paths import Location, escape_controls, printable, printed_path, relative_to
-from ncml.signals import handling
+from ncml.signals import StopEvent, handling
 
 RETRY_S = 5.0
 """Pause before a folder, a table or a service that cannot be used is tried again."""
@@ -72,7 +73,9 @@ class Watch:
         self._judged = self._flagged = self._skipped = self._judged_before = 0
         self._is_alarmed = self._is_introduced = False
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
-        self._stopping, self._changed = threading.Event(), threading.Event()
+        self._stopping = StopEvent()
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """One item for each change of the folder that the system reports, and for a signal; its handler may add it."""
         self._began = self._reported_at = time.monotonic()
         self._problem, alarmed_at = "", 0
         reserved: set[Path] = set()
@@ -121,8 +124,7 @@ class Watch:
                 self._move()
                 self._report_progress()
                 self._stopping.wait(max(0, listed_at + pause_s - time.monotonic()))
-                self._changed.wait(min(poll_s, self._arrivals.next_check_s()))
-                self._changed.clear()
+                self._wait_for_change(min(poll_s, self._arrivals.next_check_s()))
         self._report_progress(is_last=True)
 
     def _introduce(self) -> None:
@@ -154,7 +156,7 @@ class Watch:
 
         def stop(signum: int) -> None:
             self._stopping.set()
-            self._changed.set()
+            self._wakeups.put(None)
             signal.signal(signum, earlier[signum])
 
         with handling(stop) as earlier:
@@ -176,7 +178,7 @@ class Watch:
                         stop_event=self._stopping, yield_on_timeout=True, raise_interrupt=False,
                     ):  # fmt: skip
                         if changes:
-                            self._changed.set()
+                            self._wakeups.put(None)
                         if self._problem:
                             break  # the folder has vanished, and its successor needs a new watch
                 except (OSError, RuntimeError):
@@ -190,6 +192,12 @@ class Watch:
         finally:
             self._stopping.set()
             listener.join()
+
+    def _wait_for_change(self, timeout_s: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._wakeups.get(timeout=timeout_s)
+            while True:  # one listing serves all changes before it
+                self._wakeups.get_nowait()
 
     def _judge(self, complete: list[Arrival]) -> None:
         """Judge files in order, until a signal."""
