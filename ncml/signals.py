@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, NoReturn
 
 
-class StopEvent:
-    """A request to stop that a signal handler may make: a `threading.Event` that is never cleared.
+class SignalEvent:
+    """A `threading.Event` that a signal handler may set; only the thread that waits for it may clear it.
 
     A handler runs between two bytecodes of the main thread. If that has just taken the lock of a `threading.Event`, to
     wait for it, a handler that sets the event waits for this lock forever. `SimpleQueue.put` has no such lock.
@@ -19,23 +19,30 @@ class StopEvent:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wakeup: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def is_set(self) -> bool:
-        """Return whether the request was made."""
+        """Return whether the event is set."""
         return self._is_set
 
     def set(self) -> None:
-        """Make the request."""
+        """Set the event, and wake the threads that wait for it."""
         self._is_set = True
-        self._wakeups.put(None)
+        if self._wakeup.empty():
+            self._wakeup.put(None)
+
+    def clear(self) -> None:
+        """Reset the event."""
+        self._is_set = False  # first, so that an event set meanwhile stays set
+        with contextlib.suppress(queue.Empty):
+            self._wakeup.get_nowait()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the request, `timeout` seconds at most; return whether it was made."""
+        """Wait for the event, `timeout` seconds at most; return whether it is set."""
         if not self._is_set:
             with contextlib.suppress(queue.Empty):
-                self._wakeups.get(timeout=timeout)
-                self._wakeups.put(None)  # for another thread that waits
+                self._wakeup.get(timeout=timeout)
+                self._wakeup.put(None)  # for another thread that waits
         return self._is_set
 
 

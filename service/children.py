@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from ncml.errors import NcmlError
-from ncml.signals import StopEvent
+from ncml.signals import SignalEvent
 
 STOP_GRACE_S = 15.0
 """Time between the request to stop a child and killing it."""
@@ -102,7 +102,7 @@ class Supervisor:
             _previous(log).unlink(missing_ok=True)
         self.report = report
         self.grace_s = grace_s
-        self.stopping = StopEvent()
+        self.stopping = SignalEvent()
 
     @property
     def children(self) -> list[Child]:

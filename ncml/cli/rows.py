@@ -25,7 +25,7 @@ from ncml.limits import MAX_JUDGED_IMAGES
 from ncml.object_storage import read_ahead
 from ncml.paths import Location, escape_controls, printable
 from ncml.progress import OnProgress, Progress, ignore_progress
-from ncml.signals import StopEvent
+from ncml.signals import SignalEvent
 
 if TYPE_CHECKING:
     from ncml.cli.local_model import LocalModel
@@ -107,7 +107,7 @@ def score_batches(
     paths: Iterable[Location],
     scorer: Scorer,
     begin: Callable[[Location], Row] = lambda path: {},
-    stopping: StopEvent | None = None,
+    stopping: SignalEvent | None = None,
 ) -> Iterator[list[Row]]:
     """Yield the rows of the files, batch by batch in their order.
 
@@ -134,7 +134,7 @@ def score_batches(
         pending.extend(_in_thread(partial(complete, batch)) for batch in itertools.islice(batches, 1))
 
 
-def _is_done(future: "Future[list[Row]]", stopping: StopEvent) -> bool:
+def _is_done(future: "Future[list[Row]]", stopping: SignalEvent) -> bool:
     """Wait for a result, only for a while once `stopping` is set; return whether it is there."""
     while not stopping.is_set():
         if wait([future], POLL_S).done:

@@ -1,7 +1,6 @@
 """The loop of `ncml watch`: images are judged as they arrive, recorded, moved and reported."""
 
 import contextlib
-import queue
 import signal
 import sys
 import threading
@@ -27,7 +26,7 @@ from ncml.object_storage import StoragePath
 from ncml.object_storage.filesystems import open_filesystem
 from ncml.ood.alarm import ALPHA, FlaggedRateAlarm
 from ncml.paths import Location, escape_controls, printable, printed_path, relative_to
-from ncml.signals import StopEvent, handling
+from ncml.signals import SignalEvent, handling
 
 RETRY_S = 5.0
 """Pause before a folder, a table or a service that cannot be used is tried again."""
@@ -73,9 +72,7 @@ class Watch:
         self._judged = self._flagged = self._skipped = self._judged_before = 0
         self._is_alarmed = self._is_introduced = False
         self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
-        self._stopping = StopEvent()
-        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """One item for each change of the folder that the system reports, and for a signal; its handler may add it."""
+        self._stopping, self._changed = SignalEvent(), SignalEvent()
         self._began = self._reported_at = time.monotonic()
         self._problem, alarmed_at = "", 0
         reserved: set[Path] = set()
@@ -124,7 +121,8 @@ class Watch:
                 self._move()
                 self._report_progress()
                 self._stopping.wait(max(0, listed_at + pause_s - time.monotonic()))
-                self._wait_for_change(min(poll_s, self._arrivals.next_check_s()))
+                self._changed.wait(min(poll_s, self._arrivals.next_check_s()))
+                self._changed.clear()
         self._report_progress(is_last=True)
 
     def _introduce(self) -> None:
@@ -156,7 +154,7 @@ class Watch:
 
         def stop(signum: int) -> None:
             self._stopping.set()
-            self._wakeups.put(None)
+            self._changed.set()
             signal.signal(signum, earlier[signum])
 
         with handling(stop) as earlier:
@@ -178,7 +176,7 @@ class Watch:
                         stop_event=self._stopping, yield_on_timeout=True, raise_interrupt=False,
                     ):  # fmt: skip
                         if changes:
-                            self._wakeups.put(None)
+                            self._changed.set()
                         if self._problem:
                             break  # the folder has vanished, and its successor needs a new watch
                 except (OSError, RuntimeError):
@@ -192,12 +190,6 @@ class Watch:
         finally:
             self._stopping.set()
             listener.join()
-
-    def _wait_for_change(self, timeout_s: float) -> None:
-        with contextlib.suppress(queue.Empty):
-            self._wakeups.get(timeout=timeout_s)
-            while True:  # one listing serves all changes before it
-                self._wakeups.get_nowait()
 
     def _judge(self, complete: list[Arrival]) -> None:
         """Judge files in order, until a signal."""

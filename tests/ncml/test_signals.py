@@ -1,4 +1,4 @@
-"""A stop that a signal requests is noticed, at whichever instruction the signal arrives."""
+"""An event that a signal handler sets is noticed, whatever the handler interrupts."""
 
 import itertools
 import sys
@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-from ncml.signals import StopEvent
+from ncml.signals import SignalEvent
 
 
 def interrupted(function: Callable[[], Any], instruction: int, handler: Callable[[], None]) -> bool:
-    """Call a function, and the handler just before its n-th instruction; return whether it has so many."""
+    """Call a function, with a handler that interrupts it before its n-th bytecode; return whether it ran that many."""
     count = 0
 
     def trace(frame: FrameType, kind: str, _: Any) -> Any:
@@ -33,22 +33,39 @@ def interrupted(function: Callable[[], Any], instruction: int, handler: Callable
 
 def test_a_handler_may_interrupt_a_wait_anywhere() -> None:
     """A `threading.Event` waits for its own lock here."""
+    noticed: list[bool] = []
 
     def wait_at_each_instruction() -> None:
         for instruction in itertools.count(1):
-            event = StopEvent()
+            event = SignalEvent()
             if not interrupted(lambda: event.wait(0.01), instruction, event.set):  # noqa: B023 (called at once)
                 return
-            assert event.wait(0)
+            noticed.append(event.wait(0))
 
     waiting = threading.Thread(target=wait_at_each_instruction, daemon=True)
     waiting.start()
     waiting.join(60)
     assert not waiting.is_alive()
+    assert len(noticed) > 10
+    assert all(noticed)
 
 
-def test_a_request_wakes_all_threads_that_wait() -> None:
-    event = StopEvent()
+def test_an_event_stays_set_if_a_handler_sets_it_while_it_is_cleared() -> None:
+    stayed: list[bool] = []
+    for instruction in itertools.count(1):
+        event = SignalEvent()
+        event.set()
+        if not interrupted(event.clear, instruction, event.set):
+            assert not event.wait(0.01)
+            break
+        stayed.append(event.wait(0.01))
+    reset = stayed.index(True)
+    assert reset < 10 < len(stayed)  # the event is reset first
+    assert all(stayed[reset:])
+
+
+def test_an_event_wakes_all_threads_that_wait() -> None:
+    event = SignalEvent()
     assert not event.wait(0.01)
     with ThreadPoolExecutor(3) as threads:
         waiting = [threads.submit(event.wait, 600) for _ in range(3)]
