@@ -12,7 +12,22 @@ at random, until the values that it blocks reach 1,200, and the network fails if
 `cifar10_base` at a constant rate diverged after 489,000 images: a block that had contributed nothing was then open.
 `EPSILON` keeps such weights still: from 357,000 to 1.18 million images at the constant rates of `cifar10_base`, those
 of two such blocks changed by less than 1%. The run nevertheless returned to saved weights 15 times and then diverged,
-so closed gates are not the only cause. Its largest attention logit rose from 45, after 970,000 images, to 64.
+so closed gates are not the only cause.
+
+Large weights. Updates have a fixed size, so weights keep growing: those of the bundled model have 6 (projections of the
+other stream) to 106 times (output convolutions of gated blocks) the root mean square that they began with. Nothing
+normalises what a gated block adds, so large weights amplify an unusual input from block to block: shortly before a run
+from such weights at twice the rates of `cifar10_base` diverged, after 8,700 images, the last block added 6,700 instead
+of 4 to an image whose loss exceeded 100 bits/dim. Attention cannot amplify in this way: it returns means of its values.
+
+Weight decay (0.1 times the learning rate) makes the weights smaller, but has not helped so far. Held-out bits/dim with
+and without it (one run each, one core of an Intel Xeon with AMX, 2026-12-02):
+
+    from random weights, 40,000 images                     3.711, 3.702
+    bundled model, 60,000 images at half the rates         3.328, 3.328    convolutions with a fifth less; rounding to
+                                                                           bf16 costs 0.011 instead of 0.013
+    from there, at twice the rates                         the loss of single images exceeds 100 bits/dim after about
+                                                           8,000 images with it and without it
 
 Attempts to keep gates open, with held-out bits/dim with and without them (one run each, one core of an AMD EPYC with
 AVX-512, 2026-11-30):

@@ -155,6 +155,18 @@ def test_bf16_is_near_fp32() -> None:
     assert not torch.equal(full, half)
 
 
+def test_pixels_are_read_in_fp32_under_autocast() -> None:
+    torch.manual_seed(0)
+    net, x_BCHW = NCPN(smoke()), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        exact = net.stem(x_BCHW)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = net.stem(x_BCHW)
+    for stream, expected in ((mixed.u, exact.u), (mixed.ul, exact.ul)):
+        assert torch.equal(stream.x, expected.x)
+        assert torch.equal(stream.elu, expected.elu)
+
+
 def test_the_initial_mixture_covers_all_grey_levels() -> None:
     bias = initial_bias(3)
     assert bias.shape == (30,)
