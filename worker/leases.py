@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,8 +144,10 @@ class Leases:
             )  # fmt: skip
         return [bool(done) for done in pipe.execute()][::-1]
 
-    def recover(self) -> tuple[int, list[JobEnding]]:
+    def recover(self, *, spare: Collection[str] = ()) -> tuple[int, list[JobEnding]]:
         """Take jobs from silent workers; return how many went back to their queues, and how others ended.
+
+        spare: tokens of the caller's own claims, whose leases lapse during an outage although it computes them.
 
         Any number of workers may do this at once: each job moves once. A job whose worker died twice runs alone; after
         `MAX_ATTEMPTS` it fails.
@@ -156,6 +158,8 @@ class Leases:
         endings: list[tuple[Claim, JobEnding]] = []
         for member in members:
             job_id, _, token = member.decode(errors="replace").partition(":")
+            if token in spare:
+                continue
             is_lease = re.fullmatch(JOB_ID, job_id) and re.fullmatch("[0-9a-f]{32}", token)
             if not is_lease or not self._redis.exists(job_key(job_id)):
                 self._redis.zrem(LEASES, member)  # no lease, or its record is gone

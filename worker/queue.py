@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ncml.errors import NcmlError
 from worker.changes import Changes
@@ -190,18 +192,23 @@ class JobQueue:
             self._expire(name)
 
     def _expire(self, name: str) -> None:
-        """End the late jobs of a queue, in which the oldest come first."""
+        """End the late jobs of a queue, in which the oldest come first, after those that were returned to it."""
         ids = self.redis.lrange(queue_key(name), 0, -1)
         for first in range(0, len(ids), 16):
-            if not sum(self._has_ended(job_id) for job_id in ids[first : first + 16]):
+            have_ended = {self._has_ended(job_id) for job_id in ids[first : first + 16]}
+            if False in have_ended and True not in have_ended:
                 break
 
-    def _has_ended(self, job_id: bytes) -> bool:
-        """Return whether a job in a queue has ended, now if it is late; a restored queue may hold others that have."""
+    def _has_ended(self, job_id: bytes) -> bool | None:
+        """Return whether a job in a queue has ended, now if it is late; None for one that cannot be late.
+
+        One that had started in time cannot. A restored queue may hold others that have ended.
+        """
         try:
-            return self.view(job_id.decode(errors="replace")).status.is_terminal
+            view = self.view(job_id.decode(errors="replace"))
         except JobNotFound:
             return True
+        return view.status.is_terminal or (None if view.start_by is None else False)
 
     def _add(
         self,
@@ -467,6 +474,10 @@ def _client(url: str, connections: int, timeout_s: float) -> Any:
         socket_timeout=timeout_s,
         socket_connect_timeout=min(5.0, timeout_s),
         health_check_interval=30,
+        # A server that has become a replica refuses writes: its connection is closed, so that the next call looks the
+        # address up again. Nothing is sent twice.
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[redis.ReadOnlyError],
     )
     return redis.Redis.from_pool(pool)
 

@@ -187,7 +187,7 @@ class BatchWorker(SimpleWorker):
             pipe.execute()
         for state in WorkerState:
             self.metrics.state.labels(state).set(state is info.state)
-        moved, ended = self.leases.recover()
+        moved, ended = self.leases.recover(spare={claim.token for claim in self._claims()})
         self.metrics.retries.labels("worker").inc(moved)
         for ending in ended:
             self.metrics.finished.labels("unknown", "unknown", ending.status).inc()
@@ -343,7 +343,6 @@ class BatchWorker(SimpleWorker):
 
     def _tick(self, engine: EngineProcess) -> None:
         """Renew the leases; drop jobs that were canceled, ran out of time or were taken away."""
-        self._beat()
         entries = [entry for batch in self._batches.values() for entry in batch.jobs.values()]
         progress = {entry.claim.id: entry.progress for entry in entries}
         lease_states = dict(zip(progress, self.leases.renew([entry.claim for entry in entries], progress), strict=True))
@@ -352,6 +351,7 @@ class BatchWorker(SimpleWorker):
         for batch in self._batches.values():
             self._drop(engine, batch, lease_states)
         self._count_running()
+        self._beat()  # last: the leases may have lapsed during an outage, and other workers take such jobs
 
     def _drop(self, engine: EngineProcess, batch: RunningBatch, lease_states: Mapping[str, LeaseState]) -> None:
         """Have the engine drop those jobs of a batch that need no result any more, and end them."""

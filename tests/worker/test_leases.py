@@ -292,6 +292,25 @@ def test_a_job_whose_lease_is_renewed_after_it_was_found_lapsed_goes_on(
     assert queue.view(job_id).status is JobStatus.RUNNING
 
 
+def test_a_worker_keeps_its_own_jobs_after_an_outage(
+    queue: JobQueue, worker: BatchWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During an outage, leases lapse of jobs that the engine computes; other workers may take them, not their own."""
+    job_id = queue.submit(GenerateJob(model="m"))
+    claims = lose(worker.leases)
+    worker._batches[1] = RunningBatch.of(1, {job_id: RunningJob.parse(claims[0], [])})
+    worker._beat(force=True)  # as the engine has opened a model meanwhile
+    worker.leases.lease_s = 15.0
+    assert worker.leases.renew(claims, {}) == ["held"]
+    order: list[str] = []
+    monkeypatch.setattr(worker, "_beat", lambda: order.append("beat"))
+    renew = worker.leases.renew
+    monkeypatch.setattr(worker.leases, "renew", lambda *args: order.append("renew") or renew(*args))
+    worker._tick(None)
+    assert order == ["renew", "beat"]
+    assert queue.view(job_id).status is JobStatus.RUNNING
+
+
 def test_jobs_whose_workers_died_twice_run_alone(queue: JobQueue) -> None:
     ids = {queue.submit(GenerateJob(model="m")) for _ in range(2)}
     leases = Leases(queue, [Lane.GENERATE], "w")

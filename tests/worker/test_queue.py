@@ -232,19 +232,23 @@ def test_a_job_that_is_not_started_in_time_expires(queue: JobQueue) -> None:
 def test_late_jobs_end_without_a_worker_whatever_else_is_in_their_queue(
     queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restored queue can hold a job twice, and jobs without a record."""
+    """A restored queue can hold a job twice, and jobs without a record; those that were returned to it come first."""
     late = [queue.submit(GenerateJob(model="m")) for _ in range(2)]
     waiting = [queue.submit(GenerateJob(model="m")) for _ in range(40)]
     for job_id in late:
         queue.redis.hset(job_key(job_id), "start_by", 1.0)
     name = "rq:queue:ncml:generate:normal"
     queue.redis.lpush(name, late[0], *(f"ghost-{i}" for i in range(20)), late[0])
+    returned = [queue.submit(GenerateJob(model="m")) for _ in range(20)]
+    for job_id in returned:
+        queue.redis.hdel(job_key(job_id), "start_by")
+        queue.redis.lmove(name, name, "RIGHT", "LEFT")
     viewed: list[str] = []
     view = queue.view
 
     def view_few(job_id: str) -> JobView:
         viewed.append(job_id)
-        assert len(viewed) < 60
+        assert len(viewed) < 80
         return view(job_id)
 
     monkeypatch.setattr(queue, "view", view_few)
@@ -701,6 +705,19 @@ def test_a_server_that_refuses_writes_is_detected(queue: JobQueue) -> None:
         queue.redis.config_set("maxmemory", 0)
     assert queue.monitor.refusal() is None
     assert queue.monitor.memory()[1] == 0
+
+
+def test_the_address_is_looked_up_again_after_the_server_has_become_a_replica(queue: JobQueue) -> None:
+    former = queue.redis.client_id()
+    queue.redis.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(redis.exceptions.ReadOnlyError):
+            queue.submit(GenerateJob(model="m"))
+    finally:
+        queue.redis.replicaof("no", "one")
+    assert queue.redis.client_id() != former
+    queue.submit(GenerateJob(model="m"))
+    assert queue.redis.llen("rq:queue:ncml:generate:normal") == 1
 
 
 CALIBRATION = CalibrateJob(model="m", name="new", images=0, height=1, width=2, pixels=b"")
