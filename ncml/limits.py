@@ -8,8 +8,8 @@ from typing import Literal, SupportsFloat, SupportsIndex
 
 from ncml.errors import InputError
 
-MAX_SEED = 2**53 - 1
-"""The largest seed: the largest integer that every JSON parser represents exactly."""
+MAX_SEED = 2**32 - 1
+"""The largest seed: PyTorch's generator on CPUs uses 32 bits of a seed, so larger ones would repeat its numbers."""
 
 MAX_STEPS = 1000
 """Maximum number of refinement steps."""

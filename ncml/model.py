@@ -378,7 +378,7 @@ class Model:
         """Generate n images, 1 to 1024, uint8 [n, H, W, 3].
 
         classes: a name, an index or None, for all images or for each.
-        seeds: 0 to 2^53 - 1; image i uses seeds + i, or the i-th of a sequence of n seeds.
+        seeds: 0 to 2^32 - 1; image i uses seeds + i, or the i-th of a sequence of n seeds.
         {options}
         sampler: incremental (the default), or naive for the reference.
         callback: called with the rows, then the refinement steps done.

@@ -138,7 +138,7 @@ function otherSettings() {
 /** A seed field. It shows the seed of the latest images; the next request uses a new one unless the user keeps it. */
 function seedField() {
   const id = uid();
-  const limits = { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, required: true };
+  const limits = { min: 0, max: 2 ** 32 - 1, step: 1, required: true };
   const input = h("input", { type: "number", id, ...limits, value: randomSeed(), class: "mono" });
   const renewed = h("input", { type: "checkbox", checked: true });
   let used = null;

@@ -27,7 +27,7 @@ from tests.ncml.sampling.emulated import MEMBERS, find_differing
 
 ROOT = Path(__file__).parents[3]
 NET = nets.network(nets.config(((6, 1), (10, 1))), dtype=torch.float32, spread=0.03)
-SEEDS = [3, 11, 2**53 - 1, 4, 19, 5]
+SEEDS = [3, 11, 2**32 - 1, 4, 19, 5]
 """Seeds of which three share a row, and another two, too."""
 
 
