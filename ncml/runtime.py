@@ -67,14 +67,16 @@ def wait_without_spinning() -> None:
 
 
 def use_full_precision() -> None:
-    """Turn TF32 off for convolutions on a GPU.
+    """Turn TF32 off for convolutions and matrix products on a GPU.
 
     TF32 keeps ten bits of each number. Scores must depend on the device by rounding only, and the sampler's products
-    must not differ from the network's convolutions.
+    must not differ from the network's convolutions. PyTorch uses it for convolutions by default, and for products in
+    images whose environment asks for it (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     """
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

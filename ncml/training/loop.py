@@ -37,7 +37,7 @@ def train_loop(
 
     A run whose loss rises by `MAX_RISE` returns to its saved state (`Trainer.go_back`). While the loss is higher by
     `SMALL_RISE`, a measurement does not save the state, and `save_seconds` are doubled, so that the state to return to
-    is one from before the rise.
+    is one from before the rise. A rise that takes longer, and one during which the run is stopped, is saved.
 
     path: file of the state, also saved every `save_seconds`, so that a crash loses at most twice this time.
     on_step: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per

@@ -99,11 +99,15 @@ class Optimizer:
         remaining = dict(state)
         for optimizer, names in self.parts:
             index = {name: i for i, name in enumerate(names)}
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             moments: dict[int, dict[str, Tensor]] = {}
             for key in state:
                 name, _, moment = key.rpartition(".")
                 if name in index:
-                    moments.setdefault(index[name], {})[moment] = remaining.pop(key)
+                    value, like = remaining.pop(key), parameters[index[name]]
+                    if value.shape == like.shape:  # files have no strides, and other ones than the weight's are slow
+                        value = torch.empty_like(like).copy_(value)
+                    moments.setdefault(index[name], {})[moment] = value
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         if remaining:
             raise ValueError(f"moments of {next(iter(remaining))}, which this network does not have")

@@ -139,6 +139,13 @@ class Trainer:
                 "max-images",
                 f"the run has seen {self.images_seen} images already; --max-images must be more than that.",
             )
+        training = self.config.training
+        if training.total_images - self.images_seen < training.cooldown_fraction * training.total_images:
+            raise InputError(
+                "cooldown-from",
+                "the learning rate of this run has begun to fall, and a branch would raise it again: branch from a run "
+                "with --schedule constant.",
+            )
         self._change(total_images=total_images, cooldown_fraction=1 - self.images_seen / total_images)
         # The state that was resumed belongs to the run that this one branches off.
         self.saved, self.running_loss.saved = False, math.nan
@@ -195,7 +202,7 @@ class Trainer:
         """Leave gradients in the parameters; return the loss of each item, and this process's share of the batch."""
         training, parts = self.config.training, self.execution.grad_accum_steps
         # For dropout, which differs between processes.
-        torch.manual_seed(step_seed(training.seed + (self.group.rank << 32), self.step) ^ 1)
+        torch.manual_seed(step_seed(training.seed + self.group.rank, self.step) ^ 1)
         batch = draw_batch(self.data, self.config, self.step)[self.group.shard(training.batch_size)].to(self.device)
         losses: list[Tensor] = []
         for part in range(parts):

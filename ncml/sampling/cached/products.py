@@ -91,11 +91,11 @@ def _glu(ab_RWG: Tensor) -> Tensor:
 
 
 def _on_one_thread(elementwise: Callable[[Tensor], Tensor], x_RWF: Tensor) -> Tensor:
-    """Apply an operation to so few images at a time that threads do not share it.
+    """Apply an operation to so few images at a time that the threads of a CPU do not share it.
 
     The elements at the ends of a thread's part are not computed as vectors, and can round differently; where these ends
     lie depends on the size of the whole.
     """
-    if torch.get_num_threads() == 1 or x_RWF.numel() <= ONE_THREAD:
+    if x_RWF.device.type != "cpu" or torch.get_num_threads() == 1 or x_RWF.numel() <= ONE_THREAD:
         return elementwise(x_RWF)
     return torch.cat([elementwise(part) for part in x_RWF.split(max(1, ONE_THREAD // x_RWF[0].numel()))])

@@ -173,7 +173,9 @@ def test_the_initial_mixture_covers_all_grey_levels() -> None:
     assert bias[3:12].view(3, 3)[:, 0].tolist() == pytest.approx([-0.9, 0, 0.9])
 
 
-def test_convolutions_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_and_products_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
     runtime.use_full_precision()
     assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -124,7 +124,10 @@ def test_moments_are_loaded_as_they_were_saved(muon_rate: float | None) -> None:
     optimizer, other = Optimizer(first, training), Optimizer(second, training)
     optimizer.step(1.0)
     second.load_state_dict(first.state_dict())
-    other.load_state_dict({name: moment.clone() for name, moment in optimizer.state_dict().items()})
+    stored = {name: moment.contiguous().clone() for name, moment in optimizer.state_dict().items()}
+    other.load_state_dict(stored)
+    loaded = other.state_dict()
+    assert all(moment.stride() == loaded[name].stride() for name, moment in optimizer.state_dict().items())
     for p, q in zip(first.parameters(), second.parameters(), strict=True):
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()

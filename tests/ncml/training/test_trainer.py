@@ -5,6 +5,7 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy import stats
+from torch import Tensor
 
 from ncml import format1
 from ncml.config import Config, TrainingConfig
@@ -327,6 +329,31 @@ def test_a_branch_cools_down_from_the_state_of_its_run(tmp_path: Path) -> None:
     assert resumed.train_step() == branch.train_step()
     with pytest.raises(InputError, match="has seen 192 images already; --max-images must be more than that"):
         resumed.cool_down(160)
+
+
+def test_a_run_whose_rate_has_begun_to_fall_is_not_branched_from() -> None:
+    config = replace(SMOKE, training=replace(SMOKE.training, cooldown_fraction=0.3, total_images=1000))
+    run = Trainer(config, dataset())
+    run.step = 700 // config.training.batch_size
+    run.cool_down(1200)
+    run.step = 900 // config.training.batch_size
+    with pytest.raises(InputError, match="a branch would raise it again: branch from a run with --schedule constant"):
+        run.cool_down(1200)
+
+
+def test_processes_draw_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: dict[int, Tensor] = {}
+    for rank in range(3):
+        trainer = Trainer(SMOKE, dataset(), group=ProcessGroup(rank=rank))
+        loss = trainer.loss
+
+        def draw(*args: Any, rank: int = rank, loss: Any = loss, **options: Any) -> Tensor:
+            draws[rank] = torch.rand(8)
+            return loss(*args, **options)
+
+        monkeypatch.setattr(trainer, "loss", draw)
+        trainer.train_step()
+    assert not any(torch.equal(draws[rank], draws[other]) for rank in range(3) for other in range(rank))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
