@@ -1,6 +1,7 @@
 """What the routes share: submit a job, wait for it, and respond with its result."""
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -74,7 +75,7 @@ class JobService:
         self._expiring: asyncio.Task[None] | None = None
         # jobs that carry whole files: few are submitted at a time, in addition to other work
         self._carrying = {Task.SCAN: anyio.CapacityLimiter(1), Task.SCORE: anyio.CapacityLimiter(2)}
-        self.updating = anyio.CapacityLimiter(1)
+        self.updating = asyncio.Lock()
         """Held while the reviews of a client are read and submitted: this takes six times their bytes of memory."""
         self._preparations = Preparations(
             queue, limit_s=settings.decode_request_s, byte_limit=settings.max_waiting_bytes
@@ -244,14 +245,14 @@ class JobService:
         prepare: Callable[[], Awaitable[Job]],
     ) -> str:
         """Submit a job that is prepared in the background, and return its id; raises the 503 `Problem`."""
-        if key and await anyio.to_thread.run_sync(self._exists, _keyed_id(owner, key)):
-            job_id, _ = await anyio.to_thread.run_sync(submit)  # it needs no place
-            return job_id
-        try:
-            place = await self._preparations.reserve(client)
-        except Problem:
-            self.metrics.rejected.labels(reason="no-room").inc()
-            raise
+        place = contextlib.AsyncExitStack()
+        if not key or not await anyio.to_thread.run_sync(self._exists, _keyed_id(owner, key)):
+            try:
+                place = await self._preparations.reserve(client)
+            except Problem:
+                self.metrics.rejected.labels(reason="no-room").inc()
+                raise
+        # A request whose job exists needs no place; if that has just been deleted, it is prepared without one.
         is_new = False
         try:
             held = functools.partial(submit, held_s=self._preparations.held_s)

@@ -67,6 +67,7 @@ class RequestContextMiddleware:
         span = traces.start_request(self._tracer, Headers(scope=scope), method) if self._tracer else None
         traceparent = traces.format_traceparent(span) if span else ""
         state |= {"request_id": own_id, "owner": "", "headers": {}, "traceparent": traceparent, "has_begun": False}
+        state["is_head"] = method == "HEAD"
         token, trace_token = request_id.set(own_id), trace_id.set(traces.trace_id(traceparent))
 
         async def send_with_headers(message: Message) -> None:

@@ -140,6 +140,8 @@ async def update(request: Request, jobs: Jobs) -> Response:
     common, webhook = jobs.job_fields(request, params, model, version)
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
+    if jobs.updating.locked():  # a request that waited would keep its slot from others
+        raise Problem(503, "Another update is being prepared; retry in a few seconds.", kind="no-room")
     async with jobs.updating:
         reviewed = await anyio.to_thread.run_sync(_read_reviews, jobs, str(request.state.owner), model.name)
         if not any(reviewed.values()):

@@ -235,6 +235,9 @@ async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: Las
     first = await _next_event(events) if view.status.is_terminal else None
     if view.status.is_terminal and first is None:
         return Response(status_code=204)  # no more events: a browser's EventSource stops reconnecting
+    if request.state.is_head:  # its connection would otherwise be occupied until the job ends
+        await events.aclose()
+        return StreamingResponse(iter(()), 200, headers, "text/event-stream")
     client = client_name(request)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,8 +19,9 @@ SEND_S = 15.0
 MAX_RESPONSE_BYTES = 16 * 2**10
 """Bytes of a response that are read; they are discarded."""
 
-RESOLVERS = 4
-"""Names that are resolved at the same time."""
+RESOLVERS = 32
+"""Names that are resolved at the same time. An attempt gives up after `SEND_S`, but its thread waits until the system
+gives up, which takes up to two minutes: the attempts at one receiver whose name hangs must leave threads to others."""
 
 
 @dataclass(frozen=True)

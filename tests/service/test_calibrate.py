@@ -414,3 +414,13 @@ def test_a_queue_without_room_for_the_images_ends_the_job(
     decoding.set()
     eventually(lambda: client.get(path).json()["status"] == "expired")
     assert "no room for the images" in client.get(path).json()["error"]["detail"]
+
+
+def test_a_job_that_is_deleted_while_its_request_is_repeated_is_prepared(
+    open_client: TestClient, jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_client.app.state.jobs, "_exists", lambda job_id: True)
+    response = open_client.post("/calibrate?name=mine", files=files(40), headers={"Idempotency-Key": "bottles"})
+    assert response.status_code == 200
+    (job,) = jobs.values()
+    assert (response.json()["model"]["name"], job.images) == ("mine", 40)

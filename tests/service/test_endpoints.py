@@ -386,7 +386,7 @@ def test_every_setting_reaches_the_job(client: TestClient, jobs) -> None:
 def test_without_a_seed_a_random_one_is_chosen(client: TestClient) -> None:
     seeds = {client.post("/generate").headers["x-seed"] for _ in range(3)}
     assert len(seeds) == 3
-    assert all(0 <= int(seed) < 2**53 for seed in seeds)
+    assert all(0 <= int(seed) < 2**32 for seed in seeds)
 
 
 # /complete
@@ -580,6 +580,14 @@ def test_events_are_streamed_and_resumed(client: TestClient) -> None:
     assert client.get("/jobs/job-0/events", headers={"last-event-id": events[-1][0]}).status_code == 204
     assert client.get("/jobs/job-0/events", headers={"last-event-id": "x"}).status_code == 422
     assert client.get("/jobs/nothing/events").status_code == 404
+
+
+def test_the_head_of_a_stream_does_not_wait_for_the_end_of_the_job(client: TestClient, queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"), held_s=60)
+    head = client.head(f"/jobs/{job_id}/events")
+    assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert "content-length" not in head.headers
+    assert client.head("/jobs/nothing/events").status_code == 404
 
 
 def test_a_stream_begins_at_once_and_an_idle_one_stays_open_through_proxies(

@@ -10,7 +10,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.keys import digest
-from tests.conftest import eventually
 from tests.service.outcomes import DETECTOR, MODEL
 from tests.service.test_reviews import ANN, BOB, FLAGGED, PASSED, bearer, flat, review, score
 from worker.contract import UpdateJob
@@ -86,7 +85,7 @@ def test_only_reviews_of_the_same_key_are_used(
     assert update(client).status_code == 401
 
 
-def test_reviews_of_one_request_at_a_time_are_in_memory(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reviews_of_one_request_at_a_time_are_in_memory_and_others_do_not_wait(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     review(client, FLAGGED, score(client, FLAGGED))
     service = client.app.state.jobs
     find, submit, reads = service.queue.reviews.find, service.queue.submit, []
@@ -102,14 +101,14 @@ def test_reviews_of_one_request_at_a_time_are_in_memory(client: TestClient, monk
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(update, client, "tiny-2")
         assert submitting.wait(60)
-        second = threads.submit(update, client, "tiny-3")
         try:
-            eventually(lambda: len(reads) > 1 or service.updating.statistics().tasks_waiting)
-            assert len(reads) == 1
+            refused = update(client, "tiny-3")
         finally:
             resume.set()
-    assert [first.result().status_code, second.result().status_code] == [200, 200]
-    assert len(reads) == 2
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:ncml:problem:no-room")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (first.result().status_code, len(reads)) == (200, 1)
+    assert update(client, "tiny-3").status_code == 200
 
 
 def test_updates_need_permission_a_detector_with_images_and_a_new_name(
