@@ -86,6 +86,8 @@ class ServiceError(NcmlError):
         """The invalid parameter, if there is one."""
         self.request_id = request_id
         """The id of the request in the service's log."""
+        self.retry_after_s = 0.0
+        """Seconds after which the service may answer, as it states; 0 if it states none."""
 
 
 class StorageError(NcmlError):

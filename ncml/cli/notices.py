@@ -120,27 +120,32 @@ class Notices:
     def _send(self, message_id: str, body: str) -> bool:
         """Send a message until it is accepted; return False if that has not succeeded before the end."""
         pause_s = FIRST_PAUSE_S
-        while problem := asyncio.run(self._attempt(message_id, body)):
+        while problem := self._attempt(message_id, body):
             self._report_once(f"a message cannot be sent to the webhook: {problem}; trying again until that succeeds")
             if self._stopping.wait(pause_s):
                 return False
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return True
 
-    async def _attempt(self, message_id: str, body: str) -> str:
+    def _attempt(self, message_id: str, body: str) -> str:
         """Send a message once; return why it was not accepted, "" if it was. Only the status of the answer counts."""
-        headers = self._signer.headers(message_id, body)
         try:
-            async with (
-                asyncio.timeout(SEND_S),  # the limits of the client are those of each read
-                httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
-                client.stream("POST", self._url, content=body, headers=headers) as response,
-            ):
-                return "" if response.is_success else f"it answered {response.status_code}"
+            status = asyncio.run(self._post(message_id, body))
         except TimeoutError:
             return f"it did not answer within {SEND_S:g} s"
-        except httpx2.RequestError as error:
+        except (httpx2.RequestError, OSError) as error:  # such as too many open files, or certificates being replaced
             return str(error) or type(error).__name__
+        return "" if 200 <= status < 300 else f"it answered {status}"
+
+    async def _post(self, message_id: str, body: str) -> int:
+        """Send a message once; return the status of the answer."""
+        headers = self._signer.headers(message_id, body)
+        async with (
+            asyncio.timeout(SEND_S),  # the limits of the client are those of each read
+            httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
+            client.stream("POST", self._url, content=body, headers=headers) as response,
+        ):
+            return response.status_code
 
     def _report_once(self, problem: str) -> None:
         if problem != self._problem:

@@ -31,6 +31,9 @@ from ncml.signals import SignalEvent, handling
 RETRY_S = 5.0
 """Pause before a folder, a table or a service that cannot be used is tried again."""
 
+MAX_RETRY_S = 600.0
+"""The longest such pause, even if a service asks for a longer one: it may be restarted with another quota."""
+
 OUTAGES = (0, 429, 502, 503, 504)
 """Statuses of a service that may answer later; 0: it cannot be reached."""
 
@@ -115,8 +118,10 @@ class Watch:
                     if isinstance(error, ServiceError) and error.status not in OUTAGES:
                         raise
                     problem = str(error).rstrip(".")
-                    is_new = isinstance(error, ServiceError) or self._arrivals.postpone(error.url, problem)
-                    self._pause_after(problem if is_new else "")
+                    if isinstance(error, ServiceError):
+                        self._pause_after(problem, error.retry_after_s)
+                    else:
+                        self._pause_after(problem if self._arrivals.postpone(error.url, problem) else "")
                     continue
                 self._move()
                 self._report_progress()
@@ -297,13 +302,13 @@ class Watch:
                 return
             del self._to_move[path]
 
-    def _pause_after(self, problem: str) -> None:
-        """Report a problem, unless it is empty, and pause."""
+    def _pause_after(self, problem: str, pause_s: float = 0.0) -> None:
+        """Report a problem, unless it is empty, and pause, for about `pause_s` if they are more than usual."""
         if problem:
             self._report_problem(problem)
         if isinstance(self._folder, StoragePath):
             open_filesystem.cache_clear()  # the next one reads the credentials again: these may have expired
-        self._stopping.wait(RETRY_S)
+        self._stopping.wait(max(RETRY_S, min(pause_s, MAX_RETRY_S)))
 
     def _report_problem(self, problem: str) -> None:
         """Print a problem once; work continues when it has passed."""

@@ -57,7 +57,9 @@ class Client:
         self.url = _check_url(url)
         self._exchanges = Exchanges(self.url, RetryPolicy(retries, patience_s), timeout_s)
         self._closed = threading.Event()
-        self._http = httpx2.Client(base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport)
+        self._http = httpx2.Client(
+            base_url=url, headers=_credentials(url, api_key), timeout=timeout_s, transport=transport
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -182,7 +184,7 @@ class AsyncClient:
         self.url = _check_url(url)
         self._exchanges = Exchanges(self.url, RetryPolicy(retries, patience_s), timeout_s)
         self._http = httpx2.AsyncClient(
-            base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport
+            base_url=url, headers=_credentials(url, api_key), timeout=timeout_s, transport=transport
         )
 
     async def __aenter__(self) -> Self:
@@ -302,9 +304,11 @@ def _check_url(url: str) -> str:
     return public_url.rstrip("/")
 
 
-def _credentials(api_key: str | None) -> dict[str, str]:
+def _credentials(url: str, api_key: str | None) -> dict[str, str]:
     if not api_key:
         return {}
     if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
         raise InputError("api_key", "the API key has a space, a line break or a non-ASCII character: remove it.")
+    if httpx2.URL(url).userinfo:  # which takes the header Authorization, such as for a proxy
+        return {"X-API-Key": api_key}
     return {"Authorization": f"Bearer {api_key}"}

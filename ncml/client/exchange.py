@@ -260,18 +260,30 @@ class Exchanges:
             "Idempotency-Key": _quote(f"{key}-{start}" if start else key),
         }
         params = {name.rstrip("_"): _as_text(name, value) for name, value in fields.items() if value is not None}
+        call = Call("POST", path, params, files, headers)
         try:
-            response = yield from self._send(Call("POST", path, params, files, headers))
-            while response.status_code == 202:
-                job_id = self._read(response, lambda document: str(document["id"]))
-                if on_progress:
-                    yield from self._follow(job_id, on_progress)
-                else:  # the service may have waited for less time than it was asked to, or not at all
-                    yield POLL_S
-                response = yield from self._fetch_result(job_id)
+            try:
+                response = yield from self._submit_and_fetch(call, on_progress)
+            except ServiceError as error:
+                if error.kind != "no-such-job":
+                    raise
+                # The queue has lost the job, as after a power failure: with the same key, a new one takes its place.
+                response = yield from self._submit_and_fetch(call, on_progress)
         except ServiceError as error:
             raise _name_image(error, images, start) from error
         return self._read(response, read)
+
+    def _submit_and_fetch(self, call: Call, on_progress: OnJobProgress | None) -> Exchange[httpx2.Response]:
+        """Submit a job, report its progress, and return the response with its result."""
+        response = yield from self._send(call)
+        while response.status_code == 202:
+            job_id = self._read(response, lambda document: str(document["id"]))
+            if on_progress:
+                yield from self._follow(job_id, on_progress)
+            else:  # the service may have waited for less time than it was asked to, or not at all
+                yield POLL_S
+            response = yield from self._fetch_result(job_id)
+        return response
 
     def _fetch_result(self, job_id: str) -> Exchange[httpx2.Response]:
         """Return the response with the result of a job, or a 202 if the job has not ended."""
@@ -307,7 +319,8 @@ class Exchanges:
                 if answer.is_success or was_deleted:  # by the attempt whose response was lost
                     return answer
                 error, is_busy = self._refusal(answer), answer.status_code == 429
-                pause_s = _retry_after(answer) or pause_s
+                error.retry_after_s = _retry_after(answer)
+                pause_s = error.retry_after_s or pause_s
                 limit_s = self.policy.patience_s if is_busy else min(self.policy.patience_s, OUTAGE_S)
                 waited_s[is_busy] += pause_s
                 if answer.status_code not in (429, 502, 503) or waited_s[is_busy] > limit_s:

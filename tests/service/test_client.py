@@ -483,6 +483,38 @@ def test_a_deletion_whose_response_was_lost_succeeds(pauses: list[float]) -> Non
         scripted(problem(429, "quota-exceeded"), problem(404, "no-such-job"))[0].delete("job-0")
 
 
+SCORED = httpx2.Response(200, json={"results": [{"bpd": 1.5, "log_likelihood": -1.0, "ood": None}]})
+QUEUED = httpx2.Response(202, json={"id": "job-0"})
+
+
+def test_a_job_that_the_queue_has_lost_is_submitted_again_once(pauses: list[float]) -> None:
+    lost = problem(404, "no-such-job")
+    client, requests = scripted(QUEUED, lost, SCORED)
+    assert client.score(flat(1))[0].bpd == 1.5
+    assert [request.method for request in requests] == ["POST", "GET", "POST"]
+    assert requests[0].headers["idempotency-key"] == requests[2].headers["idempotency-key"]
+    assert len(requests[0].content) == len(requests[2].content) > 100  # with another boundary
+    client, requests = scripted(lost, QUEUED, lost)
+    with pytest.raises(ServiceError, match="no-such-job"):
+        client.score(flat(1))
+    assert [request.method for request in requests] == ["POST", "POST", "GET"]
+
+
+def test_a_key_is_sent_beside_the_user_and_password_of_an_address() -> None:
+    requests: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        requests.append(request)
+        return MODELS
+
+    transport = httpx2.MockTransport(answer)
+    for url in ("http://user:secret@service", "http://service"):
+        Client(url, api_key="key", transport=transport).models()
+    assert [request.headers.get("x-api-key") for request in requests] == ["key", None]
+    assert requests[0].headers["authorization"].startswith("Basic ")
+    assert requests[1].headers["authorization"] == "Bearer key"
+
+
 def test_a_service_that_stays_busy_is_retried_until_patience_ends(pauses: list[float]) -> None:
     client, _ = scripted(*[problem(429, "queue-full", **{"retry-after": "1"})] * 1500, MODELS, patience_s=1800)
     assert client.models() == []
@@ -508,9 +540,12 @@ def test_a_service_that_stays_busy_is_retried_until_patience_ends(pauses: list[f
 )
 def test_retries_end(answers: list, words: str, pause_count: int, pauses: list[float]) -> None:
     client, _ = scripted(*answers)
-    with pytest.raises(ServiceError, match=words):
+    with pytest.raises(ServiceError, match=words) as refused:
         client.models()
     assert len(pauses) == pause_count
+    last = answers[-1]
+    stated_s = last.headers.get("retry-after", 0) if isinstance(last, httpx2.Response) else 0
+    assert refused.value.retry_after_s == float(stated_s)
 
 
 def test_a_service_that_restarts_is_waited_for_if_it_has_answered_before(pauses: list[float]) -> None:

@@ -264,21 +264,33 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(watch_loop, "RETRY_S", 0.01)
+    monkeypatch.setattr(watch_loop, "MIN_PAUSE_S", 0.0)
     write(tmp_path / "images", range(80, 81))
     columns = ["file", "p_value", "is_ood", "bytes", "modified", "moved_to", "error"]
     verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
-    refusals = iter([status, status])
+    refusals, stated_s, pauses = iter([status, status]), iter([0.02, 86_400.0]), list[float]()
 
     def score(paths: list[Path]) -> list[dict]:
         if refused := next(refusals, 0):
-            raise ServiceError("the service refuses", status=refused)
+            error = ServiceError("the service refuses", status=refused)
+            error.retry_after_s = next(stated_s)
+            raise error
         signal.raise_signal(signal.SIGINT)
         return [{"file": str(path), "p_value": 0.5, "is_ood": False} for path in paths]
 
     scorer, alarm = rows.Scorer(score, 1), FlaggedRateAlarm(20, 0.05)
     watcher = watch_loop.Watch(tmp_path / "images", verdicts, scorer, alarm, None, lambda row: None, judge="a model")
+    wait = watcher._stopping.wait
+
+    def note_and_wait(timeout_s: float | None = None) -> bool:
+        pauses.append(timeout_s or 0.0)
+        return wait(min(timeout_s or 0.0, 0.05))
+
+    monkeypatch.setattr(watcher._stopping, "wait", note_and_wait)
     with contextlib.nullcontext() if is_waited_for else pytest.raises(ServiceError):
         watcher.run(0.05)
+    if is_waited_for:
+        assert [pause_s for pause_s in pauses if pause_s >= 0.02][:2] == [0.02, 600]
     assert [row["error"] for row in verdicts.rows()] == ([""] if is_waited_for else [])
     assert capsys.readouterr().err.count("trying again") == is_waited_for
 

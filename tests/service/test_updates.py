@@ -85,7 +85,9 @@ def test_only_reviews_of_the_same_key_are_used(
     assert update(client).status_code == 401
 
 
-def test_reviews_of_one_request_at_a_time_are_in_memory_and_others_do_not_wait(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reviews_are_read_for_one_request_at_a_time_and_others_do_not_wait(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     review(client, FLAGGED, score(client, FLAGGED))
     service = client.app.state.jobs
     find, submit, reads = service.queue.reviews.find, service.queue.submit, []

@@ -116,6 +116,22 @@ def test_earlier_rows_are_not_sent_without_a_record_of_their_table(receiver: Rec
     assert len(receiver.counts) == 2
 
 
+def test_a_fault_of_this_machine_delays_messages(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its certificates, no client can be made."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    problems: list[str] = []
+    notices = new(receiver, tmp_path)
+    with notices.sending(problems.append):
+        add(notices, 0)
+        eventually(lambda: problems)
+        monkeypatch.delenv("SSL_CERT_FILE")
+        eventually(lambda: files(receiver) == ["0.png"])
+    assert len(problems) == 1
+    assert "trying again" in problems[0]
+
+
 def test_a_redirect_is_not_followed(receiver: Receiver, tmp_path: Path) -> None:
     other = Receiver()
     other.start()
