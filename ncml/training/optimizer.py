@@ -105,7 +105,7 @@ class Optimizer:
                 name, _, moment = key.rpartition(".")
                 if name in index:
                     value, like = remaining.pop(key), parameters[index[name]]
-                    if value.shape == like.shape:  # files have no strides, and other ones than the weight's are slow
+                    if value.shape == like.shape:  # files have no strides, and steps are slower with other ones
                         value = torch.empty_like(like).copy_(value)
                     moments.setdefault(index[name], {})[moment] = value
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
