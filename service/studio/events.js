@@ -3,8 +3,8 @@
 
 import { Refusal, request, requestJson } from "./api.js";
 
-// A browser opens six connections to a host: streams must leave some for other requests.
-const MAX_STREAMS = 3;
+// A browser opens six connections to a host for all of its tabs: streams must leave some for other requests.
+const MAX_STREAMS = 2;
 const MAX_FAILURES = 30;
 const SILENCE_MS = 35_000; // of a stream that is lost: the service sends a comment every 15 s
 const POSITION_MS = 5000; // between two requests for the position of a waiting job
