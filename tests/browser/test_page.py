@@ -141,7 +141,7 @@ def test_nothing_blocks_while_many_jobs_run(studio, site) -> None:
 
 @pytest.mark.parametrize(("polled", "most"), [(5, 170), (40, 320)])
 def test_many_polled_jobs_send_few_requests(studio, polled: int, most: int) -> None:
-    """In a minute of simulated time, in which three other jobs are streamed."""
+    """In a minute of simulated time, in which two other jobs are streamed."""
     requests, positions = studio("score").evaluate(
         """async (polled) => {
             const { follow } = await import("/studio/events.js");
@@ -158,7 +158,7 @@ def test_many_polled_jobs_send_few_requests(studio, polled: int, most: int) -> N
                 return { ok: true, json: async () => document };
             };
             const positions = new Set();
-            const ids = Array.from({ length: 3 + polled }, (_, i) => `simulated-${i}`);
+            const ids = Array.from({ length: 2 + polled }, (_, i) => `simulated-${i}`);
             for (const id of ids) follow(id, ({ position }) => position === 2 && positions.add(id));
             const turn = () => new Promise((resolve) => originalTimeout(resolve));
             for (await turn(); now < 60_000; await turn()) {
@@ -171,7 +171,7 @@ def test_many_polled_jobs_send_few_requests(studio, polled: int, most: int) -> N
         polled,
     )
     assert 6 * polled <= requests <= most
-    assert positions == polled + 3
+    assert positions == polled + 2
 
 
 def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
