@@ -68,6 +68,7 @@ class Notices:
         self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._end = math.inf  # monotonic time from which no message is begun
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._token, self._accepted = self._read_record()
 
     def add(self, kind: str, timestamp: str, data: Mapping[str, Any]) -> None:
@@ -93,6 +94,7 @@ class Notices:
         except OSError as error:
             raise InputError("output", f"{self._record} cannot be written: {error.strerror}.") from error
         self._report = report
+        self._runner.get_loop()  # one for all attempts, because it cannot be made while too many files are open
         thread = threading.Thread(target=self._send_all)
         thread.start()
         try:
@@ -104,18 +106,19 @@ class Notices:
             thread.join()
 
     def _send_all(self) -> None:
-        while (message := self._waiting.get()) is not None and time.monotonic() < self._end:
-            if not self._send(*message):
-                return
-            assert self._accepted is not None
-            self._accepted += 1
-            try:
-                self._write_record()
-                self._problem = ""
-            except OSError as error:
-                self._report_once(
-                    f"{self._record} cannot be written: {error.strerror}; after a restart, messages may be repeated"
-                )
+        with self._runner:
+            while (message := self._waiting.get()) is not None and time.monotonic() < self._end:
+                if not self._send(*message):
+                    return
+                assert self._accepted is not None
+                self._accepted += 1
+                try:
+                    self._write_record()
+                    self._problem = ""
+                except OSError as error:
+                    self._report_once(
+                        f"{self._record} cannot be written: {error.strerror}; after a restart, messages may be repeated"
+                    )
 
     def _send(self, message_id: str, body: str) -> bool:
         """Send a message until it is accepted; return False if that has not succeeded before the end."""
@@ -130,7 +133,7 @@ class Notices:
     def _attempt(self, message_id: str, body: str) -> str:
         """Send a message once; return why it was not accepted, "" if it was. Only the status of the answer counts."""
         try:
-            status = asyncio.run(self._post(message_id, body))
+            status = self._runner.run(self._post(message_id, body))
         except TimeoutError:
             return f"it did not answer within {SEND_S:g} s"
         except (httpx2.RequestError, OSError) as error:  # such as too many open files, or certificates being replaced

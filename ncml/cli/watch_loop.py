@@ -115,7 +115,8 @@ class Watch:
                 try:
                     self._judge(complete)
                 except (ServiceError, StorageError) as error:
-                    if isinstance(error, ServiceError) and error.status not in OUTAGES:
+                    is_lost = isinstance(error, ServiceError) and error.kind == "no-such-job"  # by the queue, twice
+                    if isinstance(error, ServiceError) and error.status not in OUTAGES and not is_lost:
                         raise
                     problem = str(error).rstrip(".")
                     if isinstance(error, ServiceError):

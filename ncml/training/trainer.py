@@ -133,18 +133,11 @@ class Trainer:
         self._change(total_images=total_images)
 
     def cool_down(self, total_images: int) -> None:
-        """Make the learning rate fall to 0 from now on, until `total_images` images have been seen."""
+        """Make the learning rate fall from its full value to 0 from now on, until `total_images` have been seen."""
         if total_images <= self.images_seen:
             raise InputError(
                 "max-images",
                 f"the run has seen {self.images_seen} images already; --max-images must be more than that.",
-            )
-        training = self.config.training
-        if training.total_images - self.images_seen < training.cooldown_fraction * training.total_images:
-            raise InputError(
-                "cooldown-from",
-                "the learning rate of this run has begun to fall, and a branch would raise it again: branch from a run "
-                "with --schedule constant.",
             )
         self._change(total_images=total_images, cooldown_fraction=1 - self.images_seen / total_images)
         # The state that was resumed belongs to the run that this one branches off.

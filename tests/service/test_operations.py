@@ -514,6 +514,7 @@ def test_the_api_page_lists_the_default_limits() -> None:
         str(default["max_tiles"]),
         str(default["max_calibration_images"]),
         f"1; {MAX_PREPARATIONS}",
+        "1",  # JobService.updating
         f"{default['decode_request_s']:g} s",
         f"{default['max_waiting']}; {mib('max_waiting_bytes')}",
         f"{MAX_UNDELIVERED:,}",

@@ -1,5 +1,7 @@
 """Messages to a webhook of the command line: in order, each at least once over restarts."""
 
+import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +131,22 @@ def test_a_fault_of_this_machine_delays_messages(
         monkeypatch.delenv("SSL_CERT_FILE")
         eventually(lambda: files(receiver) == ["0.png"])
     assert len(problems) == 1
+    assert "trying again" in problems[0]
+
+
+def test_too_many_open_files_delay_messages(receiver: Receiver, tmp_path: Path) -> None:
+    problems: list[str] = []
+    notices = new(receiver, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with notices.sending(problems.append):
+        os.close(lowest_free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            add(notices, 0)
+            eventually(lambda: problems)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        eventually(lambda: files(receiver) == ["0.png"])
     assert "trying again" in problems[0]
 
 

@@ -331,16 +331,6 @@ def test_a_branch_cools_down_from_the_state_of_its_run(tmp_path: Path) -> None:
         resumed.cool_down(160)
 
 
-def test_a_run_whose_rate_has_begun_to_fall_is_not_branched_from() -> None:
-    config = replace(SMOKE, training=replace(SMOKE.training, cooldown_fraction=0.3, total_images=1000))
-    run = Trainer(config, dataset())
-    run.step = 700 // config.training.batch_size
-    run.cool_down(1200)
-    run.step = 900 // config.training.batch_size
-    with pytest.raises(InputError, match="a branch would raise it again: branch from a run with --schedule constant"):
-        run.cool_down(1200)
-
-
 def test_processes_draw_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     draws: dict[int, Tensor] = {}
     for rank in range(3):
