@@ -89,6 +89,11 @@ class ServiceError(NcmlError):
         self.retry_after_s = 0.0
         """Seconds after which the service may answer, as it states; 0 if it states none."""
 
+    @property
+    def is_lost_job(self) -> bool:
+        """Whether the queue does not have the job of the request, as after a power failure."""
+        return self.kind == "no-such-job"
+
 
 class StorageError(NcmlError):
     """Object storage cannot be reached, or fails to answer a request."""

@@ -114,15 +114,14 @@ class Watch:
                 pause_s = max(MIN_PAUSE_S, (time.monotonic() - listed_at) / BUSY_SHARE)
                 try:
                     self._judge(complete)
-                except (ServiceError, StorageError) as error:
-                    is_lost = isinstance(error, ServiceError) and error.kind == "no-such-job"  # by the queue, twice
-                    if isinstance(error, ServiceError) and error.status not in OUTAGES and not is_lost:
+                except ServiceError as error:
+                    if error.status not in OUTAGES and not error.is_lost_job:
                         raise
+                    self._pause_after(str(error).rstrip("."), error.retry_after_s)
+                    continue
+                except StorageError as error:
                     problem = str(error).rstrip(".")
-                    if isinstance(error, ServiceError):
-                        self._pause_after(problem, error.retry_after_s)
-                    else:
-                        self._pause_after(problem if self._arrivals.postpone(error.url, problem) else "")
+                    self._pause_after(problem if self._arrivals.postpone(error.url, problem) else "")
                     continue
                 self._move()
                 self._report_progress()

@@ -265,7 +265,7 @@ class Exchanges:
             try:
                 response = yield from self._submit_and_fetch(call, on_progress)
             except ServiceError as error:
-                if error.kind != "no-such-job":
+                if not error.is_lost_job:
                     raise
                 # The queue has lost the job, as after a power failure: with the same key, a new one takes its place.
                 response = yield from self._submit_and_fetch(call, on_progress)

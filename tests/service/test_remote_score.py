@@ -254,10 +254,12 @@ def test_a_watch_skips_an_image_that_the_service_cannot_compute(
 
 
 @pytest.mark.parametrize(
-    ("status", "is_waited_for"), [(429, True), (502, True), (503, True), (504, True), (401, False)]
+    ("status", "kind", "is_waited_for"),
+    [(429, "", True), (502, "", True), (503, "", True), (504, "", True), (404, "no-such-job", True), (401, "", False)],
 )
 def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuses(
     status: int,
+    kind: str,
     is_waited_for: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -271,7 +273,7 @@ def test_a_watch_waits_for_a_service_that_is_unavailable_and_ends_when_it_refuse
 
     def score(paths: list[Path]) -> list[dict]:
         if refused := next(refusals, 0):
-            error = ServiceError("the service refuses", status=refused)
+            error = ServiceError("the service refuses", status=refused, kind=kind)
             error.retry_after_s = next(stated_s)
             raise error
         signal.raise_signal(signal.SIGINT)
