@@ -4,12 +4,12 @@ import base64
 import io
 import json
 import re
-import threading
 import time
 import tracemalloc
 import zipfile
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -593,10 +593,17 @@ def test_the_head_of_a_stream_does_not_wait_for_the_end_of_the_job(client: TestC
 def test_a_stream_begins_at_once_and_an_idle_one_stays_open_through_proxies(
     client: TestClient, worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(JobQueue.events.__kwdefaults__, "tick_s", 0.05)
+    follow = JobQueue.events
+
+    async def events(queue: JobQueue, *arguments: Any, **options: Any) -> AsyncGenerator[Event | None]:
+        async for event in follow(queue, *arguments, **options, tick_s=0.05):
+            yield event
+            if event is None:  # the keep-alive has been sent
+                worker.resume()
+
+    monkeypatch.setattr(JobQueue, "events", events)
     worker.pause()
     client.post("/generate", headers={"prefer": "respond-async"})
-    threading.Timer(0.5, worker.resume).start()
     text = client.get("/jobs/job-0/events").text
     assert text.startswith(": hello\n\n")
     assert "\n\n: keep-alive\n\n" in text.partition("event: running")[0]
