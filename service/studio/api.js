@@ -39,6 +39,7 @@ const TIMEOUT_MS = 10_000;
  * response must arrive within a few seconds; `signal` aborts the request.
  */
 export async function request(path, { headers = {}, isQuick = true, signal, ...options } = {}) {
+  if (options.body instanceof FormData) await checkFiles(options.body.getAll("image"));
   const key = apiKey.get();
   const authorization = key ? { Authorization: `Bearer ${key}` } : {};
   const signals = [signal, isQuick && AbortSignal.timeout(TIMEOUT_MS)].filter(Boolean);
@@ -87,7 +88,6 @@ export const requestBlob = async (path, options) => reaching((await request(path
 /** Submit a job; returns its document. `body` is a FormData, or an object for JSON; `signal` aborts it. */
 export async function submit(path, body, signal) {
   const isForm = body instanceof FormData;
-  if (isForm) await checkFiles(body.getAll("image"));
   return requestJson(path, {
     method: "POST",
     headers: { Prefer: "respond-async", ...(isForm ? {} : { "Content-Type": "application/json" }) },

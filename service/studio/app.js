@@ -74,7 +74,8 @@ async function route(navigated) {
     announce(title.textContent); // the arrow keys of the list led here
   else title.focus({ preventScroll: true });
 }
-addEventListener("hashchange", () => {
+// Not "hashchange", which browsers omit where Back also leads to another model in the address.
+addEventListener("popstate", () => {
   showCurrent(); // which may lead to another view
   route(true);
 });
@@ -169,7 +170,7 @@ function showCurrent() {
   modelSelect.selectedIndex = catalogue.models.indexOf(current);
   const areOffered = !current || isGenerator(current);
   for (const name of GENERATING_VIEWS) document.querySelector(`.tabs a[href="#${name}"]`).hidden = !areOffered;
-  if (!areOffered && GENERATING_VIEWS.includes(location.hash.slice(1))) location.hash = "score";
+  if (!areOffered && GENERATING_VIEWS.includes(location.hash.slice(1))) location.replace("#score");
 }
 
 document.getElementById("key").addEventListener("click", async () => {

@@ -1,7 +1,8 @@
 // curl commands that reproduce what the page does.
 
 import { catalogue } from "./catalogue.js";
-import { copyButton, h } from "./dom.js";
+import { copyButton } from "./copy.js";
+import { h } from "./dom.js";
 import { apiKey } from "./session.js";
 
 /** Quote a word for a shell, if necessary. */

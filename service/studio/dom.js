@@ -1,4 +1,4 @@
-// Helpers: create elements, copy text, save files, and format numbers.
+// Helpers: create elements, save files, and format numbers.
 
 const SVG_TAGS = new Set(["svg", "path", "rect", "line", "text"]);
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
@@ -68,38 +68,6 @@ export const onSubmit = (handle) => (event) => {
 export function announce(text) {
   const live = document.querySelector("dialog[open] .live") ?? document.getElementById("live");
   live.textContent = text;
-}
-
-/** A button that copies `text()` to the clipboard and confirms it. */
-export function copyButton(label, text, className = "quiet") {
-  const element = button(
-    label,
-    async () => {
-      element.textContent = (await copy(text())) ? "Copied" : "Copying failed: select the text";
-      announce(element.textContent);
-      setTimeout(() => element.replaceChildren(label), 1600);
-    },
-    className,
-  );
-  return element;
-}
-
-async function copy(text) {
-  if (navigator.clipboard) {
-    try {
-      await navigator.clipboard.writeText(text);
-      return true;
-    } catch {
-      return false; // the user denied the permission
-    }
-  }
-  const area = h("textarea", { class: "visually-hidden" }); // pages served over plain HTTP have no clipboard
-  area.value = text;
-  document.body.append(area);
-  area.select();
-  const copied = document.execCommand("copy");
-  area.remove();
-  return copied;
 }
 
 export function save(blob, name) {

@@ -126,7 +126,11 @@ function modelTable() {
 
   function show(models) {
     const shown = models.map(bodyOf);
-    for (const body of [...element.tBodies]) if (!shown.includes(body)) body.remove();
+    for (const [name, { body }] of bodies) {
+      if (shown.includes(body)) continue;
+      body.remove();
+      bodies.delete(name); // its reviews would not follow changes
+    }
     shown.forEach((body, i) => {
       const next = element.tBodies[i] ?? null;
       if (next !== body) element.insertBefore(body, next); // moving a body would cost it the focus

@@ -16,12 +16,14 @@ const listReviews = async (model) => (await requestJson(path(model))).reviews;
 
 /** Delete reviews, and ignore those that are already gone. */
 async function remove(model, ids) {
+  let isChanged = false;
   try {
     for (const id of ids) {
       await request(`${path(model)}/${id}`, { method: "DELETE" }).catch(ignoreMissing);
+      isChanged = true;
     }
   } finally {
-    changes.dispatchEvent(new Event("change"));
+    if (isChanged) changes.dispatchEvent(new Event("change")); // it replaces the row that shows a failure
   }
 }
 

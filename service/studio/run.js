@@ -1,9 +1,10 @@
 // One run: progress, rows as they are sampled, and the generated images with downloads and curl commands.
 
 import { resultFile } from "./api.js";
+import { copyButton } from "./copy.js";
 import { curl, endpoint, imageField, quoted, terminal } from "./curl.js";
 import { openDialog } from "./dialog.js";
-import { announce, button, copyButton, h, keepFocus, plural, save, seconds, viewTitle } from "./dom.js";
+import { announce, button, h, keepFocus, plural, save, seconds, viewTitle } from "./dom.js";
 import { attempt, failure } from "./feedback.js";
 import { createCanvas, pngBlob } from "./image.js";
 import { jobMonitor } from "./job.js";

@@ -9,15 +9,19 @@ export const apiKey = {
   set: (value) => (value ? sessionStorage.setItem(API_KEY, value) : sessionStorage.removeItem(API_KEY)),
 };
 
+let selected = new URLSearchParams(location.search).get("model");
+
 /** The selected model, which a bookmark keeps. */
 export const modelName = {
-  get: () => new URLSearchParams(location.search).get("model"),
+  get: () => selected,
   set(value) {
+    selected = value;
     const address = new URL(location.href);
     address.searchParams.set("model", value);
     history.replaceState(history.state, "", address);
   },
 };
+addEventListener("popstate", () => selected && modelName.set(selected)); // Back restores the address of then
 
 /** The submitted jobs, oldest first. A record is plain JSON with an `id` and a `view`. */
 export const jobs = {

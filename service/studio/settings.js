@@ -3,7 +3,8 @@
 import { Refusal } from "./api.js";
 import { catalogue, reference } from "./catalogue.js";
 import { chips } from "./chips.js";
-import { announce, button, copyButton, h, uid } from "./dom.js";
+import { copyButton } from "./copy.js";
+import { announce, button, h, uid } from "./dom.js";
 import { slider } from "./fields.js";
 import { defaultsText, samplingFields } from "./sampling.js";
 

@@ -21,7 +21,7 @@ from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_calibration import DetectorCalibration
 from ncml.ood.detector_power import DetectorPower
-from tests.browser.answers import Document, with_models
+from tests.browser.answers import Document, with_models, without_models
 from tests.browser.layout import rectangles
 from tests.conftest import eventually
 from tests.detectors import good_image, without_disc
@@ -374,8 +374,10 @@ def test_pictures_that_cannot_be_loaded_can_be_requested_again(studio, tab) -> N
 
 def test_choosing_a_detector_where_images_are_generated_leads_to_its_scores(studio) -> None:
     page = studio("generate", model="tiny")
+    entries = page.evaluate("history.length")
     page.select_option("#model", "washer")
     expect(page.locator("#view-score")).to_be_visible()
+    assert page.evaluate("history.length") == entries  # Back would return to a view that leads here again
     page.evaluate("location.hash = 'complete'")
     expect(page.locator("#view-score")).to_be_visible()
     expect(page.locator("#view-complete")).to_be_hidden()
@@ -405,7 +407,7 @@ def reviewed_detector(site, models: Path, detector_folder: Path) -> Iterator[str
 
 
 def test_reviews_are_sent_undone_listed_and_deleted(
-    studio, site, images: list[Path], reviewed_detector: str, tmp_path: Path
+    studio, tab, site, images: list[Path], reviewed_detector: str, tmp_path: Path
 ) -> None:
     thumbnails: list[str] = []
 
@@ -454,6 +456,15 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     expect(rows.get_by_role("img", name="Reviewed image missing.png")).to_be_visible()
     assert len(thumbnails) == 2  # the list has changed, and loads none again
     assert [entry["verdict"] for entry in site.http.get("/models/valve/reviews").json()["reviews"]] == ["good"]
+    tab.expected_messages.append("the server responded with a status of 503")
+    page.route("**/reviews/*", lambda route: route.fulfill(status=503, json={"detail": "The queue refuses it."}))
+    with page.expect_response("**/reviews/*"):
+        section.get_by_role("button", name="Delete the review of missing.png").click()
+    expect(rows.get_by_role("alert")).to_contain_text("The queue refuses it.")
+    with page.expect_response("**/models"):  # by then, a list that was loaded again would be shown without the failure
+        pass
+    expect(rows.get_by_role("alert")).to_contain_text("The queue refuses it.")
+    page.unroute_all(behavior="wait")
     expect(section.get_by_text("An update needs")).to_be_hidden()
     axe = Axe().run(page).response
     assert [finding["id"] for finding in axe["violations"] if finding["impact"] in ("serious", "critical")] == []
@@ -466,6 +477,41 @@ def test_reviews_are_sent_undone_listed_and_deleted(
     page.evaluate("location.hash = 'score'")
     page.locator(".strip .tile", has_text="missing").click()
     expect(review).to_contain_text("score it again")  # the page has lost the file
+
+
+def test_reviews_that_are_sent_while_their_detector_is_away_are_listed_when_it_is_back(
+    studio, images: list[Path], reviewed_detector: str
+) -> None:
+    page = studio(model=reviewed_detector)
+    page.locator("#view-score input[type=file]").first.set_input_files(images[1])
+    page.get_by_role("button", name="Score 1 image").click()
+    review = page.locator(".reading .review")
+    expect(review.get_by_role("button", name="This image is good")).to_be_visible()
+    page.evaluate("location.hash = 'models'")
+    model = page.locator("table.models").get_by_role("button", name=reviewed_detector)
+    model.click()
+    section = page.locator("section.reviews")
+    expect(section).to_contain_text("None yet.")
+    page.route("**/models", without_models(reviewed_detector))
+    expect(model).to_have_count(0)
+    page.evaluate("location.hash = 'score'")
+    review.get_by_role("button", name="This image is good").click()
+    expect(review).to_contain_text("Kept as good until")
+    page.unroute_all(behavior="wait")
+    page.evaluate("location.hash = 'models'")
+    expect(section.locator(".reviewed li")).to_have_count(1)
+
+
+def test_a_review_of_a_file_that_was_deleted_names_it(studio, images: list[Path], reviewed_detector: str) -> None:
+    page = studio(model=reviewed_detector)
+    page.locator("#view-score input[type=file]").first.set_input_files(images[1])
+    page.get_by_role("button", name="Score 1 image").click()
+    review = page.locator(".reading .review")
+    good = review.get_by_role("button", name="This image is good")
+    expect(good).to_be_visible()
+    images[1].unlink()
+    good.click()
+    expect(review).to_contain_text("missing.png is empty, or has changed since it was selected.")
 
 
 def test_undo_does_not_delete_the_review_of_another_tab_and_a_reload_keeps_it(
@@ -542,6 +588,7 @@ def test_thumbnails_of_reviews_are_loaded_when_they_come_into_view(studio) -> No
     rows.nth(49).scroll_into_view_if_needed()
     expect(rows.nth(49).get_by_role("img", name="Reviewed image 49.png")).to_be_visible()
     assert len(requested) == len(set(requested))
+    tab.expected_messages.append("the server responded with a status of 503")
     page.route("**/reviews/*", lambda route: route.fulfill(status=204))  # a deletion
     first = reviews.pop(0)
     reviews[-1]["file"] = "renamed.png"  # by a later review of the same image

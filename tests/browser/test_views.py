@@ -694,6 +694,25 @@ def test_rows_appear_and_images_can_be_opened_and_downloaded(studio, site) -> No
     assert Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).size == (96, 64)
 
 
+def test_a_seed_is_copied_in_a_dialog_of_a_page_over_plain_http(studio) -> None:
+    page = studio("generate")
+    page.evaluate(
+        """() => {
+            Object.defineProperty(navigator, "clipboard", { value: undefined });  // only localhost and HTTPS have it
+            document.addEventListener("copy", ({ target }) => {
+                window.copied = target.value?.slice(target.selectionStart, target.selectionEnd);
+            });
+        }"""
+    )
+    seed = page.locator("#view-generate").get_by_label("Seed", exact=True).input_value()
+    submit(page, "generate", images=1)
+    page.locator("#view-generate .cell:enabled").click()
+    copy = page.get_by_role("dialog").get_by_role("button", name="Copy seed")
+    copy.click()
+    expect(page.get_by_role("dialog").get_by_role("button", name="Copied")).to_be_focused()
+    assert page.evaluate("window.copied") == seed
+
+
 def test_an_image_is_sent_to_the_other_views(studio) -> None:
     page = studio("generate")
     submit(page, "generate", images=1)
@@ -1220,6 +1239,19 @@ def test_an_address_opens_the_page_with_its_model(tab, site) -> None:
     expect(page).to_have_url(re.compile(r"\?model=tiny#models$"))
     absent = tab.open(f"{site.url}/?model=wde")
     expect(absent.locator("#notice")).to_contain_text("wde is not available: tiny is used instead.")
+
+
+def test_back_leads_to_another_view_with_the_selected_model(tab, site) -> None:
+    page = tab.open(f"{site.url}/?model=wide#models")
+    page.get_by_role("link", name="Score", exact=True).click()
+    expect(page.locator("#model")).to_have_value("wide")
+    page.select_option("#model", "tiny")
+    page.go_back()
+    expect(page).to_have_url(re.compile(r"\?model=tiny#models$"))
+    with page.expect_response("**/models"):
+        pass
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    expect(page.locator("#model")).to_have_value("tiny")
 
 
 def test_models_and_health_are_shown(studio) -> None:
