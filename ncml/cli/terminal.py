@@ -131,6 +131,12 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def print_status(text: str, *, end: str = "\n") -> None:
+    """Print to stderr; what cannot be printed, as on a full disk, is lost, because the work matters more."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document to stdout."""
     print(json.dumps(value, indent=2))
@@ -168,7 +174,7 @@ def progress_bar() -> Generator[OnProgress]:
                         line += f", about {max(0.0, left - (now - changed)):.0f} s left"
                     if progress.note:
                         line += f", {progress.note}"
-                    print(line, file=sys.stderr, flush=True)
+                    print_status(line)
                 return
             if bar is None:
                 from rich import progress as rich

@@ -26,6 +26,7 @@ from ncml.cli.terminal import (
     LocationArgument,
     ModelOption,
     describe,
+    print_status,
 )
 from ncml.cli.watch_loop import CLEAR, MOVED_TO, Watch
 from ncml.errors import InputError
@@ -95,7 +96,7 @@ def watch(
             cutoff = getattr(selected, "cutoff", selected.false_positive_rate)  # of detectors
             alarm = alarm_of(selected.n_rank, selected.smallest_p, cutoff)
             if selected.weakness:
-                print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
+                print_status(f"ncml: the calibration is weak: {selected.weakness}.")
             show = _print_object if as_json else _print_flagged
             notices = None
             if signer:
@@ -150,7 +151,7 @@ def _print_object(row: Row) -> None:
 def _print_flagged(row: Row) -> None:
     if row["is_ood"]:
         if sys.stderr.isatty():
-            print(CLEAR, end="", file=sys.stderr, flush=True)
+            print_status(CLEAR, end="")
         print_row(row, statistics=())
         sys.stdout.flush()
 

@@ -1,6 +1,7 @@
 """The loop of `ncml watch`: images are judged as they arrive, recorded, moved and reported."""
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from ncml.cli.notices import Notices
 from ncml.cli.rows import Row, Scorer, score_batches
 from ncml.cli.score_output import to_cells
 from ncml.cli.table import Table
-from ncml.cli.terminal import QUIET_S
+from ncml.cli.terminal import QUIET_S, print_status
 from ncml.data.inventory import counted
 from ncml.errors import InputError, ServiceError, StorageError
 from ncml.object_storage import StoragePath
@@ -235,7 +236,23 @@ class Watch:
             if "error" in row:
                 self._print(f"skipped: {row['error']}")
                 continue
-            self._show(row)
+            self._print_row(row)
+
+    def _print_row(self, row: Row) -> None:
+        """Print the row of an image, and wait, until a signal, while that fails, as on a full disk."""
+        write = functools.partial(self._show, row)
+        while True:
+            try:
+                write()
+            except BrokenPipeError:  # no one reads on
+                raise
+            except OSError as error:
+                self._report_problem(f"standard output cannot be written: {error.strerror}")
+                write = sys.stdout.flush  # its buffer has kept the row
+                if self._stopping.wait(RETRY_S):
+                    return
+            else:
+                return
 
     def _write(self, rows: list[Row]) -> bool:
         """Append rows to the table, and wait while that fails; return False after a signal."""
@@ -329,8 +346,7 @@ class Watch:
             f"{self._judged} judged, {len(self._arrivals)} waiting, {self._flagged} flagged{share}, "
             f"{self._skipped} skipped, {rate:.2g} images/s{state}"
         )
-        print(f"{CLEAR}{line}" if is_terminal else line, end="" if is_terminal and not is_last else "\n",
-              file=sys.stderr, flush=True)  # fmt: skip
+        print_status(f"{CLEAR}{line}" if is_terminal else line, end="" if is_terminal and not is_last else "\n")
 
     def _print(self, message: str) -> None:
-        print(f"{CLEAR if sys.stderr.isatty() else ''}ncml: {escape_controls(message)}", file=sys.stderr, flush=True)
+        print_status(f"{CLEAR if sys.stderr.isatty() else ''}ncml: {escape_controls(message)}")

@@ -361,6 +361,30 @@ def test_a_folder_that_vanishes_and_returns_is_watched_again(start: Start, folde
     eventually(lambda: count(tmp_path) == 2)
 
 
+def test_outputs_on_a_full_disk_do_not_end_the_watch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(paths: list[Location]) -> list[Row]:
+        return [{"file": str(path), "is_ood": 0} for path in paths]
+
+    def show(row: Row) -> None:
+        print(Path(row["file"]).name, flush=True)
+        if row["file"].endswith("1.png"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ncml.cli.watch_loop.RETRY_S", 0.1)
+    save(folder / "0.png", 0), save(folder / "1.png", 1)
+    columns = ["file", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    with Path("/dev/full").open("w") as out, Path("/dev/full").open("w") as log, (tmp_path / "out").open("w") as freed:
+        monkeypatch.setattr("sys.stdout", out), monkeypatch.setattr("sys.stderr", log)
+        space = threading.Timer(0.5, lambda: [os.dup2(freed.fileno(), stream.fileno()) for stream in (out, log)])
+        space.start()
+        Watch(folder, verdicts, Scorer(judge, 1), None, None, show, judge="a model").run(0.05)
+        space.join()
+    assert [line for line in (tmp_path / "out").read_text().splitlines() if line.endswith(".png")] == ["0.png", "1.png"]
+
+
 def test_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk."""
     table = Table(tmp_path / "t.csv", ["file"], texts=["file"], constants={}, is_endless=True)
