@@ -13,6 +13,8 @@ import itertools
 import os
 import pkgutil
 import re
+import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +51,13 @@ COMMANDS = {
 
 DESCRIPTION = """Exact likelihoods, OOD verdicts and images from noise conditional pixel networks.
 
-ncml COMMAND --help describes a command, ncml --version prints the version."""
+ncml COMMAND --help describes a command, ncml --version prints the version.
+
+Exit status: 0: done, 1: ncml drift found drift (or a bug, with its traceback), 2: a mistake or a failure, which stderr
+describes, 130: stopped by Ctrl-C, 141: the reader of the output closed it."""
+
+MIN_COLUMNS = 20
+"""Width at which help is laid out at least: tyro never ends at 5 columns or fewer."""
 
 TRAINING = ("constriction", "datasets", "efficientnet_lite_pytorch", "matplotlib", "pyarrow", "scipy", "sklearn")
 EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {
@@ -86,6 +94,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
             app.command(name=name)(_listed(location))
     else:
         app.command(name=requested)(_deferred(pkgutil.resolve_name(locations[requested])))
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
@@ -107,7 +117,9 @@ def _listed(location: str) -> Callable[[], None]:
     So the list of commands imports none of them.
     """
     module, _, function = location.partition(":")
-    spec = importlib.util.find_spec(module)
+    spec = None
+    with contextlib.suppress(ModuleNotFoundError):  # the user's own worker.py hides the package worker, for example
+        spec = importlib.util.find_spec(module)
     tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else ast.Module([], [])
     definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     doc = ast.get_docstring(definitions[0]) if definitions else ""
@@ -157,7 +169,10 @@ def to_one_line(box: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Run the command line and return the exit status, of which `DESCRIPTION` has a list."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the caller closed it, as >&- does
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 it is open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):  # like stderr: escape what it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -168,15 +183,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of the output closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 128 + signal.SIGPIPE  # as if the signal had ended the process; 1 means drift
     except (MemoryError, OSError, ImportError, RuntimeError, UnicodeEncodeError) as error:
         sentence = _describe(error)
         if sentence is None:
             raise
         return _fail(sentence)
     except KeyboardInterrupt as stop:
-        print(f"ncml: {str(stop) or 'stopped'}", file=sys.stderr)
-        return 130
+        return _fail(str(stop) or "stopped", 128 + signal.SIGINT)
 
 
 def _describe(error: Exception) -> str | None:
@@ -195,6 +209,7 @@ def _describe(error: Exception) -> str | None:
     return None
 
 
-def _fail(sentence: str) -> int:
-    print(f"ncml: {escape_controls(' '.join(sentence.split()))}", file=sys.stderr)
-    return 2
+def _fail(sentence: str, status: int = 2) -> int:
+    with contextlib.suppress(OSError):  # such as a full disk: the status reports the failure as well
+        print(f"ncml: {escape_controls(' '.join(sentence.split()))}", file=sys.stderr)
+    return status

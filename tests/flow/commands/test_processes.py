@@ -259,7 +259,21 @@ def test_what_a_terminal_cannot_encode_is_escaped(tmp_path: Path, model_folder: 
     assert (done.returncode, done.stdout) == (0, "caf\\udce9.png  (seed 7)\n"), done.stderr
 
 
+def in_shell(redirected: str) -> subprocess.CompletedProcess[str]:
+    command = ["/bin/bash", "-c", f"{sys.executable} -m ncml.cli {redirected}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
 def test_a_reader_that_closes_early_is_not_an_error() -> None:
-    piped = f"{sys.executable} -m ncml.cli models | true"
-    done = subprocess.run(["/bin/bash", "-c", piped], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stderr == ""
+    done = in_shell("models | true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status"),
+    [("models <&- >&-", 0), ("models 2>&-", 0), ("score no.png 2>&-", 2), ("score no.png 2>/dev/full", 2)],
+)
+def test_streams_that_are_closed_or_full_do_not_change_the_exit_status(redirected: str, status: int) -> None:
+    done = in_shell(redirected)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert "ncml: " not in done.stdout

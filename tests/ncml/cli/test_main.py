@@ -332,6 +332,16 @@ def test_help_lists_every_command_without_importing_it(run: Run, capsys: pytest.
     assert imported.isdisjoint({"numpy", "redis", "pydantic", "ncml.cli.score", "worker.main"})
 
 
+def test_help_is_printed_on_a_narrow_terminal_and_beside_a_module_that_hides_a_package(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").touch()
+    code = "from ncml.cli.main import main; main(['--help'])"
+    search_path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = os.environ | {"COLUMNS": "5", "PYTHONPATH": search_path}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert "Exit status" in done.stdout
+
+
 def test_every_option_of_every_command_is_explained() -> None:
     for name, location in cli.commands().items():
         command = pkgutil.resolve_name(location)
