@@ -406,15 +406,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda new: new.write_text(json.dumps(value, indent=2) + "\n"))
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], mode: int | None = 0o644) -> None:
     """Replace a file atomically: write a new one with a unique name next to `path`, then rename it.
 
-    A power cut, too, leaves the former file or the new one.
+    A power cut, too, leaves the former file or the new one. mode: permissions of the file; None: those that `write`
+    gave it.
     """
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         write(new)
-        new.chmod(0o644)  # safetensors creates private files; a service may run as another user
+        if mode is not None:
+            new.chmod(mode)  # safetensors creates private files; a service may run as another user
         sync(new)
         new.replace(path)
     finally:

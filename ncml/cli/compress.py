@@ -21,10 +21,12 @@ from ncml.cli.terminal import (
     print_json,
     progress_bar,
     use_threads,
+    write_file,
 )
 from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.images.reading import list_images
+from ncml.paths import check_exists
 
 
 def compress(
@@ -53,6 +55,8 @@ def compress(
     """
     if not files:
         raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
+    for file in files:
+        check_exists(file)
     paths = [cast(Path, path) for path in list_images(files, "files")]
     check_output_file(output, inputs=paths)
     names = [path.stem for path in paths]
@@ -73,7 +77,7 @@ def compress(
     loaded = load(description, device)
     with progress_bar() as on_progress:
         archive = codec.compress(loaded, np.stack(pixels), names, on_progress)
-    output.write_bytes(archive)
+    write_file(output, archive)
     values = len(pixels) * 3 * description.height * description.width
     bits = 8 * len(archive) / values
     if as_json:

@@ -7,10 +7,20 @@ from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.archive import read_archive
-from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.cli.terminal import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    describe,
+    identity,
+    load,
+    print_json,
+    progress_bar,
+    write_file,
+)
 from ncml.data.inventory import counted
 from ncml.errors import InputError
-from ncml.paths import check_output_folder
+from ncml.paths import check_exists, check_output_folder
 
 
 def decompress(
@@ -31,6 +41,7 @@ def decompress(
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
+    check_exists(archive)
     try:
         data = archive.read_bytes()
     except OSError as error:
@@ -52,8 +63,13 @@ def decompress(
     with progress_bar() as on_progress:
         _, decoded = codec.decompress(m, data, on_progress)
     output.mkdir(parents=True, exist_ok=True)
-    for path, pixels in zip(files, decoded, strict=True):
-        path.write_bytes(images.to_png(pixels))
+    try:
+        for path, pixels in zip(files, decoded, strict=True):
+            write_file(path, images.to_png(pixels))
+    except OSError:
+        for path in files:  # none existed before, and the same command can run again
+            path.unlink(missing_ok=True)
+        raise
     if as_json:
         print_json({"model": identity(m), "files": [str(path) for path in files]})
     else:

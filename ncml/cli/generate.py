@@ -9,6 +9,7 @@ from ncml import images
 from ncml.cli.generate_options import SharedOptions
 from ncml.cli.terminal import check_output_file, progress_bar
 from ncml.limits import Keep
+from ncml.paths import check_exists
 
 
 def generate(*, options: SharedOptions) -> None:
@@ -34,6 +35,7 @@ def complete(
         file: Half an image, or a whole image of which one half is kept.
         keep: The known half.
     """
+    check_exists(file)
     description = options.describe_model()
     check_output_file(options.output, inputs=[file])
     canvas, known_half = images.place_known_half(

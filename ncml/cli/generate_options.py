@@ -22,6 +22,7 @@ from ncml.cli.terminal import (
     load,
     print_json,
     use_threads,
+    write_file,
 )
 from ncml.errors import InputError
 from ncml.limits import MAX_IMAGES_PER_CALL, check_count, random_seed
@@ -99,7 +100,7 @@ class GenerateOptions(_ImageOptions):
 
     def write(self, images_NHWC: Any, model: "Model", seed: int, **facts: str) -> None:
         """Write images, uint8 [n, H, W, 3], as one PNG; print the file and the seeds."""
-        self.output.write_bytes(images.to_png(images.grid(images_NHWC)))
+        write_file(self.output, images.to_png(images.grid(images_NHWC)))
         if self.as_json:
             seeds = list(range(seed, seed + len(images_NHWC)))
             print_json({"model": identity(model), "file": str(self.output), "seeds": seeds} | facts)

@@ -103,6 +103,19 @@ def check_output_file(path: Path, field: str = "output", *, inputs: Iterable[Pat
         raise InputError(field, f"{path} is read by this command and would be replaced: choose another file.")
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write an output file; if that fails, as on a full disk, a former file remains, and the error names the file."""
+    target = path.resolve()  # a link continues to point to it
+    try:
+        if os.access(target.parent, os.W_OK) and (path.is_file() or not path.exists()):
+            mode = target.stat().st_mode & 0o777 if target.exists() else None
+            checkpoint.replace_file(target, lambda new: new.write_bytes(content), mode)
+        else:  # a device or a pipe, such as /dev/stdout, or in a folder that is read-only
+            path.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def check_threads(count: int) -> None:
     """Refuse a number of threads that is out of range."""
     if not 1 <= count <= MAX_THREADS:

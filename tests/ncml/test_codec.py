@@ -1,5 +1,6 @@
 """Archives are lossless, have the length of the model's bits, and are refused if damaged."""
 
+import errno
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from ncml.archive import GROUP, START
 from ncml.cli import main as cli
 from ncml.codec import compress, decompress
 from tests.ncml import nets
+from tests.ncml.cli.test_main import full_disk, save_image
 from tests.ncml.images.test_preprocess import png
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -186,7 +188,7 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
         (("compress", "a.png", "-o", "missing/x.ncml"), "cannot be written"),
         (("compress", "a.png", "-o", "empty"), "empty cannot be written: it is a folder"),
         (("decompress", "a.png", "-o", "out"), "not an archive"),
-        (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
+        (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: there is no such file"),
         (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
         (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: choose a folder"),
         (("decompress", "good.ncml", "-o", "a.png/out"), "a.png/out cannot be written"),
@@ -196,3 +198,14 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
         assert message in done.stderr
     assert not (tmp_path / "x.ncml").exists()
+
+
+def test_decompressing_onto_a_full_disk_leaves_no_image(run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")  # a small file, which is written before the other fails
+    save_image(tmp_path / "b.png")
+    assert run("compress", "a.png", "b.png", "-o", "c.ncml", "--model", "tiny").returncode == 0
+    with full_disk():
+        done = run("decompress", "c.ncml", "-o", "out", "--model", "tiny")
+    assert (done.returncode, done.stderr) == (2, f"ncml: out/b.png: {os.strerror(errno.EFBIG)}\n")
+    assert not list((tmp_path / "out").iterdir())
+    assert run("decompress", "c.ncml", "-o", "out", "--model", "tiny").returncode == 0

@@ -1,15 +1,17 @@
 """The command line: commands, errors and exit status."""
 
+import contextlib
 import errno
 import inspect
 import json
 import os
 import pkgutil
 import re
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 
 from ncml.cli import main as cli
+from ncml.cli.terminal import write_file
 from ncml.training.provenance import command
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -106,6 +109,40 @@ def test_generate_writes_the_grid_of_its_seeds(run: Run, tmp_path: Path, model_f
     alone = run("generate", "--seed", "8", "-o", "one.png", *common)
     assert alone.returncode == 0, alone.stderr
     np.testing.assert_array_equal(read(tmp_path / "one.png"), grid[:8, 8:])
+
+
+@contextlib.contextmanager
+def full_disk() -> Generator[None]:
+    """Limit the size of files, which stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_former_one(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    output.write_bytes(b"former")
+    output.chmod(0o640)
+    with full_disk():
+        done = run("generate", "--model", "tiny", "--seed", "1", "-o", "out.png")
+    assert (done.returncode, done.stderr) == (2, f"ncml: out.png: {os.strerror(errno.EFBIG)}\n")
+    assert (output.read_bytes(), list(tmp_path.iterdir())) == (b"former", [output])
+    assert run("generate", "--model", "tiny", "--seed", "1", "-o", "out.png").returncode == 0
+    assert (read(output).shape, output.stat().st_mode & 0o777) == ((8, 8, 3), 0o640)
+
+
+def test_a_link_and_a_pipe_are_written_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link", "pipe"):
+        write_file(tmp_path / name, b"new")
+    assert (os.read(reader, 9), (tmp_path / "file").read_bytes()) == (b"new", b"new")
+    os.close(reader)
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_generate_without_a_seed_prints_its_seed(run: Run, tmp_path: Path, model_folder: Path) -> None:
@@ -259,6 +296,9 @@ def test_without_a_command_the_error_names_the_help(run: Run) -> None:
         (["complete", "ok.png", "-o", "a.png", "--keep", "middle"], "middle"),
         (["generate", "-o", "a.png", "--threads", "0"], "--threads must be 1 to 256"),
         (["generate", "-o", "a.png", "--threads", "1000000000"], "--threads must be 1 to 256"),
+        (["complete", "-", "-o", "a.png"], "ncml: - cannot be read: there is no such file or folder; name standard"),
+        (["compress", "-", "-o", "a.ncml"], "; name standard input /dev/stdin"),
+        (["decompress", "-", "-o", "a"], "; name standard input /dev/stdin"),
         (["complete", "missing.png", "-o", "a.png"], "ncml: missing.png cannot be read"),
         (["complete", "ok.png", "-o", "ok.png"], "ok.png is read by this command and would be replaced"),
         (["compress", "photos", "-o", "photos/a.png"], "photos/a.png is read by this command and would be replaced"),
