@@ -59,13 +59,14 @@ describes, 130: stopped by Ctrl-C, 141: the reader of the output closed it."""
 MIN_COLUMNS = 20
 """Width at which help is laid out at least: tyro never ends at 5 columns or fewer."""
 
-TRAINING = ("constriction", "datasets", "efficientnet_lite_pytorch", "matplotlib", "pyarrow", "scipy", "sklearn")
+TRAINING = ("constriction", "datasets", "efficientnet_lite_pytorch", "matplotlib", "scipy", "sklearn")
 EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {
     "torch": "worker",
     "safetensors": "worker",
     "httpx2": "client",
     "watchfiles": "client",
     "huggingface_hub": "hub",
+    "pyarrow": "parquet",
     **dict.fromkeys(("aiohttp", "fsspec", "gcsfs", "s3fs"), "storage"),
 }
 """The extra of this package that installs a module."""

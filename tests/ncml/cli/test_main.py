@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Generator
 from importlib.metadata import version
 from pathlib import Path
@@ -243,6 +244,18 @@ def test_too_little_memory_is_reported_in_one_line(run: Run, monkeypatch: pytest
     done = run("models")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("ncml: there is not enough memory: free some")
+
+
+def test_the_extra_of_a_missing_package_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: str) -> None:
+        raise ModuleNotFoundError(name="pyarrow")
+
+    monkeypatch.setattr("ncml.checkpoint.describe", fails)
+    assert run("models").stderr == (
+        "ncml: pyarrow is not installed: run pip install -e '.[parquet]' in the clone of ncml.\n"
+    )
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert set(cli.EXTRAS.values()) <= project["optional-dependencies"].keys()
 
 
 def test_a_name_that_cannot_be_written_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
