@@ -98,17 +98,18 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # they would be absolute, and lead out of the path below which a proxy serves this
         lifespan=lifespan,
     )
     metrics, stop = Metrics(queue, settings.ready_lanes), Stop()
     app.state.jobs = jobs_service = JobService(settings, queue, metrics, stop)
     deliverer = _make_deliverer(settings, queue, metrics)
-    routers = _add_routers(app, settings, metrics)
+    routers = _add_routers(app, settings)
     install_webhook(app)
     install_openapi(app)
     install_docs(app)
     install_studio(app)
-    add_exception_handlers(app, [*app.routes, *(route for router in routers for route in router.routes)])
+    add_exception_handlers(app, [*app.routes, *(route for router in routers for route in router.routes)], metrics)
     app.add_middleware(  # the innermost comes first
         BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
@@ -137,10 +138,10 @@ def _make_deliverer(settings: Settings, queue: JobQueue, metrics: Metrics) -> De
     return Deliverer(queue, receivers, sender, metrics)
 
 
-def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[APIRouter]:
+def _add_routers(app: FastAPI, settings: Settings) -> list[APIRouter]:
     """Add the endpoints with their authentication and rate limits; return their routers."""
-    auth = [Depends(ApiKeyAuth(KeyFile(settings.api_keys_file), metrics))] if settings.api_keys_file else []
-    rate_limit = [Depends(RateLimit(settings.queue_url, settings.rate_limit, metrics))] if settings.rate_limit else []
+    auth = [Depends(ApiKeyAuth(KeyFile(settings.api_keys_file)))] if settings.api_keys_file else []
+    rate_limit = [Depends(RateLimit(settings.queue_url, settings.rate_limit))] if settings.rate_limit else []
     dependencies: tuple[tuple[APIRouter, list[Any]], ...] = (
         (score.router, auth + rate_limit),
         (generate.router, auth + rate_limit),

@@ -16,7 +16,6 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from service.http.client_limits import client_name
 from service.http.problems import Problem
 from service.keys import KeyFile
-from service.service_metrics import Metrics
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="`Authorization: Bearer KEY`")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", description="`X-API-Key: KEY`")
@@ -25,9 +24,8 @@ _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", de
 class ApiKeyAuth:
     """Requires an API key: stores its owner in `request.state.owner`, or raises the 401 `Problem`."""
 
-    def __init__(self, keys: KeyFile, metrics: Metrics) -> None:
+    def __init__(self, keys: KeyFile) -> None:
         self._keys = keys
-        self._metrics = metrics
 
     async def __call__(
         self,
@@ -39,7 +37,6 @@ class ApiKeyAuth:
         key = bearer.credentials if bearer else header
         owner = self._keys.owner(key) if key else None
         if owner is None:
-            self._metrics.rejected.labels(reason="unauthorized").inc()
             fault = "The API key is not valid" if key else "An API key is required"
             raise Problem(
                 401,
@@ -58,13 +55,12 @@ class RateLimit:
     instances share them.
     """
 
-    def __init__(self, redis_url: str, limits: Sequence[RateLimitItem], metrics: Metrics) -> None:
+    def __init__(self, redis_url: str, limits: Sequence[RateLimitItem]) -> None:
         new_pool: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
         pool = new_pool.from_url(redis_url, max_connections=4, timeout=5, socket_timeout=5, socket_connect_timeout=5)
         storage = RedisStorage(redis_url, connection_pool=pool, key_prefix="ncml:quota")
         self._counters = SlidingWindowCounterRateLimiter(storage)
         self._limits = sorted(limits, key=lambda limit: limit.get_expiry())
-        self._metrics = metrics
 
     async def __call__(self, request: Request) -> None:
         """Count the request, and add the remaining quota to the response's headers."""
@@ -82,7 +78,6 @@ class RateLimit:
         quotas = (f'"{_window_name(limit)}";r={window.remaining};t={resets_s[limit]}' for limit, window in windows)
         headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(quotas)}
         if exceeded:
-            self._metrics.rejected.labels(reason="quota").inc()
             headers["Retry-After"] = str(resets_s[exceeded])
             quota = f"{exceeded.amount} requests per {_window_name(exceeded)}"
             detail = f"The quota of {quota} is exhausted; retry in {resets_s[exceeded]} s."

@@ -64,9 +64,9 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self.stop = stop
-        self.streams = StreamLimit(settings.max_streams, metrics)
+        self.streams = StreamLimit(settings.max_streams)
         self._results, self._turns = ResultLimit(), RenderingTurns()
-        self.models = ModelSelection(queue.monitor, metrics, settings.default_model)
+        self.models = ModelSelection(queue.monitor, settings.default_model)
         self.model_list: ModelList | None = None
         """The latest one that a request for all models was answered with."""
         self.decoding = ImageDecoding(settings)
@@ -210,14 +210,15 @@ class JobService:
             )
         except QueueFull as error:
             is_memory = isinstance(error, QueueOutOfMemory)
-            self.metrics.rejected.labels(reason="queue-memory" if is_memory else "queue-full").inc()
             lane = job.task.lane
             if is_memory:
                 pause_s = MEMORY_RETRY_AFTER_S
             else:  # until half of them are done
                 pause_s = self._estimate_seconds(lane, self.queue.monitor.depth(lane) / 2)
             detail = as_sentence(f"{error}; retry in {pause_s} s")
-            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": str(pause_s)}) from error
+            reason = "queue-memory" if is_memory else None
+            headers = {"Retry-After": str(pause_s)}
+            raise Problem(429, detail, kind="queue-full", reason=reason, headers=headers) from error
         except DuplicateJob as error:
             assert job_id is not None
             if self.queue.view(job_id).fingerprint != fingerprint:
@@ -231,9 +232,9 @@ class JobService:
         """Raise the 429 `Problem` if a receiver accepts no messages while more and more wait for it."""
         receiver = receiver_of(webhook)
         if self.queue.deliveries.count(receiver) >= MAX_UNDELIVERED:
-            self.metrics.rejected.labels(reason="webhooks-full").inc()
             detail = f"webhook: {MAX_UNDELIVERED} messages wait for {receiver}, which accepts none; retry later."
-            raise Problem(429, detail, kind="queue-full", errors=[FieldError(field="webhook", detail=detail)])
+            errors = [FieldError(field="webhook", detail=detail)]
+            raise Problem(429, detail, kind="queue-full", reason="webhooks-full", errors=errors)
 
     async def _submit_held(
         self,
@@ -247,11 +248,7 @@ class JobService:
         """Submit a job that is prepared in the background, and return its id; raises the 503 `Problem`."""
         place = contextlib.AsyncExitStack()
         if not key or not await anyio.to_thread.run_sync(self._exists, _keyed_id(owner, key)):
-            try:
-                place = await self._preparations.reserve(client)
-            except Problem:
-                self.metrics.rejected.labels(reason="no-room").inc()
-                raise
+            place = await self._preparations.reserve(client)
         # A request whose job exists needs no place; if that has just been deleted, it is prepared without one.
         is_new = False
         try:
@@ -381,7 +378,7 @@ def _as_canceled(view: JobView) -> JobView:
     return view.model_copy(update={"status": JobStatus.CANCELED, "error": CANCELED}) if view.is_canceling else view
 
 
-def _job_service(request: Request) -> JobService:
+async def _job_service(request: Request) -> JobService:  # FastAPI would call a plain function in a thread
     return request.app.state.jobs
 
 

@@ -10,7 +10,6 @@ from ncml.errors import enumerated
 from ncml.paths import default_model
 from service.http.problems import Problem, invalid_field
 from service.params import JobParams, Params
-from service.service_metrics import Metrics
 from worker.contract import Task
 from worker.descriptors import ModelDescriptor
 from worker.monitor import QueueMonitor
@@ -22,10 +21,9 @@ MAX_NAMES = 20
 class ModelSelection:
     """Selects models for the routes."""
 
-    def __init__(self, monitor: QueueMonitor, metrics: Metrics, default: str) -> None:
+    def __init__(self, monitor: QueueMonitor, default: str) -> None:
         """default: name of the default model, or "" for that of `ncml.paths.default_model`."""
         self._monitor = monitor
-        self._metrics = metrics
         self._default = default
 
     async def find(self, params: JobParams, task: Task) -> tuple[ModelDescriptor, str | None]:
@@ -37,13 +35,10 @@ class ModelSelection:
         worker_count, models = await anyio.to_thread.run_sync(self._monitor.service, task.lane)
         if not worker_count:
             if refusal := await anyio.to_thread.run_sync(self._monitor.refusal):  # workers cannot publish either
-                self._metrics.rejected.labels(reason="queue-down").inc()
                 raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="queue-down")
-            self._metrics.rejected.labels(reason="no-worker").inc()
             detail = f"No worker is running for the {task.lane} lane; start one, or retry later."
             raise Problem(503, detail, kind="no-worker")
         if not models:
-            self._metrics.rejected.labels(reason="no-model").inc()
             detail = "The workers are still loading their models; retry in a few seconds."
             raise Problem(503, detail, kind="no-model")
         model, version = await self.find_in(models, params.model)
@@ -61,7 +56,6 @@ class ModelSelection:
             if error.status != 422:
                 raise
             if not await anyio.to_thread.run_sync(self._monitor.has_all_models):
-                self._metrics.rejected.labels(reason="no-model").inc()
                 detail = f"No worker serves {name!r} yet, but not all have loaded their models; retry in a few seconds."
                 raise Problem(503, detail, kind="no-model") from error
         faults = await anyio.to_thread.run_sync(self._monitor.faults)

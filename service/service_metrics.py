@@ -39,7 +39,7 @@ class Metrics:
         )
         submitted = "Jobs submitted to a queue."
         self.enqueued = counter("ncml_jobs_enqueued_total", submitted, ["task", "model", "priority"])
-        refused = "Requests refused before they became a job."
+        refused = "Requests refused with status 401, 429 or 503, by the reason."
         self.rejected = counter("ncml_jobs_rejected_total", refused, ["reason"])
         ended = "Jobs that ended while they waited."
         self.finished = counter("ncml_jobs_finished_total", ended, ["task", "model", "outcome"])
@@ -56,6 +56,10 @@ class Metrics:
 
     def _count_end(self, view: JobView) -> None:
         self.finished.labels(task=view.task, model=view.model_name, outcome=view.status).inc()
+        extra = {"job": view.id, "request": view.request_id, "status": view.status}
+        if view.error:
+            extra |= {"reason": view.error.reason, "detail": view.error.detail}
+        log.info("job ended", extra=extra)
 
 
 class _QueueState(Collector):

@@ -6,6 +6,7 @@ wakes up reads the job itself, so a lost message only costs time.
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 from collections.abc import AsyncGenerator
@@ -80,7 +81,8 @@ class Changes:
         """
         if self._listener is None:
             self._first_attempt = asyncio.Event()
-            self._listener = asyncio.create_task(self._listen())
+            # A context of its own: the log would give its messages the id of the request that happened to be first.
+            self._listener = asyncio.get_running_loop().create_task(self._listen(), context=contextvars.Context())
         follower = Follower(progress=progress)
         self._followers.setdefault(job_id, set()).add(follower)
         try:

@@ -148,8 +148,9 @@ class ModelRegistry:
 
     @property
     def faults(self) -> dict[str, str]:
-        """Why each of the other folders cannot be used, by name."""
-        return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
+        """Why each of the other folders cannot be used, by name; escaped where a name is not UTF-8."""
+        faults = {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
+        return {_encodable(name): _encodable(fault) for name, fault in faults.items()}
 
     def scan(self, names: Collection[str] | None = None, is_interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Load new and changed folders, and those whose fault may have passed; return whether it loaded or lost any.
@@ -397,3 +398,8 @@ def _is_transient(error: Exception) -> bool:
         return True
     cause = error.__cause__
     return isinstance(cause, OSError | RuntimeError) and not isinstance(cause, RecursionError)
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, as in names of files that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()

@@ -153,10 +153,7 @@ class BatchWorker(SimpleWorker):
     def _public_faults(self, faults: Mapping[str, str]) -> dict[str, str]:
         """Return why model folders cannot be used, of at most `MAX_FAULTS`, without the directories of this machine."""
         directories = re.compile("|".join(re.escape(f"{path}/") for path in self.settings.engine.directories))
-        return {
-            _encodable(name): _encodable(directories.sub("", fault))
-            for name, fault in itertools.islice(faults.items(), MAX_FAULTS)
-        }
+        return {name: directories.sub("", fault) for name, fault in itertools.islice(faults.items(), MAX_FAULTS)}
 
     def _beat(self, *, force: bool = False) -> None:
         """Publish this worker and its models; take over the jobs of silent workers."""
@@ -397,8 +394,3 @@ class BatchWorker(SimpleWorker):
         elif claims:
             self.metrics.retries.labels("engine").inc(self._finisher.requeue(claims, alone=True))
         self._supervisor.replace(reason, cause)
-
-
-def _encodable(text: str) -> str:
-    """Return a text without lone surrogates, as in names of files that are not UTF-8: JSON cannot hold them."""
-    return text.encode(errors="backslashreplace").decode()

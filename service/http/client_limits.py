@@ -14,7 +14,6 @@ from fastapi import Request
 from starlette.types import Message, Send
 
 from service.http.problems import Problem
-from service.service_metrics import Metrics
 
 T = TypeVar("T")
 
@@ -54,16 +53,14 @@ def address_name(host: str) -> str:
 class StreamLimit:
     """Counts the open event streams of each client."""
 
-    def __init__(self, limit: int, metrics: Metrics) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._metrics = metrics
         self._open: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def hold(self, client: str) -> Generator[None]:
         """Return the context in which a stream is open; raise the 429 `Problem` beyond the limit."""
         if self._open[client] >= self._limit:
-            self._metrics.rejected.labels(reason="streams").inc()
             detail = f"This client has {self._limit} event streams open already; close one, or poll the job."
             raise Problem(429, detail, kind="too-many-streams")
         self._open[client] += 1

@@ -16,16 +16,19 @@ from starlette.routing import BaseRoute, Match
 from ncml.errors import InputError, TooLarge
 from service.http.problems import Problem, as_sentence, invalid_field, invalid_fields, truncate
 from service.http.validation import field_errors
+from service.service_metrics import Metrics
 from worker.monitor import refusal_reason
 from worker.queue import JobNotFound
 
 log = logging.getLogger(__name__)
 
 
-def add_exception_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+def add_exception_handlers(app: FastAPI, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
     """Register the handlers. `routes` are all endpoints, from which the `Allow` of a 405 is derived."""
 
     def respond(request: Request, problem: Problem) -> JSONResponse:
+        if problem.status in (401, 429, 503) and problem.kind != "not-ready":  # readiness is probed all the time
+            metrics.rejected.labels(reason=problem.reason).inc()
         return problem.response(str(request.state.request_id))
 
     async def on_problem(request: Request, error: Exception) -> JSONResponse:

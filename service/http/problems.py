@@ -44,8 +44,8 @@ class ProblemDetails(BaseModel):
 class Problem(Exception):
     """Raised anywhere below a route to answer with a problem document.
 
-    `kind` names the kind of problem in `type`; `headers` are added to the response. 429 and 503 always have a
-    `Retry-After`.
+    `kind` names the kind of problem in `type`, and `reason`, by default the kind, in the metric of refused requests;
+    `headers` are added to the response. 429 and 503 always have a `Retry-After`.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Problem(Exception):
         detail: str,
         *,
         kind: str | None = None,
+        reason: str | None = None,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -61,6 +62,7 @@ class Problem(Exception):
         self.status = status
         self.detail = detail
         self.kind = kind
+        self.reason = reason or kind or ""
         self.errors = list(errors)
         self.headers = dict(headers or {})
         if status in (429, 503):

@@ -1,6 +1,10 @@
 """/version, /healthz, /readyz and /metrics, for operators."""
 
-import anyio.to_thread
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +15,17 @@ from service.http.problems import Problem
 from service.jobs import Jobs
 from worker.descriptors import WorkerState
 
+T = TypeVar("T")
+
 router = APIRouter(tags=["operations"])
+
+_THREADS = ThreadPoolExecutor(2, "probe")
+"""Threads of their own: those of requests may all wait for a queue that does not answer, which these report."""
+
+
+async def _probe(query: Callable[[], T]) -> T:
+    """Return `query()`, which asks the queue."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, query)
 
 
 class Health(BaseModel):
@@ -72,10 +86,10 @@ async def readyz(jobs: Jobs) -> Readiness:
     curl localhost:8000/readyz
     ```
     """
-    refusal = await anyio.to_thread.run_sync(jobs.queue.monitor.refusal)
+    refusal = await _probe(jobs.queue.monitor.refusal)
     if refusal:
         raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="not-ready")
-    workers = await anyio.to_thread.run_sync(jobs.queue.monitor.workers)
+    workers = await _probe(jobs.queue.monitor.workers)
     ready = [info for info in workers if info.state is not WorkerState.LOADING and info.models]
     lanes = {str(lane): sum(lane in info.lanes for info in ready) for lane in jobs.settings.ready_lanes}
     missing = [lane for lane, count in lanes.items() if not count]
@@ -99,5 +113,5 @@ async def metrics(jobs: Jobs) -> Response:
     curl localhost:8000/metrics
     ```
     """
-    body = await anyio.to_thread.run_sync(jobs.metrics.exposition)
+    body = await _probe(jobs.metrics.exposition)
     return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})

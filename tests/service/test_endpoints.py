@@ -481,6 +481,7 @@ def test_the_streams_of_a_client_are_limited(new_client: Callable[..., TestClien
         assert refused.status_code == 429
         assert refused.json()["type"] == "urn:ncml:problem:too-many-streams"
         assert int(refused.headers["retry-after"]) > 0
+        assert 'ncml_jobs_rejected_total{reason="too-many-streams"} 1.0' in client.get("/metrics").text
         for _ in range(3):  # each ends before the next one
             assert client.get("/jobs/job-0/events").status_code == 200
 

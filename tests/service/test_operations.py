@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio.to_thread
 import jsonschema
 import numpy as np
 import pytest
@@ -144,15 +145,22 @@ def test_only_lanes_that_need_workers_or_have_one_are_measured(
     assert lanes() == {"score", "generate"}
 
 
-def test_jobs_that_expire_while_their_client_waits_are_counted(valkey_url: str) -> None:
+def test_jobs_that_expire_while_their_client_waits_are_counted_and_logged(
+    valkey_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="service")
     with contextlib.closing(JobQueue.from_url(valkey_url)) as queue:
         measurements = Metrics(queue)
-        job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
+        job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01, request_id="r-1"))
         time.sleep(1.1)  # the server's clock is read in whole seconds
         for _ in range(2):
             assert queue.view(job_id).status is JobStatus.EXPIRED
         labels = {"task": "generate", "model": "m", "outcome": "expired"}
         assert measurements.registry.get_sample_value("ncml_jobs_finished_total", labels) == 1
+    request_id.set("r-2")  # of the client that noticed it
+    (entry,) = (json.loads(RequestLogFormatter().format(record)) for record in caplog.records)
+    expected = {"message": "job ended", "job": job_id, "request": "r-1", "status": "expired", "reason": "expired"}
+    assert entry.items() >= expected.items()
 
 
 def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, queue, configure) -> None:
@@ -161,6 +169,7 @@ def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, que
     assert response.status_code == 503
     assert response.json()["type"] == "urn:ncml:problem:not-ready"
     assert response.json()["detail"] == "The queue refuses new jobs: it is short of memory."
+    assert not any(name == "ncml_jobs_rejected_total" for name, *_ in metrics(client))  # readiness is no job
     configure(maxmemory=0)
     assert client.get("/readyz").status_code == 200
 
@@ -220,6 +229,24 @@ def test_every_route_reports_within_seconds_that_the_server_hangs(
     assert time.monotonic() - started < 25  # calls for one job wait for 30 s
     problems = {(response.status_code, response.json()["type"]) for response in responses}
     assert problems == {(503, "urn:ncml:problem:queue-down")}
+
+
+def test_what_operators_probe_needs_no_thread_of_the_requests(client: TestClient) -> None:
+    threads = client.portal.call(anyio.to_thread.current_default_thread_limiter)
+    places = range(int(threads.total_tokens))
+    for i in places:  # as by requests that wait for a queue which does not answer
+        client.portal.call(threads.acquire_on_behalf_of, i)
+    assert client.get("/readyz").status_code == 200
+    assert metrics(client)[("ncml_redis_up",)] == 1
+    for i in places:
+        client.portal.call(threads.release_on_behalf_of, i)
+
+
+def test_a_slash_at_the_end_leads_nowhere_else(client: TestClient) -> None:
+    """The address of a redirection would lack the path below which a proxy serves the application."""
+    for response in client.get("/docs/"), client.post("/generate/"), client.get("/studio"):
+        assert response.status_code == 404
+        assert response.json()["detail"].endswith("does not exist; /docs lists the endpoints.")
 
 
 def test_two_applications_have_separate_metrics(new_client: Callable[..., TestClient]) -> None:

@@ -70,6 +70,16 @@ def served(*directories: Path) -> tuple[dict[str, ModelDescriptor], dict[str, st
     return {model.name: model for model in published}, registry.faults
 
 
+def test_a_folder_whose_name_is_not_utf8_is_reported_with_its_name_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    _, faults = served(tmp_path)
+    ((name, fault),) = faults.items()
+    assert name.startswith("caf\\udce9")
+    assert (name + fault).encode()  # so that /models and the metrics can contain them
+
+
 def sign(folder: Path) -> None:
     """Update the versions to match the contents, as far as they can be computed, so that they reveal no change."""
     try:

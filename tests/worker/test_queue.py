@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import hashlib
 import json
 import math
@@ -208,16 +209,23 @@ def test_the_monitor_reports_a_server_that_hangs_within_seconds(new_valkey: Call
             assert time.monotonic() - started < 25  # other connections wait for 30 s
 
 
-def test_an_outage_is_reported_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_reported_once_and_for_no_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("worker.changes.RECONNECT_S", 0.01)
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    reported_for: list[str] = []
+    monkeypatch.setattr(caplog.handler, "filters", [lambda record: reported_for.append(request.get()) or True])
     with contextlib.closing(JobQueue.from_url(f"redis://127.0.0.1:{free_port()}/0")) as queue:
 
         async def follow() -> None:
+            request.set("the first")
             async with queue._changes.follow("job"):
                 await asyncio.sleep(0.3)
             await queue.aclose()
 
         asyncio.run(follow())
+    assert reported_for == ["none"]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["changes of jobs are not received"]
 
 
