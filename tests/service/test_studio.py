@@ -15,7 +15,7 @@ from ncml.images.tiling import Tiling, smallest_tile_side
 from tests.packages import require
 
 STUDIO = Path(__file__).parents[2] / "service" / "studio"
-BROWSER = "globalThis.addEventListener = () => {};"
+BROWSER = "globalThis.addEventListener = () => {}; globalThis.location = {};"
 """What modules use of a browser while they are imported."""
 
 
