@@ -98,7 +98,7 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # they would be absolute, and lead out of the path below which a proxy serves this
+        redirect_slashes=False,  # an absolute address would leave the path below which a proxy serves this
         lifespan=lifespan,
     )
     metrics, stop = Metrics(queue, settings.ready_lanes), Stop()

@@ -47,14 +47,14 @@ class Metrics:
         self.webhook_attempts = counter("ncml_webhook_attempts_total", attempts, ["outcome"])
         for outcome in ("delivered", "retried", "failed"):
             self.webhook_attempts.labels(outcome=outcome)
-        queue.on_end = self._count_end
+        queue.on_end = self._record_end
         self.registry.register(_QueueState(queue, lanes))
 
     def exposition(self) -> bytes:
         """Return all metrics in the Prometheus text format. Queries the queue: call it off the event loop."""
         return generate_latest(self.registry)
 
-    def _count_end(self, view: JobView) -> None:
+    def _record_end(self, view: JobView) -> None:
         self.finished.labels(task=view.task, model=view.model_name, outcome=view.status).inc()
         extra = {"job": view.id, "request": view.request_id, "status": view.status}
         if view.error:

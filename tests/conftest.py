@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -115,6 +116,17 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 300.0, every_s: 
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         time.sleep(every_s)
     return value
+
+
+@contextlib.contextmanager
+def full_disk() -> Generator[None]:
+    """Limit files to 100 bytes, which stands for a full disk; Python ignores the signal of this limit."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def free_port(count: int = 1) -> int:

@@ -81,7 +81,7 @@ class Changes:
         """
         if self._listener is None:
             self._first_attempt = asyncio.Event()
-            # A context of its own: the log would give its messages the id of the request that happened to be first.
+            # In an empty context: in that of the first request, the log would add its id to every message of the task.
             self._listener = asyncio.get_running_loop().create_task(self._listen(), context=contextvars.Context())
         follower = Follower(progress=progress)
         self._followers.setdefault(job_id, set()).add(follower)

@@ -57,7 +57,7 @@ Exit status: 0: done, 1: ncml drift found drift (or a bug, with its traceback), 
 describes, 130: stopped by Ctrl-C, 141: the reader of the output closed it."""
 
 MIN_COLUMNS = 20
-"""Width at which help is laid out at least: tyro never ends at 5 columns or fewer."""
+"""The smallest width for which help is laid out: tyro never ends at 5 columns or fewer."""
 
 TRAINING = ("constriction", "datasets", "efficientnet_lite_pytorch", "matplotlib", "scipy", "sklearn")
 EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {

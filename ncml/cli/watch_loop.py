@@ -236,36 +236,30 @@ class Watch:
             if "error" in row:
                 self._print(f"skipped: {row['error']}")
                 continue
-            self._print_row(row)
+            # After a failure, the buffer has kept the row.
+            self._insist("standard output", functools.partial(self._show, row), sys.stdout.flush)
 
-    def _print_row(self, row: Row) -> None:
-        """Print the row of an image, and wait, until a signal, while that fails, as on a full disk."""
-        write = functools.partial(self._show, row)
+    def _write(self, rows: list[Row]) -> bool:
+        """Append rows to the table, and wait while that fails; return False after a signal."""
+        if not self._insist(self._table.path, functools.partial(self._table.add, rows)):
+            return False
+        if not self._to_move:  # else a move fails, which was reported
+            self._problem = ""
+        return True
+
+    def _insist(self, target: object, write: Callable[[], object], again: Callable[[], object] | None = None) -> bool:
+        """Call `write`, and after a failure `again` (or `write`), until it succeeds; return False after a signal."""
         while True:
             try:
                 write()
             except BrokenPipeError:  # no one reads on
                 raise
             except OSError as error:
-                self._report_problem(f"standard output cannot be written: {error.strerror}")
-                write = sys.stdout.flush  # its buffer has kept the row
-                if self._stopping.wait(RETRY_S):
-                    return
-            else:
-                return
-
-    def _write(self, rows: list[Row]) -> bool:
-        """Append rows to the table, and wait while that fails; return False after a signal."""
-        while True:
-            try:
-                self._table.add(rows)
-            except OSError as error:
-                self._report_problem(f"{self._table.path} cannot be written: {error.strerror}")
+                self._report_problem(f"{target} cannot be written: {error.strerror}")
+                write = again or write
                 if self._stopping.wait(RETRY_S):
                     return False
             else:
-                if not self._to_move:  # else a move fails, which was reported
-                    self._problem = ""
                 return True
 
     def _note(self, row: Mapping[str, Any]) -> int:

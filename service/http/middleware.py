@@ -153,7 +153,7 @@ class RequestLogFormatter(JsonFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of JSON."""
         if current_id := request_id.get():
-            record.__dict__.setdefault("request", current_id)  # a job that ends has the id of its own request
+            record.__dict__.setdefault("request", current_id)  # "job ended" names the request of the job
         if current_trace := trace_id.get():
             record.trace = current_trace
         return super().format(record)

@@ -20,7 +20,7 @@ T = TypeVar("T")
 router = APIRouter(tags=["operations"])
 
 _THREADS = ThreadPoolExecutor(2, "probe")
-"""Threads of their own: those of requests may all wait for a queue that does not answer, which these report."""
+"""Separate threads: those for requests may all be waiting for a queue that does not answer, which probes report."""
 
 
 async def _probe(query: Callable[[], T]) -> T:

@@ -21,7 +21,7 @@ export const modelName = {
     history.replaceState(history.state, "", address);
   },
 };
-addEventListener("popstate", () => selected && modelName.set(selected)); // Back restores the address of then
+addEventListener("popstate", () => selected && modelName.set(selected)); // Back restores an earlier address
 
 /** The submitted jobs, oldest first. A record is plain JSON with an `id` and a `view`. */
 export const jobs = {

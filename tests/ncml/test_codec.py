@@ -18,8 +18,9 @@ from ncml import checkpoint
 from ncml.archive import GROUP, START
 from ncml.cli import main as cli
 from ncml.codec import compress, decompress
+from tests.conftest import full_disk
 from tests.ncml import nets
-from tests.ncml.cli.test_main import full_disk, save_image
+from tests.ncml.cli.test_main import save_image
 from tests.ncml.images.test_preprocess import png
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import threading
@@ -26,7 +25,7 @@ from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
 from ncml.cli.watch_loop import Watch
 from ncml.paths import Location, printable
-from tests.conftest import eventually
+from tests.conftest import eventually, full_disk
 from tests.flow.commands.conftest import rows
 from tests.receiver import Receiver, write_secret
 
@@ -386,17 +385,10 @@ def test_outputs_on_a_full_disk_do_not_end_the_watch(
 
 
 def test_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk."""
     table = Table(tmp_path / "t.csv", ["file"], texts=["file"], constants={}, is_endless=True)
     table.add([{"file": "before"}])
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            table.add([{"file": "x" * 50}, {"file": "y" * 50}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        table.add([{"file": "x" * 50}, {"file": "y" * 50}])
     table.add([{"file": "after"}])
     assert [row["file"] for row in table.rows()] == ["before", "after"]
 

@@ -1,18 +1,16 @@
 """The command line: commands, errors and exit status."""
 
-import contextlib
 import errno
 import inspect
 import json
 import os
 import pkgutil
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from PIL import Image
 from ncml.cli import main as cli
 from ncml.cli.terminal import write_file
 from ncml.training.provenance import command
+from tests.conftest import full_disk
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -110,17 +109,6 @@ def test_generate_writes_the_grid_of_its_seeds(run: Run, tmp_path: Path, model_f
     alone = run("generate", "--seed", "8", "-o", "one.png", *common)
     assert alone.returncode == 0, alone.stderr
     np.testing.assert_array_equal(read(tmp_path / "one.png"), grid[:8, 8:])
-
-
-@contextlib.contextmanager
-def full_disk() -> Generator[None]:
-    """Limit the size of files, which stands for a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_write_that_fails_names_the_file_and_leaves_the_former_one(run: Run, tmp_path: Path) -> None:
