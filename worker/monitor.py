@@ -11,6 +11,7 @@ from worker.contract import Lane, Priority, Task, queue_name
 from worker.descriptors import ModelDescriptor, PublishedWorker, QueueDepth, WorkerInfo
 from worker.redis_keys import (
     PROBE,
+    SETTLING,
     WORKERS,
     descriptor_key,
     job_key,
@@ -72,9 +73,13 @@ class QueueMonitor:
         return self._served_models(self._live_workers())
 
     def has_all_models(self) -> bool:
-        """Return whether there are workers and each has read all of its model folders: it serves no further models."""
+        """Return whether there are workers, and they serve no further models.
+
+        They may while one has not read all of its model folders, or has not published its models after an outage.
+        """
         workers = self._live_workers()
-        return bool(workers) and all(worker.info.has_all_models for worker in workers)
+        are_ready = bool(workers) and all(worker.info.has_all_models for worker in workers)
+        return are_ready and not self._client.exists(SETTLING)
 
     def faults(self) -> dict[str, str]:
         """Return why model folders cannot be used, by name; live workers may serve a model of the same name."""

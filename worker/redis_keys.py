@@ -13,6 +13,7 @@
     ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, until it lapses
     ncml:serving:{lane}:{name}   set: the models that a worker serves, each as name and as name@version
+    ncml:settling            exists while workers may not have published again what had lapsed
     ncml:descriptor:{digest} what workers publish about a model, as long as one serves it
     ncml:pictures:{digest}   the pictures of what a detector finds and misses, a JPEG, as long as a worker serves it
     ncml:delivery:{id}       hash: the record of an ended job that names a webhook, without its result, until it is sent
@@ -37,6 +38,7 @@ from worker.contract import Lane, Priority, queue_name
 LEASES = "ncml:leases"
 WORKERS = "ncml:workers"
 PROBE = "ncml:probe"
+SETTLING = "ncml:settling"
 RECEIVERS = "ncml:receivers"
 REVIEWS = "ncml:reviews"
 STATE_CHANNEL = "ncml:changes:state"

@@ -14,7 +14,7 @@ from worker.outages import Outages
 from worker.publications import Publications
 from worker.queue import JobQueue
 from worker.records import parse_job
-from worker.redis_keys import WORKERS, job_key, wake_key, worker_key
+from worker.redis_keys import SETTLING, WORKERS, job_key, wake_key, worker_key
 from worker.running import RunningJob
 
 ROOM = 64
@@ -62,6 +62,7 @@ class StandIn:
             self._redis.delete(worker_key(name.decode()))  # as a worker that ends
         for info in self._infos:
             Publications(self._redis, info.name).publish(info, self._models)
+        self._redis.delete(SETTLING)  # they have the names of those that ended, as after an outage
 
     # -- what it does with jobs from now on
 

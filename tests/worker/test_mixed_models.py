@@ -9,11 +9,13 @@ import pytest
 from tests.worker.fleet import Fleet, generate, score
 from tests.worker.synthetic import load, write_model
 from worker.contract import Job, JobStatus, Lane
+from worker.descriptors import WorkerInfo, WorkerState
 from worker.job_results import JobError
 from worker.leases import SCAN, Leases
 from worker.messages import BatchResult, Catalogue, EngineSettings, Outcome
+from worker.publications import Publications
 from worker.queue import JobQueue
-from worker.redis_keys import WORKERS, serving_key
+from worker.redis_keys import SETTLING, WORKERS, serving_key, worker_key
 from worker.registry import describe
 from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
@@ -115,6 +117,19 @@ def test_a_job_that_no_worker_of_its_lane_can_compute_is_refused_with_a_remedy(f
     old.check([before, elsewhere, wrong])
 
 
+def test_jobs_wait_after_an_outage_until_the_worker_of_their_model_has_returned(fleets: tuple[Fleet, Fleet]) -> None:
+    old, new = fleets
+    absent = old.start()
+    new.start()
+    absent.send_signal(signal.SIGSTOP)
+    waiting = old.queue.submit(score(model="only-old"))
+    lapse(old.queue)
+    assert [view.status for view in new.wait([new.queue.submit(score(model="only-new"))])] == [JobStatus.SUCCEEDED]
+    assert old.queue.view(waiting).status is JobStatus.QUEUED
+    absent.send_signal(signal.SIGCONT)
+    assert [view.status for view in old.wait([waiting])] == [JobStatus.SUCCEEDED]
+
+
 @pytest.fixture
 def queue(valkey_url: str) -> Iterator[JobQueue]:
     queue = JobQueue.from_url(valkey_url)
@@ -122,9 +137,16 @@ def queue(valkey_url: str) -> Iterator[JobQueue]:
     queue.close()
 
 
+def lapse(queue: JobQueue) -> None:
+    """Remove what workers have published, as an outage or a jump of the clock does."""
+    keys = [*queue.redis.scan_iter("ncml:worker:*"), *queue.redis.scan_iter("ncml:serving:*")]
+    assert queue.redis.delete(*keys) == len(keys) >= 2
+
+
 def publish(queue: JobQueue, name: str, *models: str) -> None:
     """Publish a worker of the lane `score` that serves these models."""
     queue.redis.zadd(WORKERS, {name: 1})
+    queue.redis.set(worker_key(name), "{}")
     queue.redis.sadd(serving_key(Lane.SCORE, name), *models)
 
 
@@ -175,3 +197,28 @@ def test_a_job_for_a_version_that_an_engine_has_just_lost_returns_to_the_queue(
     assert queue.view(job_id).status is (JobStatus.QUEUED if returns else JobStatus.FAILED)
     assert queue.redis.hget(f"rq:job:{job_id}", "attempts") == (b"0" if returns else b"1")
     assert queue.redis.zcard("ncml:leases") == 0
+
+
+def test_after_an_outage_no_job_is_ended_before_the_other_workers_have_had_time_to_publish_again(
+    queue: JobQueue, tmp_path: Path
+) -> None:
+    def publish_again(name: str) -> None:
+        info = WorkerInfo(name=name, lanes=(Lane.SCORE,), state=WorkerState.IDLE, models=(), started_at=0)
+        model = describe(f"of-{name}", load(write_model(tmp_path), device="cpu"), None)
+        Publications(queue.redis, name).publish(info, (model,))
+
+    for name in ("mine", "other"):
+        publish_again(name)
+    assert queue.monitor.has_all_models(), "workers that start have nothing to wait for"
+    theirs, mine = queue.submit(score(model="of-other")), queue.submit(score(model="of-mine"))
+    lapse(queue)
+    leases = Leases(queue, [Lane.SCORE], "mine")
+    assert leases.claim(8) == ("", []), "this worker has not published again either"
+    publish_again("mine")
+    assert not queue.monitor.has_all_models()
+    assert [claim.id for claim in leases.claim(8)[1]] == [mine]
+    assert leases.claim(8) == ("", [])
+    assert 29_000 < queue.redis.pttl(SETTLING) <= 30_000
+    queue.redis.delete(SETTLING)
+    [claim] = leases.claim(8)[1]
+    assert (claim.id, claim.is_served) == (theirs, False)

@@ -6,7 +6,8 @@
 -- are removed.
 --
 -- Jobs for models that other workers of the lane serve, and this one does not, stay in their queues; those behind them
--- are claimed. Jobs for models that no worker serves are claimed and marked, so that the caller ends them.
+-- are claimed. Jobs for models that no worker serves are claimed and marked, so that the caller ends them; but they stay
+-- where they are while other workers may not have published again what had lapsed (see `publish`).
 --
 -- KEYS leases, workers, then the queues in priority order
 -- ARGV token, lease_s, worker, room (images), scan and reach (jobs inspected in each queue, without and with those that
@@ -21,14 +22,20 @@ local function serves(lane, worker, model) -- not if the key has another type
   return redis.pcall('SISMEMBER', 'ncml:serving:' .. lane .. ':' .. worker, model) == 1
 end
 
+local function is_settling()
+  if redis.call('EXISTS', 'ncml:settling') == 1 then return true end
+  local was_published = redis.pcall('ZSCORE', KEYS[2], ARGV[3])
+  return type(was_published) == 'string' and redis.call('EXISTS', 'ncml:worker:' .. ARGV[3]) == 0
+end
+
 local servers = {}
 local function server_of(lane, model) -- 'self', 'other' or 'none'
   local key = lane .. ':' .. model
   if servers[key] then return servers[key] end
-  servers[key] = 'none'
   if serves(lane, ARGV[3], model) then
     servers[key] = 'self'
   else
+    servers[key] = is_settling() and 'other' or 'none'
     local workers = redis.pcall('ZRANGE', KEYS[2], 0, -1)
     for _, worker in ipairs(workers.err and {} or workers) do
       if serves(lane, worker, model) then servers[key] = 'other' end
