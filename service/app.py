@@ -78,11 +78,11 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
     """Create the application on a queue, which it closes on shutdown; `tracer` records a trace of each request."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Stop]]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Any]]:
         jobs_service.start()
         if deliverer:
             deliverer.start()
-        yield {"stop": stop}
+        yield {"stop": stop, "metrics": metrics}  # which `service.server` and the protocol use
         if deliverer:
             await deliverer.close()
         await jobs_service.close()

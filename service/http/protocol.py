@@ -209,7 +209,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._set_deadline(None)
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete or not cycle.response_started:
-            body = json.dumps(Problem(status, detail, kind=kind).document("").model_dump()).encode()
+            problem = Problem(status, detail, kind=kind)
+            if status == 503:
+                self.app_state["metrics"].rejected.labels(reason=problem.reason).inc()
+            body = json.dumps(problem.document("").model_dump()).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
             head += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
             self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
