@@ -53,7 +53,7 @@ class Child:
 
     def start(self, log: Path) -> None:
         """Start the process in its own session; its output is appended to `log`."""
-        with log.open("ab") as output:
+        with open(log, "ab", opener=_open_private) as output:
             self.process = subprocess.Popen(
                 self.command,
                 env=os.environ | self.environment,
@@ -68,6 +68,13 @@ class Child:
     def running(self) -> bool:
         """Return whether the process is alive."""
         return self.process is not None and self.process.poll() is None
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open a log for its owner only, as one of an earlier version may not be: it names clients and their addresses."""
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _die_with_parent(signum: int) -> Callable[[], None] | None:

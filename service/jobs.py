@@ -96,12 +96,16 @@ class JobService:
         await self.decoding.pool.close()
 
     async def _expire_late(self) -> None:
-        """End late jobs again and again, also those that nobody follows: until then they take places in the queue."""
+        """End late jobs again and again, also those that nobody follows: until then they take places in the queue.
+
+        What was deleted is erased as well.
+        """
         outages = Outages()
         while True:
             await asyncio.sleep(EXPIRE_S)
             try:
                 await anyio.to_thread.run_sync(self.queue.expire_late)
+                await anyio.to_thread.run_sync(self.queue.erase_deleted)
             except RedisError as error:
                 outages.report(log, "late jobs are not ended: the queue does not answer", error)
 

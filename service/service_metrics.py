@@ -58,7 +58,7 @@ class Metrics:
         self.finished.labels(task=view.task, model=view.model_name, outcome=view.status).inc()
         extra = {"job": view.id, "request": view.request_id, "status": view.status}
         if view.error:
-            extra |= {"reason": view.error.reason, "detail": view.error.detail}
+            extra |= view.error.for_operators
         log.info("job ended", extra=extra)
 
 

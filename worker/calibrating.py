@@ -12,9 +12,7 @@ import hashlib
 import logging
 import math
 import os
-import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from ncml.ood.power import summary
 from ncml.progress import Progress, StopMeasuring
 from worker.contract import CalibrateJob, ReviewedImage, UpdateJob
 from worker.job_results import Calibrated, ReviewCounts, WorkerFault
+from worker.unfinished import folders_of, remove_left
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -49,12 +48,6 @@ POWER_UNTIL = 0.9
 
 HOPELESS = 2.0
 """An update is refused if the estimate of its time, which is rough, is this many times the time limit of its job."""
-
-STALE_S = 3600.0
-"""Age at which an unfinished folder is one that a killed worker has left: a job touches its own with each progress."""
-
-_UNFINISHED = re.compile(r"\..+\.(?P<job>[0-9a-f]{32}|key-[0-9a-f]{40})\.[0-9]+(\.incoming)?")
-"""Names of unfinished folders, which end in the ids of a job and a process."""
 
 log = logging.getLogger("ncml.engine")
 
@@ -85,14 +78,14 @@ def make_folder(
         if existing.exists():
             return _read_result(existing, request)
     directory = _writable_directory(directories)
-    _remove_unfinished(directory, job_id)
+    remove_left(directory, job_id)
     if sum(1 for _ in directory.glob(f"[!.]*/{REQUEST}")) >= max_models:
         detail = (
             f"clients have made {max_models} models, the most that the service holds; ask its operator to remove some."
         )
         raise InputError("name", detail)
-    folder, unfinished = directory / job.name, directory / f".{job.name}.{job_id}.{os.getpid()}"  # hidden: not a model
-    incoming = unfinished.with_name(f"{unfinished.name}.incoming")
+    folder = directory / job.name
+    unfinished, incoming = folders_of(directory, job.name, job_id)
 
     def report(progress: Progress) -> None:
         on_progress(progress)
@@ -240,14 +233,3 @@ def _writable_directory(directories: Sequence[Path]) -> Path:
             return directory
     log.error("no model directory is writable: %s", ", ".join(map(str, directories)))
     raise WorkerFault("no model directory of the worker is writable: the operator must make one of them writable.")
-
-
-def _remove_unfinished(directory: Path, job_id: str) -> None:
-    """Remove what workers that were killed have left of this job, and of others a while ago."""
-    for folder in directory.iterdir():
-        match = _UNFINISHED.fullmatch(folder.name)
-        if match is None:
-            continue
-        with contextlib.suppress(FileNotFoundError):  # another worker has finished it
-            if match["job"] == job_id or time.time() - folder.stat().st_mtime > STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ most one row of pixels.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -24,7 +25,7 @@ from ncml.errors import InputError, ModelError
 from ncml.progress import OnProgress, Progress
 from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from ncml.signals import stop_signals
-from worker import logs
+from worker import logs, unfinished
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob, UpdateJob
 from worker.inbox import Inbox, PipeClosed
 from worker.job_results import JobError, ModelRef, WorkerFault
@@ -95,8 +96,13 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
     inbox = runner.inbox
     try:
         registry.scan(is_interrupted=inbox.has_batch)
-        scanned = time.monotonic()
+        scanned, checked = time.monotonic(), -math.inf
         while True:
+            if settings.calibrates and time.monotonic() - checked > unfinished.CHECK_S:
+                checked = time.monotonic()
+                for directory in settings.directories:
+                    with contextlib.suppress(OSError):  # the scan reports one that cannot be read
+                        unfinished.remove_left(directory)
             has_batch = inbox.has_batch(0 if registry.is_behind else RESCAN_S)
             if (registry.is_behind and not has_batch) or time.monotonic() - scanned > RESCAN_S:
                 scanned = time.monotonic()

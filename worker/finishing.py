@@ -99,7 +99,7 @@ class JobFinisher:
                 log.warning("job was taken away or has ended already; its result is dropped", extra=extra)
                 continue
             if ending.error:
-                extra |= {"reason": ending.error.reason, "detail": ending.error.detail}
+                extra |= ending.error.for_operators
             if ending.status is JobStatus.SUCCEEDED:
                 succeeded.append(claim.id)
             self._metrics.count_end(task, model, ending, claim.waited_s)

@@ -283,6 +283,13 @@ class JobError(FrozenModel):
     detail: str
     reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
 
+    @property
+    def for_operators(self) -> dict[str, str]:
+        """What logs and traces contain: of input that is refused, not the detail, which may name a client's files."""
+        if self.reason == "input":
+            return {"reason": self.reason, "field": self.field or ""}
+        return {"reason": self.reason, "detail": self.detail}
+
 
 class WorkerFault(Exception):
     """The worker is not set up for a job. Its text is for the client: a sentence without paths."""

@@ -181,8 +181,8 @@ class Leases:
         for (claim, _), ending in zip(endings, self.finish(endings, lapsed=True), strict=True):
             if ending:
                 ended.append(ending)
-                reason = {"reason": ending.error.reason, "detail": ending.error.detail} if ending.error else {}
-                log.warning("job of a silent worker ended", extra={"job": claim.id, "status": ending.status} | reason)
+                error = ending.error.for_operators if ending.error else {}
+                log.warning("job of a silent worker ended", extra={"job": claim.id, "status": ending.status} | error)
         moved = 0
         for alone, claims in retries.items():
             for claim, done in zip(claims, self.requeue(claims, alone=alone, lapsed=True), strict=True):

@@ -5,6 +5,7 @@ in one atomic step. `worker.redis_keys` lists every key.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -24,6 +25,7 @@ from worker.job_results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobV
 from worker.monitor import QueueMonitor
 from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
 from worker.redis_keys import (
+    ERASED,
     LEASES,
     blob_key,
     events_key,
@@ -38,6 +40,9 @@ from worker.review_store import Reviews
 
 RESULT_TTL_S = 3600
 """How long an ended job, its result and its images are kept."""
+
+ERASE_S = 3600
+"""How often the server's append-only file is rewritten: deleted and expired images remain in it until then."""
 
 EVENTS_CAP = 256
 """Entries of a job's event stream; older ones are dropped."""
@@ -190,6 +195,16 @@ class JobQueue:
         """End the waiting and held jobs that are late, for want of a worker or a service that would."""
         for name in [*queue_names(list(Lane)), *map(held_name, Lane)]:
             self._expire(name)
+
+    def erase_deleted(self) -> None:
+        """Have the server rewrite its append-only file, which holds what was deleted, unless it did so recently.
+
+        By itself it does so only once the file has doubled, and is larger than 64 MiB.
+        """
+        with contextlib.suppress(redis.ResponseError):  # it is rewriting the file, or a provider forbids the command
+            # Without such a file, the command would create one.
+            if self.redis.set(ERASED, 1, nx=True, ex=ERASE_S) and self.redis.info("persistence")["aof_enabled"]:
+                self.redis.bgrewriteaof()
 
     def _expire(self, name: str) -> None:
         """End the late jobs of a queue, in which the oldest come first, after those that were returned to it."""

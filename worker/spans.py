@@ -44,7 +44,7 @@ def record_job(tracer: Tracer, entry: RunningJob, ending: JobEnding, batch: Coll
         f"compute {entry.job.task}", parent, SpanKind.CONSUMER, attributes, links, start_time=started_ns
     )
     if ending.error:
-        span.set_status(StatusCode.ERROR, ending.error.detail)
+        span.set_status(StatusCode.ERROR, ": ".join(ending.error.for_operators.values()))
     stage_ns, computation = started_ns, parse_context(format_traceparent(span))
     for stage, seconds in entry.stages.items():
         stage_span = tracer.start_span(stage, computation, start_time=stage_ns)

@@ -76,6 +76,7 @@ class AdaptedDetector:
             "pictures": self.made.pictures and str(self.made.pictures),
             "weakness": calibration.weakness,
             "notes": list(calibration.notes),
+            "images_to_check": list(self.made.images_to_check),
             "near_duplicates": [list(names) for names in self.made.near_duplicates],
             "suspicious": [suspect.name for suspect in self.made.suspects],
             "left_out": list(self.made.left_out),

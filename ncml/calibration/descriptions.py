@@ -59,8 +59,11 @@ def describe(calibration: Calibration) -> list[str]:
 
 def describe_suspects(names: Sequence[str], count: int) -> str:
     """Return a line that lists suspicious images by name; `count` is the number of all images."""
-    subject = f"{len(names)} of {counted(count, 'image')} {'is' if len(names) == 1 else 'are'}"
-    return f"{subject} unlike the others: {enumerated(names, MAX_NAMES)}; remove any that is not good"
+    return f"{_count_suspects(len(names), count)}: {enumerated(names, MAX_NAMES)}; remove any that is not good"
+
+
+def _count_suspects(suspects: int, count: int) -> str:
+    return f"{suspects} of {counted(count, 'image')} {'is' if suspects == 1 else 'are'} unlike the others"
 
 
 def describe_tiles(calibration: TileCalibration) -> list[str]:
@@ -77,8 +80,11 @@ def describe_tiles(calibration: TileCalibration) -> list[str]:
     return lines
 
 
-def describe_detector(made: MadeDetector) -> list[str]:
-    """Return lines that report how a detector was made, its rate, and what it finds and misses."""
+def describe_detector(made: MadeDetector, *, names_images: bool = True) -> list[str]:
+    """Return lines that report how a detector was made, its rate, and what it finds and misses.
+
+    names_images: whether they name images that should be checked.
+    """
     calibration = made.calibration
     rate, bound = 100 * calibration.false_positive_rate, 100 * calibration.rate_bound
     parts = (calibration.n_fit, calibration.estimation_scenes), (calibration.n_rank, calibration.ranks.scenes)
@@ -93,6 +99,7 @@ def describe_detector(made: MadeDetector) -> list[str]:
         f"weights in the score: {_weights(calibration)}",
         *calibration.descriptions.values(),
         *calibration.notes,
+        *(made.images_to_check if names_images else ()),
     ]
     subject = "good images" if calibration.n_rank == calibration.ranks.scenes else "good scenes, by an image of each,"
     if calibration.confidence is None:
@@ -103,12 +110,13 @@ def describe_detector(made: MadeDetector) -> list[str]:
         lines.append(f"flags at most {rate:g}% of {subject} with a confidence of {calibration.confidence:.0%}")
     if made.left_out:
         lines.append("that holds if the images left out are not good: others like them are flagged besides")
-    if made.near_duplicates:
+    if names_images:
         shown = made.near_duplicates[:MAX_NAMES]
         lines += [f"one scene: {', '.join(names[:MAX_NAMES])}" for names in shown]
     if made.suspects:
+        count = calibration.n_fit + calibration.n_rank + len(made.left_out)
         names = [f"{suspect.name} ({suspect.view.replace('_', ' ')})" for suspect in made.suspects]
-        lines.append(describe_suspects(names, calibration.n_fit + calibration.n_rank + len(made.left_out)))
+        lines.append(describe_suspects(names, count) if names_images else _count_suspects(len(names), count))
     if made.left_out and made.threshold_with_suspects is not None:
         lines.append(
             f"{counted(len(made.left_out), 'image')} left out: the threshold is {calibration.threshold:.2f} instead of "
@@ -158,9 +166,12 @@ def _remedy(calibration: DetectorCalibration) -> str:
 
 
 def write_detector_card(made: MadeDetector) -> None:
-    """Describe a detector in the card of its folder, with a table of its power."""
+    """Describe a detector in the card of its folder, with a table of its power.
+
+    It names no images: the service shows it to all clients, and `ncml push` publishes it.
+    """
     calibration = made.calibration
-    lines = [f"- {line}" for line in describe_detector(made)[1:]]
+    lines = [f"- {line}" for line in describe_detector(made, names_images=False)[1:]]
     if made.pictures:
         lines.append(f"- `{made.pictures.name}` shows examples of what it finds and misses")
     if calibration.power is not None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
 from ncml.calibration.division import DefectiveImages, DividedImages, GoodScenes, check_apart, check_labels
-from ncml.calibration.good_image_notes import describe_good_images
+from ncml.calibration.good_image_notes import describe_good_images, name_images_to_check
 from ncml.calibration.good_scores import is_flagged
 from ncml.calibration.view_estimation import measure_images, region_readers
 from ncml.data import kept_images
@@ -105,6 +105,8 @@ class MadeDetector:
     threshold_without_suspects: float | None
     """The threshold if suspects did not rank, with the same views and scales; None if none ranks, or too few others."""
     reviews: Reviews
+    images_to_check: tuple[str, ...]
+    """Lines that name the images that its notes count."""
 
     @property
     def pictures(self) -> Path | None:
@@ -249,7 +251,8 @@ def make_detector(
         tuple(scores.are_found(calibration.cutoff).tolist()),
         *count_flagged(detector, check, on_progress),
     )
-    made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews)
+    to_check = name_images_to_check(divided.images, views, lost)
+    made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews, to_check)
     on_calibrated(made)
     if not power_images:
         return made

@@ -1,4 +1,7 @@
-"""Notes of a detector on its good images: how they agree, and what should be checked."""
+"""Notes of a detector on its good images: how they agree, and what should be checked.
+
+The notes are stored in its folder, which may be published, and name no images. `name_images_to_check` does.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from ncml.ood.views.view import View
 SAME_VIEW = 0.7
 """Grey levels by which small copies of images differ at most if they show nothing but one scene."""
 MAX_NAMES = 10
-"""Names of images in a note at most: those in which the part was not found, and those of another aspect ratio."""
+"""Images in a line at most: those in which the part was not found, and those of another aspect ratio."""
 MAX_OTHER_SHARE = 0.25
-"""Share of the images whose aspect ratio is not the usual one, up to which they are named."""
+"""Share of the images whose aspect ratio is not the usual one, up to which they are counted and named."""
 FEW_LEVELS = 32
 """Distinct values of an image up to which its samples may not use the whole range."""
 
@@ -46,9 +49,11 @@ def describe_good_images(
         notes.append("made without the view of features, because its package was not installed")
     elif isinstance(features, FeaturesView):
         if features.agreement is None:
+            (width, height), others = _other_shapes(good)
+            shapes = f" ({len(others)} of {len(good)} do not have that of {width}x{height})" if others else ""
             notes.append(
-                f"the good images differ in aspect ratio{_other_shapes(good)}, so patches are not compared by place: "
-                "missing parts are found less often"
+                f"the good images differ in aspect ratio{shapes}, so patches are not compared by place: missing parts "
+                "are found less often"
             )
         elif "places" in features.names:
             position = "as they are"
@@ -64,8 +69,7 @@ def describe_good_images(
                 "anywhere: missing parts are found less often"
             )
     if lost:
-        names = enumerated(lost, MAX_NAMES)
-        notes.append(f"the part was not found in {counted(len(lost), 'image')} ({names}): check them")
+        notes.append(f"the part was not found in {counted(len(lost), 'image')}: check them")
     if duplicates:
         images_in = sum(map(len, duplicates))
         notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
@@ -87,15 +91,21 @@ def describe_good_images(
     return tuple(notes)
 
 
-def _other_shapes(good: GoodImages) -> str:
-    """Return which images do not have the usual aspect ratio, in parentheses; "" if they are not few."""
+def name_images_to_check(good: GoodImages, views: dict[str, View], lost: Sequence[str]) -> tuple[str, ...]:
+    """Return lines with the names of the images that the notes count."""
+    lines = [f"the part was not found in {enumerated(lost, MAX_NAMES)}"] if lost else []
+    features = views.get(FeaturesView.kind)
+    if isinstance(features, FeaturesView) and features.agreement is None and (others := _other_shapes(good)[1]):
+        lines.append(f"of another aspect ratio: {enumerated(others, MAX_NAMES)}")
+    return tuple(lines)
+
+
+def _other_shapes(good: GoodImages) -> tuple[tuple[int, int], list[str]]:
+    """Return the usual width and height, and the names of the images of another aspect ratio if they are few."""
     (height, width), _ = Counter(good.shapes).most_common(1)[0]
     others = [
         name
         for name, shape in zip(good.names, good.shapes, strict=True)
         if patches.common_shape([shape, (height, width)]) is None
     ]
-    if len(others) > MAX_OTHER_SHARE * len(good):
-        return ""
-    names = enumerated(others, MAX_NAMES)
-    return f" ({len(others)} of {len(good)} do not have that of {width}x{height}: {names})"
+    return (width, height), others if len(others) <= MAX_OTHER_SHARE * len(good) else []

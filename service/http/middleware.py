@@ -78,8 +78,7 @@ class RequestContextMiddleware:
                 headers["X-Request-Id"] = own_id
                 for name, value in (_SECURITY_HEADERS | state["headers"]).items():
                     headers.setdefault(name, value)
-                if state["owner"]:  # a cache knows that Authorization makes a response private, but not X-API-Key
-                    headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Cache-Control", "no-store")  # pages and static files set theirs
             await send(message)
 
         try:

@@ -195,7 +195,7 @@ async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
             return None
         images_NHWC = np.frombuffer(latest.data, np.uint8).reshape(latest.n, latest.height, latest.width, 3)
         progress = f"stage={latest.stage}, step={latest.step}, total={latest.total}, done={latest.done}"
-        return Response(to_png(grid(images_NHWC)), 200, {"Cache-Control": "no-store", "X-Progress": progress}, PNG)
+        return Response(to_png(grid(images_NHWC)), 200, {"X-Progress": progress}, PNG)
 
     response = await anyio.to_thread.run_sync(render)
     if response is None:
@@ -229,7 +229,7 @@ async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: Las
     ```
     """
     view = await jobs.view(request, job_id)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"X-Accel-Buffering": "no"}
     is_stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     events = jobs.queue.events(job_id, last_event_id, until=is_stopping)
     first = await _next_event(events) if view.status.is_terminal else None

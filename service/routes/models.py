@@ -171,7 +171,7 @@ async def pictures(name: Name, jobs: Jobs) -> Response:
             f"{name} has no pictures of what it finds and misses; only detectors whose power was measured have some.",
             kind="no-pictures",
         )
-    return Response(sheet, 200, {"Cache-Control": "no-store"}, JPEG)
+    return Response(sheet, media_type=JPEG)
 
 
 async def _served_models(jobs: JobService) -> list[ModelDescriptor]:

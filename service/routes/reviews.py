@@ -26,9 +26,6 @@ DAY_S = 86_400
 RETRY_AFTER_S = 3600
 """Seconds after which a client may retry when the reviews of all keys take all their room: they expire after days."""
 
-THUMBNAIL_CACHING = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
-"""The image of an id never changes, but a browser must not show it to the user of another key."""
-
 ReviewId = Annotated[str, Path(description="The id of a review.", pattern=REVIEW_ID)]
 
 
@@ -157,7 +154,7 @@ async def review_thumbnail(name: Name, review_id: ReviewId, request: Request, jo
     thumbnail = await anyio.to_thread.run_sync(jobs.queue.reviews.thumbnail, owner, model, review_id)
     if thumbnail is None:
         raise _no_such_review(model, review_id)
-    return Response(thumbnail, 200, THUMBNAIL_CACHING, JPEG)
+    return Response(thumbnail, media_type=JPEG)
 
 
 @router.delete(

@@ -2,7 +2,7 @@
 
 import { openDialog } from "./dialog.js";
 import { announce, button, h, onSubmit, uid } from "./dom.js";
-import { apiKey } from "./session.js";
+import { apiKey, jobs } from "./session.js";
 
 /** Open the dialog; `onChange` is called once the key is set or removed. */
 export function openKeyDialog(onChange) {
@@ -20,7 +20,13 @@ export function openKeyDialog(onChange) {
   });
   const hint = "Stored in this tab until you close it, and sent only to this service. Some services need no key.";
   const useKey = (key) => {
+    const former = apiKey.get();
     apiKey.set(key);
+    if (former && key !== former) {
+      jobs.write([]); // the results of a key are not shown to the user of another one
+      location.reload();
+      return;
+    }
     dialog.close();
     announce(key ? "API key set" : "API key removed");
     onChange();

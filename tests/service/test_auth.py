@@ -117,7 +117,13 @@ def test_no_cache_keeps_the_response_to_a_key(guarded: TestClient, worker) -> No
     for path in (f"/jobs/{job}", f"/jobs/{job}/result", "/jobs/none"):
         assert guarded.get(path, headers={"x-api-key": ANN}).headers["cache-control"] == "no-store", path
     assert "private" in guarded.get("/models", headers={"x-api-key": ANN}).headers["cache-control"]
-    assert guarded.get("/studio/app.js").headers["cache-control"] == "no-cache"
+    for path in ("/", "/studio/app.js"):
+        assert guarded.get(path).headers["cache-control"] == "no-cache", "a browser revalidates it"
+
+
+def test_no_cache_keeps_the_response_to_a_client_without_a_key(client: TestClient) -> None:
+    """Without keys, a proxy may decide who uses the service."""
+    assert client.post("/generate", headers={"accept": "image/png"}).headers["cache-control"] == "no-store"
 
 
 def test_idempotency_keys_are_separate_by_owner(guarded: TestClient, jobs) -> None:

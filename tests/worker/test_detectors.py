@@ -25,7 +25,7 @@ from ncml.progress import Progress, ignore_progress
 from ncml.results import Detection
 from tests.detectors import good_image, use_small_scale, without_disc
 from tests.ncml import nets
-from worker import calibrating
+from worker import calibrating, unfinished
 from worker.contract import Original, Pixels, ReviewedImage, ScoreJob, UpdateJob
 from worker.engine import BatchRunner
 from worker.messages import Batch, Drop, EngineSettings, Outcome
@@ -384,7 +384,7 @@ def test_the_folders_of_a_running_update_are_not_taken_for_those_of_a_killed_wor
     """They are older than that if it measures the power for hours, as NCML_JOB_TIMEOUT_S may allow."""
 
     def remove_others_and_age(progress: Progress) -> None:
-        calibrating._remove_unfinished(folder.parent, "a" * 32)
+        unfinished.remove_left(folder.parent, "a" * 32)
         for hidden in folder.parent.glob(".part-2.*"):
             os.utime(hidden, (0, 0))
 

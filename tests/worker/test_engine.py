@@ -18,6 +18,7 @@ from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.progress import Progress
+from tests.conftest import eventually
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
 from worker import calibrating
@@ -360,3 +361,16 @@ def test_clients_make_a_limited_number_of_models(model_folder: Path, tmp_path: P
         calibrating.make_folder(model, calibration(60), "job", [tmp_path], lambda _: None, max_models=2)
     with pytest.raises(InputError, match="images"):  # too few of them, which is found later
         calibrating.make_folder(model, calibration(2), "job", [tmp_path], lambda _: None, max_models=3)
+
+
+def test_an_engine_removes_the_images_that_a_killed_one_has_left(tmp_path: Path) -> None:
+    names = [f".part-2.{job}.7{end}" for job, end in (("a" * 32, ".incoming"), ("key-" + "b" * 40, ""), ("c" * 32, ""))]
+    *left, recent = [tmp_path / name for name in names]
+    for folder in (*left, recent):
+        (folder / "defective").mkdir(parents=True)
+        (folder / "defective" / "jane-doe.png").write_bytes(b"an image of a client")
+    for folder in left:
+        os.utime(folder, (0, 0))
+    engine = EngineProcess(EngineSettings(directories=(tmp_path,), load=load_quickly, calibrates=True, threads=1))
+    eventually(lambda: [*tmp_path.iterdir()] == [recent])
+    engine.stop()

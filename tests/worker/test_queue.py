@@ -19,7 +19,7 @@ import redis
 from redis.exceptions import OutOfMemoryError
 
 from ncml.limits import MAX_SHEET_BYTES
-from tests.conftest import Valkey, free_port
+from tests.conftest import Valkey, eventually, free_port
 from worker.changes import RECONNECT_S
 from worker.contract import CalibrateJob, GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
@@ -784,3 +784,32 @@ def test_a_held_job_that_a_killed_service_left_ends_without_another(queue: JobQu
     left = queue.submit(CALIBRATION, held_s=-2)
     queue.expire_late()
     assert queue.redis.hget(job_key(left), "outcome") == b"expired"
+
+
+def test_what_was_deleted_is_erased_from_the_append_only_file_once_an_hour(
+    new_valkey: Callable[..., Valkey],
+) -> None:
+    server = new_valkey(aof=True)
+    queue = JobQueue.from_url(server.url)
+
+    def leave(marker: str) -> Callable[[], bool]:
+        """Delete a job with this text; return whether a file of the server contains it."""
+        job_id = queue.submit(ScoreJob(model="m", images=(PIXELS,)), files=[marker])
+        queue.cancel(job_id)
+        queue.forget(job_id)
+        return lambda: any(marker.encode() in path.read_bytes() for path in server.directory.rglob("*.aof"))
+
+    first = leave("jane-doe.png")
+    eventually(first)
+    queue.erase_deleted()
+    eventually(lambda: not first())
+    second = leave("john-doe.png")
+    queue.erase_deleted()
+    eventually(lambda: queue.redis.info("persistence")["aof_rewrite_in_progress"] == 0)
+    assert second(), "not again within the hour"
+    queue.close()
+    without = JobQueue.from_url(new_valkey().url)
+    without.erase_deleted()
+    assert without.redis.info("persistence")["aof_rewrite_in_progress"] == 0
+    assert without.redis.info("persistence")["aof_last_cow_size"] == 0
+    without.close()

@@ -45,7 +45,7 @@ local function announce(id, job, now) -- records that the end of a job is to be 
   if not receiver or not string.match(fields[2] or '', '^[%w_]+$') then return end
   local record = 'ncml:delivery:' .. fields[2]
   redis.call('COPY', job, record, 'REPLACE')
-  redis.call('HDEL', record, 'data', 'result', 'webhook_attempts')
+  redis.call('HDEL', record, 'data', 'result', 'webhook_attempts', 'files', 'digests', 'fingerprint')
   redis.call('HSET', record, 'job', id)
   redis.call('EXPIRE', record, 4 * 86400) -- longer than it is tried
   redis.call('ZADD', 'ncml:deliveries:' .. receiver, now, fields[2])

@@ -540,8 +540,9 @@ def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp
         Image.fromarray(image).save(folder / f"{seed:02}.png")
     made = make_detector(model, open_folder(folder, sorted(folder.iterdir())), tmp_path / "d", power_images=0)
     assert "places" not in made.calibration.scales
-    named = "differ in aspect ratio (4 of 40 do not have that of 96x72: 00.png, 10.png, 20.png, 30.png), so patches"
-    assert any(named in note for note in made.calibration.notes)
+    note = "differ in aspect ratio (4 of 40 do not have that of 96x72), so patches"
+    assert any(note in line for line in made.calibration.notes)
+    assert made.images_to_check == ("of another aspect ratio: 00.png, 10.png, 20.png, 30.png",)
     assert any("an image has only 7 of 256 levels" in note for note in made.calibration.notes)
 
 
@@ -574,7 +575,8 @@ def test_images_in_which_the_part_was_not_found_are_named(
     monkeypatch.setattr("ncml.calibration.view_estimation.VIEWS", {"appearance": AppearanceView})
     made = make_detector(model, good, tmp_path / "d", power_images=0)
     names = ", ".join(good.names[i] for i in sorted([estimating[0], estimating[2], ranking[1]]))
-    assert f"the part was not found in 3 images ({names}): check them" in made.calibration.notes
+    assert "the part was not found in 3 images: check them" in made.calibration.notes
+    assert f"the part was not found in {names}" in descriptions.describe_detector(made)
 
 
 def test_only_the_region_is_judged(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
@@ -808,3 +810,18 @@ def test_neighbours_equal_those_of_brute_force(seed: int, neighbourhood: int) ->
             columns = slice(max(0, x - neighbourhood), x + neighbourhood + 1)
             near = by_place[rows, columns][:, :, [0, 2]].reshape(-1, 5)
             torch.testing.assert_close(distance_hw[y, x], (near - query[y, x]).norm(dim=1).min(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_card_of_a_detector_names_no_images(made: MadeDetector, tmp_path: Path) -> None:
+    named = replace(
+        made,
+        folder=shutil.copytree(made.folder, tmp_path / "d"),
+        suspects=(Suspect("jane-doe.png", Path("jane-doe.png"), 0, 9.0, "places"),),
+        near_duplicates=(("jane-doe.png", "jane-doe-2.png"),),
+        images_to_check=("the part was not found in jane-doe.png",),
+    )
+    assert "\n".join(descriptions.describe_detector(named)).count("jane-doe") == 4
+    descriptions.write_detector_card(named)
+    card = (named.folder / "card.md").read_text()
+    assert "1 of 60 images is unlike the others" in card
+    assert "jane-doe" not in card
