@@ -189,7 +189,7 @@ def _limit_size(log: Path) -> None:
     """Begin a new log if this one is too large. Its process appends to the file, so the content is moved instead."""
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         with contextlib.suppress(OSError):  # a full disk, on which the next line frees space
-            shutil.copyfile(log, _previous(log))
+            shutil.copy(log, _previous(log))  # with its mode
         os.truncate(log, 0)
 
 

@@ -193,6 +193,11 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     assert page.evaluate("Object.keys(localStorage).length") == 0
     page.reload()
     expect(page.locator(".cell img")).to_have_count(2)
+    page.locator("#key").click()
+    page.get_by_role("button", name="Remove key").click()
+    expect(page.locator("#pulse")).to_have_text("API key needed")
+    expect(page.locator(".cell")).to_have_count(0)
+    assert page.evaluate("sessionStorage.getItem('ncml.job-records')") == "[]", "the next user sees no results of this"
 
 
 def test_a_page_reloaded_after_its_skip_link_shows_the_same_view(studio) -> None:
