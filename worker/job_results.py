@@ -287,7 +287,7 @@ class JobError(FrozenModel):
     def for_operators(self) -> dict[str, str]:
         """What logs and traces contain: of input that is refused, not the detail, which may name a client's files."""
         if self.reason == "input":
-            return {"reason": self.reason, "field": self.field or ""}
+            return {"reason": self.reason} | ({"field": self.field} if self.field else {})
         return {"reason": self.reason, "detail": self.detail}
 
 
