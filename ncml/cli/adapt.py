@@ -1,7 +1,6 @@
 """`ncml adapt`."""
 
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,15 @@ from tyro.conf import Positional, arg
 from ncml import runtime
 from ncml.calibration import adapting
 from ncml.calibration.adapting import DEFAULT_RATE, AdaptedDetector
-from ncml.cli.terminal import DeviceOption, JsonOption, LocationArgument, ModelOption, print_json, progress_bar
+from ncml.cli.terminal import (
+    DeviceOption,
+    JsonOption,
+    LocationArgument,
+    ModelOption,
+    print_json,
+    print_status,
+    progress_bar,
+)
 from ncml.data.scenes import AUTO
 
 NO_ALIGN = "Compare parts where they lie, even if good images agree better once they are brought to one position."
@@ -114,9 +121,9 @@ def adapt(
     if as_json:
         print_json(adapted.to_dict() | {"seconds": round(time.monotonic() - started, 1)})
     else:
-        print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
-        print(f"try: ncml score IMAGE --model {shlex.quote(str(out.resolve()))}", file=sys.stderr)
+        print_status(f"made in {time.monotonic() - started:.0f} s")
+        print_status(f"try: ncml score IMAGE --model {shlex.quote(str(out.resolve()))}")
 
 
 def _print_message(line: str) -> None:
-    print(f"ncml: {line}", file=sys.stderr, flush=True)
+    print_status(f"ncml: {line}")

@@ -2,7 +2,9 @@
 
 import errno
 import filecmp
+import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Set
 from pathlib import Path
@@ -52,7 +54,8 @@ def move_unused(path: Path, target: Path) -> Path:
     taken = itertools.takewhile(lambda other: other != unused, names)
     copy = next((other for other in taken if _is_copy(other, path)), None)
     if copy is None:
-        _copy(path, unused, target.with_name(f".{target.name}.new"))
+        digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()  # the longest names leave no room for a suffix
+        _copy(path, unused, target.with_name(f".{digest[:16]}.new"))
     path.unlink()
     return copy or unused
 

@@ -4,7 +4,6 @@ Shared by `ncml score` and `ncml drift`. Does not import torch.
 """
 
 import itertools
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import images
+from ncml.cli.terminal import print_status
 from ncml.data.good_images import check_side
 from ncml.errors import InputError, ServiceError
 from ncml.images import heat
@@ -96,11 +96,11 @@ class SkippedFiles:
         where: what has all messages, if some are not printed.
         """
         for message in self.messages:
-            print(f"ncml: skipped: {message}", file=sys.stderr)
+            print_status(f"ncml: skipped: {message}")
         if more := self.count - len(self.messages):
-            print(f"ncml: skipped: and {more:,} more{where and f'; {where}'}", file=sys.stderr)
+            print_status(f"ncml: skipped: and {more:,} more{where and f'; {where}'}")
         if count:
-            print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
+            print_status(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped")
 
 
 def score_batches(
@@ -262,12 +262,12 @@ def image_scorer(
 
 
 def _check_calibration(m: "LocalModel | RemoteModel", selected: Any, scores: "list[Score]") -> None:
-    """Raise `InputError` for a verdict of another calibration: a model is loaded late, and a service replaces it."""
-    if any(score.ood is not None and score.ood.calibration_version != selected.version for score in scores):
+    """Raise `InputError` without a verdict of the calibration: a model is loaded late, and a service replaces it."""
+    if any(score.ood is None or score.ood.calibration_version != selected.version for score in scores):
         raise InputError(
             "model",
-            f"the calibration of {m.name} has been replaced since this command started: run it again, with another "
-            "--output if it writes a table.",
+            f"the calibration of {m.name} has been replaced or removed since this command started: run it again, with "
+            "another --output if it writes a table.",
         )
 
 

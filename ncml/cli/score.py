@@ -1,6 +1,5 @@
 """`ncml score`."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from ncml.cli.terminal import (
     describe,
     identity,
     print_json,
+    print_status,
 )
 from ncml.errors import InputError
 from ncml.ood import conformal
@@ -144,15 +144,16 @@ def score(
         print_json({"model": identity(m)} | facts | summary)
         return
     if output is not None or summary["images"] > 1 or plan.threshold is not None:
-        print(format_summary(summary, plan.threshold), file=sys.stderr if output is None else sys.stdout)
+        show_summary = print_status if output is None else print
+        show_summary(format_summary(summary, plan.threshold))
     if selected is None and not only_bpd:
-        print(f"ncml: no verdicts: {plan.missing_reason}", file=sys.stderr)
+        print_status(f"ncml: no verdicts: {plan.missing_reason}")
     if local is not None and not model and "calibration" in plan.facts and selected is not local.detector:
         _mention_detectors(local)
     where = "-o FILE or --json lists all" if output is None else f"the column error of {output} lists all"
     skipped.report(summary["skipped"], where)
     if "weakness" in plan.facts:
-        print(f"ncml: the calibration is weak: {plan.facts['weakness']}.", file=sys.stderr)
+        print_status(f"ncml: the calibration is weak: {plan.facts['weakness']}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +245,7 @@ def _mention_detectors(m: LocalModel) -> None:
     names = [name for name, folder in model_folders().items() if (folder / checkpoint.DETECTOR).is_file()]
     if names:
         judged = f"{m.name} judged the images at {m.width}x{m.height} pixels"
-        print(f"ncml: {judged}; detectors judge them at their own size: --model {' or '.join(names)}", file=sys.stderr)
+        print_status(f"ncml: {judged}; detectors judge them at their own size: --model {' or '.join(names)}")
 
 
 def _additional_statistics(

@@ -6,6 +6,8 @@ another machine, and a killed one loses at most the rows of the last minute.
 """
 
 import contextlib
+import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -41,7 +43,8 @@ def open_table(
 ) -> Generator[Table]:
     """Yield a table as `Table` opens it; one in object storage is stored at the end, unless its `part` is gone."""
     if isinstance(output, Path):
-        yield Table(output, columns, texts=texts, constants=constants)
+        with _locked(output):
+            yield Table(output, columns, texts=texts, constants=constants)
         return
     folder = Path(tempfile.mkdtemp(prefix="ncml-"))
     try:
@@ -61,6 +64,30 @@ def open_table(
         shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Generator[None]:
+    """Refuse a table that another process of this machine writes, by a lock on a file beside it."""
+    lock = output.with_name(f".{output.name}.lock")
+    try:
+        file = lock.open("a")
+    except OSError as error:
+        raise InputError("output", f"{output} cannot be written: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):  # one that ends removes the file
+            is_free = False
+        except OSError:  # a file system without locks
+            is_free = True
+        if not is_free:
+            raise InputError("output", f"another ncml score writes {output}: wait for it, or choose another --output.")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ class Table:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, restval="")
         writer.writerows(_to_csv(dict(row) | self.constants) for row in rows)
-        with self.part.open("ab", buffering=0) as file:
+        with open(self.part, "ab", buffering=0, opener=_open_existing) as file:
             end, unwritten = file.seek(0, os.SEEK_END), text.getvalue().encode()
             try:
                 while unwritten:
@@ -159,6 +159,11 @@ class Table:
             raise _with_filename(error, new) from error
         new.replace(self.path)
         self.part.unlink()
+
+
+def _open_existing(path: str, flags: int) -> int:
+    """Open a file that exists: rows in a new one, as after a rotation, would be a table without its header."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _with_filename(error: OSError, path: Path) -> OSError:

@@ -19,6 +19,7 @@ from ncml.cli.terminal import (
     load,
     parse_duration,
     print_json,
+    print_status,
     progress_bar,
     use_threads,
 )
@@ -191,7 +192,7 @@ def train(
             max_seconds=max_seconds,
             interval=interval,
             trackers=trackers,
-            on_message=(lambda line: print(line, file=sys.stderr, flush=True)) if group.is_main else lambda line: None,
+            on_message=print_status if group.is_main else lambda line: None,
             on_progress=on_progress if group.is_main else ignore_progress,
         )
     if trained is None:
@@ -199,7 +200,7 @@ def train(
     with progress_bar() as on_progress:
         line = recommend_after(trained, device=device, on_progress=on_progress)
     if line:
-        print(line, file=sys.stderr, flush=True)
+        print_status(line)
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}
         result = {"metrics": trained.metrics, "calibrated": trained.calibrated}
@@ -207,7 +208,7 @@ def train(
     else:
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
         tile = " --tile" if config.training.crop else ""
-        print(f"try: ncml score IMAGE --model {shlex.quote(str(trained.folder.resolve()))}{tile}", file=sys.stderr)
+        print_status(f"try: ncml score IMAGE --model {shlex.quote(str(trained.folder.resolve()))}{tile}")
 
 
 def _schedule_of(config: Config) -> str:

@@ -303,15 +303,19 @@ class Watch:
 
     def _move(self) -> None:
         """Move flagged images that no other has replaced; those that cannot be moved are tried again."""
+        problems: list[str] = []
         for path, (target, flagged) in list(self._to_move.items()):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if state_of(path) == flagged and (moved_to := move_unused(path, target)) != target:
                     self._print(f"{path} was moved to {moved_to}, because another file has taken the name of {target}")
             except OSError as error:
-                self._report_problem(f"{path} cannot be moved to {target}: {error.strerror}")
-                return
-            del self._to_move[path]
+                problems.append(f"{path} cannot be moved to {target}: {error.strerror}")
+            else:
+                del self._to_move[path]
+        if problems:
+            others = f", and {len(problems) - 1} more cannot be moved" if len(problems) > 1 else ""
+            self._report_problem(problems[0] + others)
 
     def _pause_after(self, problem: str, pause_s: float = 0.0) -> None:
         """Report a problem, unless it is empty, and pause, for about `pause_s` if they are more than usual."""

@@ -1,5 +1,7 @@
 """Heat maps: arrays of numbers as images, dark for low and bright for high. Does not import torch."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,9 @@ BRIGHTEST = 8.0
 
 BRIGHTEST_SHARE = 0.5
 """Least share of the way from the median of a map to its maximum from which it is brightest."""
+
+MAX_NAME_BYTES = 255
+"""Bytes of the name of a file on common file systems."""
 
 FLAGGED, UNFLAGGED = (255, 32, 32), (150, 150, 150)
 """Colours of the box of an image that is flagged, and of one that is not."""
@@ -111,7 +116,13 @@ def frame(
 
 
 def save(path: Path, image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating]) -> None:
-    """Write `path` + .png and `path` + .npz (array `map`, float32 [H, W]), creating their folder."""
+    """Write `path` + .png and `path` + .npz (array `map`, float32 [H, W]), creating their folder.
+
+    The SHA-256 digest takes the place of a name that leaves no room for the suffix.
+    """
+    name = os.fsencode(path.name)
+    if len(name) + len(".png") > MAX_NAME_BYTES:
+        path = path.with_name(hashlib.sha256(name).hexdigest())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name + ".png").write_bytes(to_png(image_HWC))

@@ -101,8 +101,8 @@ def test_verdicts_of_a_calibration_that_was_replaced_meanwhile_are_not_mixed_in(
     with served(create_app(Settings(), queue)) as url:
         assert cli.main([command, "images", "--server", url, "--output", "verdicts.csv"]) == 2
     assert capsys.readouterr().err.endswith(
-        "ncml: the calibration of tiny has been replaced since this command started: run it again, with another "
-        "--output if it writes a table.\n"
+        "ncml: the calibration of tiny has been replaced or removed since this command started: run it again, with "
+        "another --output if it writes a table.\n"
     )
     assert not (tmp_path / "verdicts.csv").exists() or not table(tmp_path / "verdicts.csv")
 

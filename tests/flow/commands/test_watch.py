@@ -188,6 +188,35 @@ def test_an_image_that_has_replaced_a_flagged_one_before_its_move_succeeded_stay
     assert capsys.readouterr().err.count("cannot be moved") == 1
 
 
+def test_an_image_that_cannot_be_moved_does_not_keep_others_from_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "flagged"
+    moved.mkdir()
+    for name in ("part-1", "part-2"):
+        (folder / name).mkdir()
+        (moved / name).write_text("a file, so that this folder cannot be made")
+        save(folder / name / "a.png", 0)
+    save(folder / "z.png", 1)
+    columns = ["file", "is_ood", "bytes", "modified", "moved_to", "error"]
+    verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants={}, is_endless=True)
+    shown: list[Row] = []
+
+    def show(row: Row) -> None:
+        shown.append(row)
+        if len(shown) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    def judge(paths: list[Location]) -> list[Row]:
+        return [{"file": str(path), "is_ood": True} for path in paths]
+
+    Watch(folder, verdicts, Scorer(judge, 3), None, moved, show, judge="a model").run(0.05)
+    assert (moved / "z.png").exists()
+    assert sorted(path.name for path in folder.rglob("*.png")) == ["a.png", "a.png"]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "cannot be moved" in line]
+    assert ", and 1 more cannot be moved; trying again" in line
+
+
 def test_an_image_that_is_replaced_while_it_is_judged_has_a_row_for_its_successor_only(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -18,10 +18,11 @@ from PIL import Image
 
 import ncml
 from ncml import images
+from ncml.cli import local_model, score_output, terminal
 from ncml.cli import main as cli
 from ncml.cli import rows as row_module
-from ncml.cli import score_output, terminal
 from ncml.cli.table import read
+from ncml.paths import list_files
 from tests.ncml import nets
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -394,6 +395,31 @@ def test_control_characters_of_a_name_forge_no_lines(calibrated: Run, tmp_path: 
     assert [row["file"] for row in read(tmp_path / "t.csv", ["file"])] == ["new/001.png", name]
     (tmp_path / "t.csv.part").write_text((tmp_path / "t.csv").read_text())
     assert calibrated(*arguments, "--output", "t.csv").returncode == 0  # it resumes, and nothing is left to do
+
+
+def test_no_image_is_recorded_without_the_verdict_that_the_table_promises(
+    calibrated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calibration is removed after the command has begun, before its first image is scored."""
+    load = local_model.load
+
+    def load_without_calibration(*arguments: Any) -> ncml.Model:
+        (tmp_path / "models" / "loud" / "calibration.json").unlink()
+        return load(*arguments)
+
+    monkeypatch.setattr(local_model, "load", load_without_calibration)
+    done = calibrated("score", "good", "-o", "scores.csv")
+    assert done.returncode == 2
+    assert "the calibration of loud has been replaced or removed since this command started" in done.stderr
+    assert not list(tmp_path.glob("scores.csv*"))
+
+
+def test_a_pipe_among_the_files_of_a_folder_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
+    os.mkfifo(folder / "b.png")  # without a writer: reading it would not end
+    assert [path.name for path in list_files([folder])] == ["a.png"]
 
 
 def test_maps_of_images_in_different_folders_do_not_replace_each_other(run: Run, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A table on disk: rows persist, and a run resumes only its own table."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from ncml.cli.stored_table import open_table
 from ncml.cli.table import Table, read
 from ncml.errors import InputError
 
@@ -81,6 +83,31 @@ def test_rows_that_do_not_reach_the_disk_are_not_added(tmp_path: Path, monkeypat
         with pytest.raises(OSError, match=r"No space left on device: '.*t\.csv\.new'"):
             made.finish()
     assert [row["file"] for row in made.rows()] == ["a"]
+
+
+def test_no_rows_are_added_where_the_table_was_moved_away(tmp_path: Path) -> None:
+    """In a new file, as after a rotation, they would have no header."""
+    made = table(tmp_path / "t.csv")
+    made.part.rename(tmp_path / "moved.csv")
+    with pytest.raises(FileNotFoundError):
+        made.add([{"file": "a", "x": 1}])
+    assert [path.name for path in tmp_path.iterdir()] == ["moved.csv"]
+
+
+def test_a_table_that_another_command_writes_is_refused(tmp_path: Path) -> None:
+    def opened(name: str = "t.csv") -> contextlib.AbstractContextManager[Table]:
+        return open_table(tmp_path / name, ["file"], texts=["file"], constants={})
+
+    with opened() as made:
+        made.add([{"file": "a"}])
+        with pytest.raises(InputError, match=r"another ncml score writes .*t\.csv: wait for it, or choose another"):
+            opened().__enter__()
+        with opened("other.csv"):
+            pass
+    with opened() as resumed:
+        assert resumed.done == 1
+        resumed.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.csv.part", "t.csv"]
 
 
 def test_a_row_has_the_constants_of_its_table_whatever_its_own_cells_say(tmp_path: Path) -> None:

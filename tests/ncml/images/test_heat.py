@@ -1,5 +1,6 @@
 """Maps as images."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def test_a_map_is_saved_as_png_and_npz(tmp_path: Path) -> None:
     heat.save(tmp_path / "deep" / "a.jpg", image, numbers)
     assert np.array_equal(images.open_image(tmp_path / "deep" / "a.jpg.png"), image)
     assert np.array_equal(np.load(tmp_path / "deep" / "a.jpg.npz")["map"], numbers)
+    long = "a" * 251 + ".jpg"
+    heat.save(tmp_path / "long" / long, image, numbers)
+    digest = hashlib.sha256(long.encode()).hexdigest()
+    assert sorted(path.name for path in (tmp_path / "long").iterdir()) == [f"{digest}.npz", f"{digest}.png"]
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         heat.save(tmp_path / "file" / "a.jpg", image, numbers)
