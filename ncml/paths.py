@@ -174,8 +174,8 @@ def list_local_files(path: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(path, onerror=_refuse, followlinks=True):
         names = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in names if _is_new(Path(parent, name), roots)]
-        found = (Path(parent, name) for name in sorted(files) if not name.startswith("."))
-        yield from (path for path in found if not path.is_fifo())  # which may have no writer: reading it would not end
+        visible = (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in visible if not path.is_fifo())  # one without a writer never ends
 
 
 def sorted_files(folder: Location) -> Sequence[Location]:

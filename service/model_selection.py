@@ -56,7 +56,10 @@ class ModelSelection:
             if error.status != 422:
                 raise
             if not await anyio.to_thread.run_sync(self._monitor.has_all_models):
-                detail = f"No worker serves {name!r} yet, but not all have published theirs; retry in a few seconds."
+                detail = (
+                    f"No worker serves {name!r} yet, but not all workers have published their models; retry in a few "
+                    "seconds."
+                )
                 raise Problem(503, detail, kind="no-model") from error
         faults = await anyio.to_thread.run_sync(self._monitor.faults)
         if fault := faults.get((name or "").partition("@")[0]):

@@ -23,7 +23,7 @@
     ncml:reviews             sorted set: {owner}:{id}:{bytes} of every review by the time it expires
     ncml:review:{owner}:{id} hash: a review with its image, until it expires
     ncml:probe               written by readiness checks
-    ncml:erased              exists for a while after the server was told to rewrite its append-only file
+    ncml:erased              exists for an hour after the service has had the append-only file rewritten
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
 The scripts build key names themselves, so this needs one Redis (or Valkey) server rather than a cluster.

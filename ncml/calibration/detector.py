@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ncml import checkpoint
 from ncml.calibration.altered_originals import POWER_IMAGES, measure_power
 from ncml.calibration.division import DefectiveImages, DividedImages, GoodScenes, check_apart, check_labels
-from ncml.calibration.good_image_notes import describe_good_images, name_images_to_check
+from ncml.calibration.good_image_notes import describe_good_images
 from ncml.calibration.good_scores import is_flagged
 from ncml.calibration.view_estimation import measure_images, region_readers
 from ncml.data import kept_images
@@ -212,6 +212,8 @@ def make_detector(
         views, scores, lost = measure(divided, learned)
     if checkpoint.detector_version(folder) != former:  # its images are not among these, so replacing it would lose them
         raise _made_meanwhile(folder, "made while this one was measured")
+    levels = len(np.unique(example_HWC))
+    notes = describe_good_images(divided.images, judged, brightness, views, duplicates, lost, levels)
     with _replacing(folder) as written:
         checkpoint.copy(model.folder, written)
         if keep_images:  # while an earlier detector is whole: a kill leaves it with its images or with these
@@ -230,9 +232,7 @@ def make_detector(
             values,
             digest,
             {kind: view.description for kind, view in views.items()},
-            notes=describe_good_images(
-                divided.images, judged, brightness, views, duplicates, lost, len(np.unique(example_HWC))
-            ),
+            notes=notes.stored,
             sizes=Counter(f"{width}x{height}" for height, width in divided.images.shapes),
             grey_images=sum(divided.images.are_grey),
             region=judged,
@@ -251,8 +251,9 @@ def make_detector(
         tuple(scores.are_found(calibration.cutoff).tolist()),
         *count_flagged(detector, check, on_progress),
     )
-    to_check = name_images_to_check(divided.images, views, lost)
-    made = MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews, to_check)
+    made = MadeDetector(
+        folder, calibration, duplicates, tuple(suspects), left_out, before, without, reviews, notes.images_to_check
+    )
     on_calibrated(made)
     if not power_images:
         return made

@@ -1,12 +1,10 @@
-"""Notes of a detector on its good images: how they agree, and what should be checked.
-
-The notes are stored in its folder, which may be published, and name no images. `name_images_to_check` does.
-"""
+"""Notes of a detector on its good images: how they agree, and what should be checked."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ncml.data import scenes as finding
 from ncml.data.good_images import MAX_ASPECT, MIN_SIDE, GoodImages
@@ -27,6 +25,15 @@ FEW_LEVELS = 32
 """Distinct values of an image up to which its samples may not use the whole range."""
 
 
+class GoodImageNotes(NamedTuple):
+    """What should be known about the good images of a detector."""
+
+    stored: tuple[str, ...]
+    """Kept in its folder, which may be published: they count images, but name none."""
+    images_to_check: tuple[str, ...]
+    """Lines that name the images that are counted."""
+
+
 def describe_good_images(
     good: GoodImages,
     region: Region | None,
@@ -35,9 +42,10 @@ def describe_good_images(
     duplicates: Sequence[Sequence[str]],
     lost: Sequence[str],
     levels: int,
-) -> tuple[str, ...]:
-    """Return what should be known about the good images. levels: number of distinct values of one of them."""
+) -> GoodImageNotes:
+    """Describe good images. levels: number of distinct values of one of them."""
     notes: list[str] = []
+    to_check: list[str] = []
     if region is not None:
         left, top, width, height = region.box
         shown = "" if region.mask is None else "what the mask shows in "
@@ -51,6 +59,7 @@ def describe_good_images(
         if features.agreement is None:
             (width, height), others = _other_shapes(good)
             shapes = f" ({len(others)} of {len(good)} do not have that of {width}x{height})" if others else ""
+            to_check += [f"of another aspect ratio: {enumerated(others, MAX_NAMES)}"] if others else []
             notes.append(
                 f"the good images differ in aspect ratio{shapes}, so patches are not compared by place: missing parts "
                 "are found less often"
@@ -70,6 +79,7 @@ def describe_good_images(
             )
     if lost:
         notes.append(f"the part was not found in {counted(len(lost), 'image')}: check them")
+        to_check.append(f"the part was not found in {enumerated(lost, MAX_NAMES)}")
     if duplicates:
         images_in = sum(map(len, duplicates))
         notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
@@ -88,16 +98,7 @@ def describe_good_images(
             "the good images hardly differ: if they show one part several times, the rate does not hold for other "
             "parts, so use images of several parts"
         )
-    return tuple(notes)
-
-
-def name_images_to_check(good: GoodImages, views: dict[str, View], lost: Sequence[str]) -> tuple[str, ...]:
-    """Return lines with the names of the images that the notes count."""
-    lines = [f"the part was not found in {enumerated(lost, MAX_NAMES)}"] if lost else []
-    features = views.get(FeaturesView.kind)
-    if isinstance(features, FeaturesView) and features.agreement is None and (others := _other_shapes(good)[1]):
-        lines.append(f"of another aspect ratio: {enumerated(others, MAX_NAMES)}")
-    return tuple(lines)
+    return GoodImageNotes(tuple(notes), tuple(to_check))
 
 
 def _other_shapes(good: GoodImages) -> tuple[tuple[int, int], list[str]]:

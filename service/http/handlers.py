@@ -27,7 +27,7 @@ def add_exception_handlers(app: FastAPI, routes: Sequence[BaseRoute], metrics: M
     """Register the handlers. `routes` are all endpoints, from which the `Allow` of a 405 is derived."""
 
     def respond(request: Request, problem: Problem) -> JSONResponse:
-        if problem.status in (401, 429, 503) and problem.kind != "not-ready":  # readiness is probed all the time
+        if problem.is_refusal:
             metrics.rejected.labels(reason=problem.reason).inc()
         return problem.response(str(request.state.request_id))
 

@@ -68,6 +68,11 @@ class Problem(Exception):
         if status in (429, 503):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the metric of refused requests counts it; readiness, which is probed all the time, is left out."""
+        return self.status in (401, 429, 503) and self.kind != "not-ready"
+
     def document(self, request_id: str) -> ProblemDetails:
         """Return the problem document for a request."""
         return ProblemDetails(

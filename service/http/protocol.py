@@ -210,7 +210,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete or not cycle.response_started:
             problem = Problem(status, detail, kind=kind)
-            if status == 503:
+            if problem.is_refusal:
                 self.app_state["metrics"].rejected.labels(reason=problem.reason).inc()
             body = json.dumps(problem.document("").model_dump()).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"

@@ -169,7 +169,7 @@ def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, que
     assert response.status_code == 503
     assert response.json()["type"] == "urn:ncml:problem:not-ready"
     assert response.json()["detail"] == "The queue refuses new jobs: it is short of memory."
-    assert not any(name == "ncml_jobs_rejected_total" for name, *_ in metrics(client))  # a probe is no request
+    assert not any(name == "ncml_jobs_rejected_total" for name, *_ in metrics(client))  # probes are not counted
     configure(maxmemory=0)
     assert client.get("/readyz").status_code == 200
 
