@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -120,13 +121,19 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 300.0, every_s: 
 
 @contextlib.contextmanager
 def full_disk() -> Generator[None]:
-    """Limit files to 100 bytes, which stands for a full disk; Python ignores the signal of this limit."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """Limit files to 100 bytes, which stands for a full disk; Python ignores the signal of this limit.
+
+    Modules that are imported meanwhile are not cached: Python would keep their first 100 bytes, which no later process
+    can load.
+    """
+    limits, writes_no_bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = writes_no_bytecode
 
 
 def free_port(count: int = 1) -> int:

@@ -597,7 +597,7 @@ sys.exit(main(sys.argv[1:]))
 """
     arguments = command(tmp_path / "photos", "--max-images", "128", "--out", str(out), "--resume")[3:]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, "-B", "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "the run cannot be saved to" in done.stderr
@@ -666,7 +666,7 @@ sys.exit(main(sys.argv[1:]))
 """
     arguments = command(tmp_path / "photos", "--out", str(tmp_path / "mine"))[3:]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, "-B", "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "has no room for 0.0 GiB of decoded images" in done.stderr
