@@ -120,6 +120,8 @@ class TrainingConfig:
     """Learning rate of Adam."""
     muon_learning_rate: Rate | None = None
     """Learning rate of Muon for the matrices of the network's body (`ncml.training.optimizer`); None: Adam only."""
+    muon_weight_decay: Share = 0.0
+    """Share of the weights that Muon trains, times its learning rate, by which each step makes them smaller."""
     embedding_lr_multiplier: Rate = 1.0
     """The learning rate of class and orientation embeddings, as a multiple of Adam's."""
     warmup_images: Annotated[int, Field(ge=0, le=10**15)] = 20_000

@@ -21,6 +21,7 @@ TRAINING_NAMES = {
 
 ADDED: dict[str, float | None] = {
     "muon_learning_rate": None,
+    "muon_weight_decay": 0.0,
     "embedding_rate": 1.0,
     "split": 50,
     "crop": None,

@@ -59,7 +59,9 @@ def cifar10_base() -> Config:
         small,
         recipe="cifar10_base",
         model=replace(small.model, levels=tuple(LevelConfig(width=w, blocks=1, attention=w == 128) for w in widths)),
-        training=replace(small.training, batch_size=32, learning_rate=1.25e-3, muon_learning_rate=2.5e-3),
+        training=replace(
+            small.training, batch_size=32, learning_rate=1.25e-3, muon_learning_rate=2.5e-3, muon_weight_decay=0.1
+        ),
     )
 
 

@@ -73,7 +73,8 @@ def continue_from(config: Config, changes: Changes, saved: Config | None, initia
     saved: of the run that is resumed or branched from. initial: of the model whose weights a new run starts with.
     """
     if saved is not None:
-        earlier, training = saved.training, config.training
+        earlier = saved.training
+        training = replace(config.training, muon_weight_decay=earlier.muon_weight_decay)
         if changes.learning_rate is None:
             adam_rate, muon_rate = earlier.learning_rate, earlier.muon_learning_rate
             training = replace(training, learning_rate=adam_rate, muon_learning_rate=muon_rate)

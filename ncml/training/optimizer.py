@@ -65,7 +65,8 @@ class Optimizer:
         """Each optimiser with the names of its parameters, in its own order."""
         if training.muon_learning_rate is not None:
             group = {"params": list(matrices.values()), "base_lr": training.muon_learning_rate}
-            self.parts.append((Muon([group], MOMENTUM), list(matrices)))
+            muon = Muon([group], momentum=MOMENTUM, weight_decay=training.muon_weight_decay)
+            self.parts.append((muon, list(matrices)))
 
     def step(self, share: float) -> None:
         """Update the parameters by their gradients.

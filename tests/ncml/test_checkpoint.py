@@ -215,7 +215,8 @@ def as_format_1(folder: Path) -> None:
         del config["generates"]
         sde, training = config.pop("sde"), config["training"]
         training["ema"] = 0.999
-        for name in ("muon_learning_rate", "embedding_lr_multiplier", "ema_images", "split", "crop", "grey_share"):
+        later = ("muon_learning_rate", "muon_weight_decay", "embedding_lr_multiplier", "split", "crop", "grey_share")
+        for name in ("ema_images", *later):
             del training[name]
         for name, earlier in (
             ("clean_probability", "clean_mass"),

@@ -30,6 +30,7 @@ from ncml.config import Config
 from ncml.data import dataset, image_store
 from ncml.errors import InputError, TrainingError
 from ncml.training import finish, loop, run, tracking
+from ncml.training.assembly import Changes, continue_from
 from ncml.training.finish import TrainedModel
 from ncml.training.folder import IMAGE_CACHE, STATE, exclusive
 from ncml.training.reporter import describe_plan
@@ -189,6 +190,14 @@ def test_a_detector_continues_with_the_network_of_its_run(
     arguments[-2:] = ["--max-images", "24", "--cooldown-from", str(out)]
     assert cli.main(arguments) == 0, capsys.readouterr().err
     assert ncml.load(tmp_path / "branch").metrics["images_seen"] == 24
+
+
+def test_a_run_of_an_earlier_version_continues_without_weight_decay() -> None:
+    base = recipes.cifar10_base()
+    earlier = replace(base, training=replace(base.training, muon_weight_decay=0.0))
+    assert base.training.muon_weight_decay > 0
+    assert continue_from(base, Changes(), earlier, None).training.muon_weight_decay == 0
+    assert continue_from(base, Changes(), None, earlier).training == base.training
 
 
 def test_a_resumed_run_keeps_the_records_of_its_saved_state(tmp_path: Path) -> None:

@@ -55,12 +55,13 @@ def test_a_first_update_of_muon_is_the_orthogonalised_gradient() -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 96), (96, 32), (48, 48)])
-def test_muon_agrees_with_the_one_of_pytorch_which_computes_in_bf16(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_muon_agrees_with_the_one_of_pytorch_which_computes_in_bf16(shape: tuple[int, int], decay: float) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     ours, reference = matrix.clone(), matrix.clone()
-    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95)
-    twin = torch.optim.Muon([reference], lr=4e-3, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95, weight_decay=decay)
+    twin = torch.optim.Muon([reference], lr=4e-3, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         gradient = torch.randn(shape)
         ours.grad, reference.grad = gradient, gradient.clone()
