@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update the matrices by their gradients; the root mean square of an update is about 0.2 learning rates.
 
-        Weight decay is decoupled (Loshchilov and Hutter, 2019): it makes them smaller by its share of the learning rate.
+        Weight decay is decoupled (Loshchilov and Hutter, 2019): it subtracts its share of the learning rate of them.
         """
         for group in self.param_groups:
             of_shape: dict[torch.Size, list[Tensor]] = {}
