@@ -342,7 +342,7 @@ class JobQueue:
         except (ValueError, KeyError) as error:
             raise JobNotFound(f"the record of the job {job_id} is damaged") from error
         start_by = view.start_by if view.status is JobStatus.QUEUED else None
-        is_late = start_by is not None and start_by < time.time() and start_by < self.redis.time()[0]
+        is_late = start_by is not None and start_by < self.redis.time()[0]
         if is_late:
             origin = queue_name(view.task.lane, view.priority)
             if by_name.get("origin") == held_name(view.task.lane).encode():

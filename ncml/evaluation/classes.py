@@ -214,5 +214,6 @@ def _texts(inputs: Inputs) -> list[str]:
         f"recall the share of real images that lie among generated ones (no farther than the {NEIGHBOURS}rd neighbour "
         "of one of them; both depend on the number of images). The variance within classes is relative to real "
         "images: below 1, images of a class are more alike than real ones.",
-        "Brackets are 95% intervals over images: Wilson's for shares, otherwise bootstrap.",
+        "Brackets are 95% intervals over images: Wilson's for shares, otherwise bootstrap. Those of precision and "
+        "recall take the neighbourhoods as fixed, and are therefore too narrow.",
     ]

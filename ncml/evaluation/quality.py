@@ -318,7 +318,8 @@ def fid(inputs: Inputs) -> Section:
         "of the features, relative to the test images. White noise is the share of images in which neighbouring values "
         f"differ by more than {NOISE_ROUGHNESS:g} grey levels on average. Images without a class should be compared "
         "only with one another: those of all classes in turn have the classes of the test images in the same shares. "
-        "Brackets are 95% intervals: bootstrap for KD and the variance, Wilson's for shares."
+        "Brackets are 95% intervals: bootstrap for KD and the variance, Wilson's for shares. Those of precision and "
+        "recall take the neighbourhoods as fixed, and are therefore too narrow."
     )
     if name != "FID":
         text += (

@@ -4,9 +4,11 @@ import { cancel, Refusal, result } from "./api.js";
 import { announce, button, disable, h, keepFocus, plural, viewTitle } from "./dom.js";
 import { follow, retry } from "./events.js";
 import { failure } from "./feedback.js";
+import { apiKey } from "./session.js";
 
 const LABELS = { queued: "Waiting in the queue", running: "Started" };
 const EXPIRED = "This result has expired: the service keeps results for one hour.";
+const HIDDEN = "This result has expired, after one hour, or was requested with another API key.";
 const MAX_FETCHES = 5; // of a result, until the user is asked
 const LOST = "Connection lost: trying again. The job continues meanwhile.";
 
@@ -27,8 +29,8 @@ async function jobResult(id, onEvent = () => {}) {
     if (status !== "succeeded") throw new Error(error?.detail ?? `The job ${status}.`);
     return await retry((onAlive) => fetchResult(id, onAlive), onEvent, MAX_FETCHES - 1);
   } catch (error) {
-    if (error.status === 404) throw new Refusal(EXPIRED, { status: 404, remedy: "Submit it again.", calm: true });
-    throw error;
+    if (error.status !== 404) throw error;
+    throw new Refusal(apiKey.get() ? HIDDEN : EXPIRED, { status: 404, remedy: "Submit it again.", calm: true });
   }
 }
 

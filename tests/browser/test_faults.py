@@ -117,6 +117,19 @@ def test_the_images_of_a_score_without_a_result_can_be_scored_again(
     expect(page.locator(".strip .tile")).to_have_count(3)
 
 
+def test_a_result_that_is_hidden_from_a_new_api_key_may_belong_to_another(studio, tab, images: list[Path]) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("score")
+    page.route("**/score", lambda route: route.fulfill(status=202, json={"id": "unknown"}))
+    page.route("**/jobs/unknown/events", lambda route: route.fulfill(**EXPIRED))
+    page.locator("#key").click()
+    page.get_by_label("Key", exact=True).fill("ncml_other")
+    page.get_by_role("button", name="Use key").click()
+    select_images(page, images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator("#view-score .run .failure")).to_contain_text("or was requested with another API key.")
+
+
 @pytest.mark.parametrize("view", ["generate", "calibrate"])
 def test_a_failure_is_announced_once(studio, tmp_path: Path, view: str) -> None:
     page = studio(view)
