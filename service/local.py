@@ -1,7 +1,6 @@
 """`ncml serve`: Valkey, the HTTP service and one worker per lane on this machine, under one supervisor."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -12,12 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 from urllib.parse import quote
 
 import psutil
 import tyro
 
+from ncml import locks
 from ncml.paths import model_folders, search_path
 from ncml.signals import stop_signals
 from service.children import Child, ServeError, Supervisor, terminate_orphans
@@ -138,20 +138,17 @@ def report(line: str) -> None:
 @contextlib.contextmanager
 def lock(directory: Path) -> Generator[None]:
     """Lock `directory` for this process; the kernel releases the lock however the process ends."""
+    refusal = ServeError(
+        f"another `ncml serve` is using {directory}: stop it, or set NCML_DATA_DIR to another directory"
+    )
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file: IO[str] = (directory / "lock").open("a+")
+        file, _ = locks.acquire(directory / "lock", refusal)
     except OSError as error:
         raise ServeError(
             f"the data directory {directory} cannot be used: {error.strerror}; set NCML_DATA_DIR"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServeError(
-                f"another `ncml serve` is using {directory}: stop it, or set NCML_DATA_DIR to another directory"
-            ) from None
         yield
 
 

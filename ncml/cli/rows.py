@@ -1,6 +1,6 @@
 """Image files to rows of results, batch by batch; a file that cannot be read is counted and skipped.
 
-Shared by `ncml score` and `ncml drift`. Does not import torch.
+Does not import torch.
 """
 
 import itertools

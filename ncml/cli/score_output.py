@@ -1,4 +1,7 @@
-"""The output of `ncml score`: lines on the terminal, rows in memory for JSON, or a table on disk."""
+"""The output of `ncml score`: lines on the terminal, rows in memory for JSON, or a table on disk.
+
+`ncml drift` and `ncml watch` print and count their rows in the same way.
+"""
 
 import contextlib
 import itertools

@@ -1,13 +1,11 @@
-"""A table in object storage, where an object can be replaced but not appended to. Does not import torch.
+"""Where `ncml score` makes its table: locally, or in object storage, where objects are replaced but not appended to.
 
-It is made on this machine as any table. What it has so far is stored as `NAME.part`, as a whole, at the start, every
-minute and when the command stops; an object is either the former or the new one. So the next run resumes, also on
-another machine, and a killed one loses at most the rows of the last minute.
+There it is made on this machine as any table. What it has so far is stored as `NAME.part`, as a whole, at the start,
+every minute and when the command stops; an object is either the former or the new one. So the next run resumes, also on
+another machine, and a killed one loses at most the rows of the last minute. Does not import torch.
 """
 
 import contextlib
-import fcntl
-import os
 import shutil
 import tempfile
 import time
@@ -15,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ncml import locks
 from ncml.cli.table import Row, Table, check_suffix, part_of
 from ncml.errors import InputError, NcmlError, StorageError
 from ncml.object_storage import StoragePath, filesystems
@@ -70,20 +69,12 @@ def open_table(
 def _locked(output: Path) -> Generator[None]:
     """Refuse a table that another process of this machine writes, by a lock on a file beside it."""
     lock = output.with_name(f".{output.name}.lock")
+    refusal = InputError("output", f"another ncml score writes {output}: wait for it, or choose another --output.")
     try:
-        file = lock.open("a")
+        file, _ = locks.acquire(lock, refusal)
     except OSError as error:
         raise InputError("output", f"{output} cannot be written: {error.strerror}.") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):  # one that ends removes the file
-            is_free = False
-        except OSError:  # a file system without locks
-            is_free = True
-        if not is_free:
-            raise InputError("output", f"another ncml score writes {output}: wait for it, or choose another --output.")
         try:
             yield
         finally:

@@ -1,16 +1,16 @@
 """`ncml watch`: its options and output; `ncml.cli.watch_loop` has the loop."""
 
 import contextlib
-import fcntl
 import json
 import sys
 from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from ncml import locks
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local_model import LocalModel
 from ncml.cli.notices import Notices, make_signer
@@ -159,15 +159,10 @@ def _print_flagged(row: Row) -> None:
 @contextlib.contextmanager
 def _locked(output: Path) -> Generator[None]:
     """Refuse a table to which another process appends."""
+    refusal = InputError("output", f"another ncml watch appends to {output}: stop it, or choose another --output.")
     try:
-        file: IO[str] = output.open("a")
+        file, _ = locks.acquire(output, refusal)
     except OSError as error:
         raise InputError("output", f"{output} cannot be written: {error.strerror}.") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                "output", f"another ncml watch appends to {output}: stop it, or choose another --output."
-            ) from None
         yield

@@ -272,7 +272,7 @@ class Watch:
         self._judged += 1
         self._flagged += is_flagged
         if is_flagged and self._notices:
-            self._notices.add("image.flagged", row["modified"], self._table.constants | dict(row))
+            self._notices.add("image.flagged", row["modified"], dict(row) | self._table.constants)
         if self._alarm is None:
             return 0
         was_alarmed, self._is_alarmed = self._is_alarmed, float(self._alarm.update(is_flagged)) >= self._alarm.limit

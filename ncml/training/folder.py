@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Generator
 from pathlib import Path
 
-from ncml import checkpoint
+from ncml import checkpoint, locks
 from ncml.errors import InputError
 from ncml.paths import check_model_name, check_output_folder, printable
 
@@ -67,16 +66,9 @@ def exclusive(out: Path) -> Generator[None]:
     """
     state = out / STATE
     state.parent.mkdir(parents=True, exist_ok=True)
-    with (state.parent / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "out", f"another process is training in {out}: wait until it ends, or choose another folder."
-            ) from error
-        except OSError:  # this file system has no locks
-            pass
-        else:
-            for unfinished in state.parent.glob(f".{state.name}.*"):
-                unfinished.unlink()
+    refusal = InputError("out", f"another process is training in {out}: wait until it ends, or choose another folder.")
+    file, is_held = locks.acquire(state.parent / "lock", refusal)
+    with file:
+        for unfinished in state.parent.glob(f".{state.name}.*") if is_held else ():
+            unfinished.unlink()
         yield

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from PIL import Image
 
 import ncml
 from ncml.cli import main as cli
-from ncml.cli.earlier_rows import stamp
+from ncml.cli.earlier_rows import STAMP_COLUMNS, stamp
+from ncml.cli.notices import Notices, _document  # pyright: ignore[reportPrivateUsage]
 from ncml.cli.rows import Row, Scorer
 from ncml.cli.score_output import TEXT_COLUMNS
 from ncml.cli.table import Table
@@ -361,6 +363,29 @@ def test_flagged_images_and_the_alarm_are_sent_to_a_webhook_through_a_kill(
     judge = "with the calibration default of loud, which flags 5% of good images on average"
     assert log.count(f"watching {folder} {judge}") == 2
     assert log.count("an alarm is raised if more images are flagged than the calibration expects: after ") == 1
+
+
+def test_a_message_has_the_cells_of_its_row_also_when_it_is_repeated(folder: Path, tmp_path: Path) -> None:
+    save(folder / "a.png", 0)
+    columns, constants = ["file", "is_ood", "statistic", *STAMP_COLUMNS, "moved_to", "error"], {"statistic": "all"}
+    bodies: list[dict[str, str]] = []
+    for _ in range(2):
+        verdicts = Table(tmp_path / "verdicts.csv", columns, texts=TEXT_COLUMNS, constants=constants, is_endless=True)
+        notices = MagicMock(Notices)
+        notices.host = "hooks.example.org"
+
+        def judge(paths: list[Location]) -> list[Row]:
+            return [{"file": str(path), "is_ood": True, "statistic": "a view"} for path in paths]
+
+        def show(_: Row) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        watch = Watch(folder, verdicts, Scorer(judge, 1), None, None, show, notices, judge="a model")
+        if not verdicts.done:
+            watch.run(0.05)
+        [(_, _, data)] = [call.args for call in notices.add.call_args_list]
+        bodies.append(_document(data))
+    assert bodies[0] == bodies[1] == _document(next(iter(verdicts.rows())))
 
 
 def test_a_file_is_judged_when_its_slow_writer_has_finished(start: Start, folder: Path, tmp_path: Path) -> None:
