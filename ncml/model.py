@@ -61,12 +61,12 @@ def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: s
     setting = batching_setting(batching)
     folder = find_model(model)
     runtime.use_full_precision()
-    if problem := runtime.problem(device):
-        raise ModelError(f"{folder} cannot be placed on {device!r}: {problem}")
+    if error := runtime.device_error(device):
+        raise ModelError(f"{folder} cannot be placed on {device!r}: {runtime.first_line(error)}") from error
     try:
         network, description = checkpoint.load(folder, device)
     except RuntimeError as error:  # the device is out of memory
-        raise ModelError(f"{folder} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder} cannot be placed on {device!r}: {runtime.first_line(error)}") from error
     return Model(network.requires_grad_(False), description, setting)
 
 

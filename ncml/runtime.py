@@ -16,10 +16,10 @@ KEPT_BYTES = 2**30
 
 OUT_OF_MEMORY = re.compile(
     "out of memory|not enough memory|cannot allocate memory|can't allocate memory|failed to map segment|bad_alloc"
-    "|can't start new thread",
+    "|can't start new thread|alloc_failed|allocation_failed",
     re.IGNORECASE,
 )
-"""Messages of PyTorch and the system; their other errors have the same types."""
+"""Messages of PyTorch, CUDA's libraries and the system; their other errors have the same types."""
 
 DEVICE = re.compile(r"(cpu|cuda)(:\d{1,3})?")
 """The names of devices."""
@@ -34,16 +34,21 @@ def check_device_name(device: str) -> None:
         raise InputError("device", f"there is no device {device!r}: name cpu, cuda or cuda:N.")
 
 
-def problem(device: str) -> str | None:
-    """Return why a device cannot be used, in one line; None if it can. Raises `InputError` for an invalid name."""
+def device_error(device: str) -> Exception | None:
+    """Return the error that a device raises when it is used, or None. Raises `InputError` for an invalid name."""
     check_device_name(device)
     import torch
 
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # each kind of device raises its own errors, missing modules among them
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return error
     return None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text: those of PyTorch have many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reuse_freed_memory() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
 from ncml.progress import OnProgress, Progress
-from ncml.runtime import is_out_of_memory, reuse_freed_memory
+from ncml.runtime import device_error, is_out_of_memory, reuse_freed_memory
 from ncml.signals import stop_signals
 from worker import logs, unfinished
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob, UpdateJob
@@ -55,6 +55,9 @@ PREVIEW_S = 0.2
 
 LONG_BATCH = 16
 """Maximum images or tiles at a time of a long job on a CPU: short jobs interrupt it only between these batches."""
+
+CAPACITY_S = 600.0
+"""How long a batch that did not fit in memory limits the next ones."""
 
 JobType = TypeVar("JobType")
 
@@ -124,7 +127,8 @@ class BatchRunner:
         self._registry = registry
         self._settings = settings
         self._long_batch = LONG_BATCH if settings.device == "cpu" else settings.max_batch
-        self._capacity: dict[str, int] = {}  # by model version: images or tiles at a time that memory suffices for
+        self._capacities: dict[str, tuple[int, float]] = {}
+        """By model version: the images or tiles at a time that memory suffices for, and until when that is assumed."""
 
     def run(self, batch: Batch) -> BatchResult:
         """Compute a batch. If several jobs fail together, compute each alone, so that only the faulty one fails."""
@@ -135,6 +139,7 @@ class BatchRunner:
             self._fail(batch.jobs, error)
         elif error:
             log.warning("a batch of %d jobs failed (%s); computing each alone", len(batch.jobs), error)
+            del error  # its traceback holds the activations of the batch
             self._reset(batch)
             for job_id, job in batch.jobs.items():
                 if error := self._attempt({job_id: job}):
@@ -161,8 +166,22 @@ class BatchRunner:
         except _BatchDropped:
             return None
         except Exception as error:
+            self._check_device(error)
             return error
         return None
+
+    def _check_device(self, error: Exception) -> None:
+        """After an unexpected error on a GPU, end this process if it can no longer use it, as after most CUDA errors.
+
+        The worker starts another engine, and the jobs are computed again.
+        """
+        is_expected = isinstance(error, InputError | ModelError | WorkerFault) or is_out_of_memory(error)
+        if is_expected or not self._settings.device.startswith("cuda"):
+            return
+        fault = device_error(self._settings.device)
+        if fault and not is_out_of_memory(fault):
+            log.error("the engine ends: %s cannot be used any more", self._settings.device, exc_info=error)
+            raise SystemExit(1)
 
     def _fail(self, jobs: Mapping[str, Job], error: Exception) -> None:
         match error:
@@ -192,7 +211,10 @@ class BatchRunner:
             self._outcomes[job_id].model = ModelRef(name=first.model, version=model.version)
         rows = [_BatchImage(job_id, index, job) for job_id, job in jobs.items() for index in range(job.n)]
         while rows:
-            capacity = self._capacity.get(model.version, self._settings.max_batch)
+            capacity, end = self._capacities.get(model.version, (self._settings.max_batch, math.inf))
+            if time.monotonic() > end:  # others may have used the memory
+                del self._capacities[model.version]
+                continue
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
             if not chunk:
                 return
@@ -202,7 +224,7 @@ class BatchRunner:
             except Exception as error:
                 if not is_out_of_memory(error) or size == 1:
                     raise
-                self._capacity[model.version] = size // 2
+                self._capacities[model.version] = size // 2, time.monotonic() + CAPACITY_S
                 log.warning("%d images do not fit in memory; continuing with %d at a time", size, size // 2)
                 _free_device_memory(self._settings.device)
                 continue

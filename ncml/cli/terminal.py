@@ -131,8 +131,8 @@ def use_threads(count: int) -> None:
 
 def check_device(device: str) -> None:
     """Refuse a device that is not available, before images are read."""
-    if problem := runtime.problem(device):
-        raise InputError("device", f"the device {device!r} cannot be used: {problem}")
+    if error := runtime.device_error(device):
+        raise InputError("device", f"the device {device!r} cannot be used: {runtime.first_line(error)}") from error
 
 
 def parse_duration(text: str) -> float:

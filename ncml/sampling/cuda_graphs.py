@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from ncml.sampling.conditions import NO_TILT, Conditions, OnRow
 log = logging.getLogger(__name__)
 
 MAX_RECORDINGS = 4
-"""Maximum number of kinds of batches that stay recorded. Each holds caches, a megabyte for each image of the bundled
+"""Maximum number of kinds of batches that are recorded. Each holds caches, a megabyte for each image of the bundled
 model's size, and a copy of the weights, laid out for the sampler."""
 
 Operations = Callable[[], None]
@@ -46,8 +45,12 @@ def cuda_graphs(device: torch.device) -> Recorder:
 
     def record(operations: Operations) -> Operations:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate memory meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.current_stream(device)),  # restores it if a capture cannot be ended
+            # Other threads may allocate memory meanwhile.
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             operations()
         return graph.replay
 
@@ -74,10 +77,10 @@ class ReplaySampler:
     def __init__(self, make_recorder: Callable[[torch.device], Recorder] = cuda_graphs) -> None:
         """make_recorder: makes the recorder of a batch's rows on a device."""
         self.make_recorder = make_recorder
-        self.recordings: OrderedDict[BatchKind, _Recording] = OrderedDict()
-        """The most recently used one comes last."""
+        self.recordings: dict[BatchKind, _Recording] = {}
+        """The kinds that were first sampled twice: replacing them would record more often than replay if sizes vary."""
         self.sampled_kinds: set[BatchKind] = set()
-        self.unrecordable_kinds: set[BatchKind] = set()
+        self.can_record = True
         self.lock = threading.RLock()
         self._is_sampling = False
 
@@ -93,7 +96,6 @@ class ReplaySampler:
                 return
             recording = self.recordings.get(kind)
             if recording is not None:
-                self.recordings.move_to_end(kind)
                 recording.sample(x_BCHW, conditions, draws, on_row)
                 return
             rows_done = conditions.first_row
@@ -108,7 +110,8 @@ class ReplaySampler:
             except torch.OutOfMemoryError:
                 self.recordings.clear()  # so that the caller can retry with fewer images
                 raise
-            if kind in self.sampled_kinds - self.unrecordable_kinds and rows_done == x_BCHW.shape[2]:
+            is_recorded = self.can_record and kind in self.sampled_kinds and len(self.recordings) < MAX_RECORDINGS
+            if is_recorded and rows_done == x_BCHW.shape[2]:
                 self._record(kind, x_BCHW, conditions, draws, on_row)
             self.sampled_kinds.add(kind)
 
@@ -128,7 +131,10 @@ class ReplaySampler:
     def _record(
         self, kind: BatchKind, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow
     ) -> None:
-        """Record a kind of batch, of which x is a result, if the recording reproduces x; stop when `on_row` does."""
+        """Record a kind of batch, of which x is a result, if the recording reproduces x; stop when `on_row` does.
+
+        After a failure nothing more is recorded, because CUDA may not have ended the capture.
+        """
         network, shape, first_row, _ = kind
         try:
             sampler = RowSampler(network, x_BCHW, conditions)
@@ -146,10 +152,8 @@ class ReplaySampler:
             if not torch.equal(replayed_BCHW, x_BCHW):
                 raise RuntimeError("the replayed images differ")
         except RuntimeError as error:
-            self.unrecordable_kinds.add(kind)
+            self.can_record = False
             reason = str(error).splitlines()[0]
-            log.warning("batches of %s images are sampled without CUDA graphs: %s", len(x_BCHW), reason)
+            log.warning("a batch of %s images was not recorded as CUDA graphs; nor are others: %s", len(x_BCHW), reason)
             return
-        while len(self.recordings) >= MAX_RECORDINGS:
-            self.recordings.popitem(last=False)
         self.recordings[kind] = recording

@@ -103,12 +103,17 @@ def process_group(device: str) -> Generator[ProcessGroup]:
     importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     group = ProcessGroup(distributed.get_rank(), distributed.get_world_size(), device)
+    is_ended = False
     try:
         yield group
+        is_ended = True
     finally:
         for network in group.data_parallel_networks:
             vars(network).clear()
-        distributed.destroy_process_group()
+        # After an error, NCCL would wait here for collectives that the other processes never finish, and torchrun would
+        # never see this one end.
+        if is_ended or distributed.get_backend() == "gloo":
+            distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

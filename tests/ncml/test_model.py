@@ -226,6 +226,7 @@ def test_an_unusable_device_is_refused(model: ncml.Model) -> None:
     with pytest.raises(ncml.ModelError, match="cannot be placed on 'cuda:99': ") as refused:
         ncml.load(model.folder, device="cuda:99")
     assert "\n" not in str(refused.value)
+    assert refused.value.__cause__  # by which a worker decides whether to try again
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", "hpu", "cuda:", "CPU", ""])

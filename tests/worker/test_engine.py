@@ -1,13 +1,16 @@
 """The engine through its pipe: jobs that are dropped while they are computed, and calibrations."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,16 +23,18 @@ from ncml.model import Model
 from ncml.progress import Progress
 from tests.conftest import eventually
 from tests.worker.fleet import score
-from tests.worker.synthetic import load, write_model
+from tests.worker.synthetic import SyntheticModel, load, write_model
 from worker import calibrating
+from worker import engine as engine_module
 from worker.contract import CalibrateJob
 from worker.descriptors import ModelDescriptor
+from worker.engine import CAPACITY_S, BatchRunner
 from worker.job_results import WorkerFault
 from worker.main import load as load_model
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
-from worker.registry import describe
+from worker.registry import ModelRegistry, describe
 from worker.supervisor import EngineSupervisor
 
 
@@ -374,3 +379,76 @@ def test_an_engine_removes_the_images_that_a_killed_one_has_left(tmp_path: Path)
     engine = EngineProcess(EngineSettings(directories=(tmp_path,), load=load_quickly, calibrates=True, threads=1))
     eventually(lambda: [*tmp_path.iterdir()] == [recent])
     engine.stop()
+
+
+class FailingModel(SyntheticModel):
+    """Fails to score more than some images at once, and always with an error other than a lack of memory."""
+
+    error: Exception = MemoryError()
+    largest = 0
+    sizes: list[int]
+    pipe: tuple[Connection, Connection]
+
+    def score(self, images: Any, **options: Any) -> Any:
+        self.sizes.append(len(images))
+        if len(images) > self.largest:
+            raise self.error
+        return super().score(images, **options)
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> FailingModel:
+    model = FailingModel(write_model(tmp_path, batch_s=0.0))
+    model.sizes, model.pipe = [], multiprocessing.Pipe()
+    return model
+
+
+def runner_of(model: FailingModel, device: str = "cpu") -> BatchRunner:
+    registry = SimpleNamespace(get=lambda name, version: model)
+    settings = EngineSettings(directories=(), load=load, device=device, max_batch=8)
+    return BatchRunner(model.pipe[0], cast(ModelRegistry, registry), settings)
+
+
+CUDA_ERROR = RuntimeError("CUDA error: an illegal memory access was encountered\nit may be reported later")
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "is_replaced"),
+    [
+        (CUDA_ERROR, CUDA_ERROR, True),
+        (CUDA_ERROR, None, False),
+        (CUDA_ERROR, RuntimeError("CUDA out of memory"), False),
+        (InputError("class", "this class cannot be computed"), CUDA_ERROR, False),
+    ],
+    ids=["lost", "usable", "full", "expected"],
+)
+def test_an_engine_whose_gpu_is_lost_ends(
+    failing: FailingModel, monkeypatch: pytest.MonkeyPatch, error: Exception, fault: Exception | None, is_replaced: bool
+) -> None:
+    """Another one starts, and the jobs are computed again; else this one would fail every job of its lane."""
+    monkeypatch.setattr(engine_module, "device_error", lambda device: fault)
+    failing.error = error
+    runner, batch = runner_of(failing, "cuda"), Batch(1, {"job": score()})
+    if is_replaced:
+        with pytest.raises(SystemExit) as end:
+            runner.run(batch)
+        assert end.value.code == 1
+    else:
+        assert runner.run(batch).outcomes["job"].error
+
+
+def test_a_lack_of_memory_limits_batches_for_ten_minutes(
+    failing: FailingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing.largest = 2
+    runner, now_s = runner_of(failing), time.monotonic()
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    batch = Batch(1, {str(i): score() for i in range(8)})
+    for sizes in ([8, 4, 2, 2, 2, 2], [2, 2, 2, 2]):
+        failing.sizes.clear()
+        assert not any(outcome.error for outcome in runner.run(batch).outcomes.values())
+        assert failing.sizes == sizes
+    failing.largest, now_s = 8, now_s + CAPACITY_S + 1
+    failing.sizes.clear()
+    runner.run(batch)
+    assert failing.sizes == [8]
