@@ -233,8 +233,8 @@ def make_detector(
             digest,
             {kind: view.description for kind, view in views.items()},
             notes=notes.stored,
-            sizes=Counter(f"{width}x{height}" for height, width in divided.images.shapes),
-            grey_images=sum(divided.images.are_grey),
+            sizes=Counter(f"{image.shape[1]}x{image.shape[0]}" for image in divided.images.images),
+            grey_images=sum(image.is_grey for image in divided.images.images),
             region=judged,
             brightness=brightness,
             learned_defective=int(learned.are_learned_D.sum()),
@@ -326,14 +326,15 @@ def count_flagged(
 
 def _region(good: GoodImages, named: Box | NDArray[np.bool_]) -> Region:
     """Return a region of good images; raise `InputError` if they have several sizes, or it is outside or too small."""
-    if len(set(good.shapes)) > 1:
+    shape, *other_shapes = {image.shape for image in good.images}
+    if other_shapes:
         raise InputError("region", "a region needs images of one size: bring them to one, or omit --region.")
     if isinstance(named, Box):
-        region = Region(named, *good.shapes[0])
-    elif named.shape == good.shapes[0]:
+        region = Region(named, *shape)
+    elif named.shape == shape:
         region = Region.of_mask(named)
     else:
-        (height, width), (own_height, own_width) = good.shapes[0], named.shape
+        (height, width), (own_height, own_width) = shape, named.shape
         raise InputError(
             "region",
             f"the mask of {own_width}x{own_height} pixels does not have the size of the images, {width}x{height}: "
@@ -364,7 +365,7 @@ def _suspects(good: GoodImages, scores_N: np.ndarray, views_N: list[str]) -> lis
     typical = Scale.estimate(scores_N)
     order = np.argsort(-scores_N)
     return [
-        Suspect(good.names[i], good.paths[i], i, float(scores_N[i]), views_N[i])
+        Suspect(good.names[i], good.images[i].path, i, float(scores_N[i]), views_N[i])
         for i in order.tolist()
         if typical.standardise(float(scores_N[i])) > SUSPICIOUS
     ]

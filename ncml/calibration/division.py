@@ -68,7 +68,7 @@ def find_scenes(
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     if good.points is None:
         raise ValueError("these images were opened without their points")
-    duplicates_N = finding.near_duplicates(good.thumbnails, good.digests, original_count, on_progress)
+    duplicates_N = finding.near_duplicates(good.thumbnails_NF, good.digests, original_count, on_progress)
     return finding.merge(duplicates_N, overlapping(good.points))
 
 

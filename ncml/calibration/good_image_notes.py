@@ -93,7 +93,7 @@ def describe_good_images(
             f"an image has only {levels} of 256 levels: of 16-bit samples the high byte is used, so multiply those of "
             "12 bits by 16 before you save them"
         )
-    if finding.variation(good.thumbnails) < SAME_VIEW:
+    if finding.variation(good.thumbnails_NF) < SAME_VIEW:
         notes.append(
             "the good images hardly differ: if they show one part several times, the rate does not hold for other "
             "parts, so use images of several parts"
@@ -103,10 +103,6 @@ def describe_good_images(
 
 def _other_shapes(good: GoodImages) -> tuple[tuple[int, int], list[str]]:
     """Return the usual width and height, and the names of the images of another aspect ratio if they are few."""
-    (height, width), _ = Counter(good.shapes).most_common(1)[0]
-    others = [
-        name
-        for name, shape in zip(good.names, good.shapes, strict=True)
-        if patches.common_shape([shape, (height, width)]) is None
-    ]
+    (height, width), _ = Counter(image.shape for image in good.images).most_common(1)[0]
+    others = [image.name for image in good.images if patches.common_shape([image.shape, (height, width)]) is None]
     return (width, height), others if len(others) <= MAX_OTHER_SHARE * len(good) else []

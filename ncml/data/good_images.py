@@ -1,12 +1,14 @@
 """A folder of good images for a detector: opened once to count and compare them, then when they are needed.
 
-Does not import torch.
+Shapes: N images, F features of a thumbnail. Does not import torch.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,40 +36,71 @@ MAX_BRIGHTNESS = 0.5
 """Share by which images are made brighter or darker at most."""
 
 
+class GoodImage(NamedTuple):
+    """What is known of a good image, which is opened again when it is needed."""
+
+    name: str
+    """Path relative to its folder, with forward slashes, as text that any output can hold."""
+    scene_name: str
+    """Name that can state its scene: that of its file where it comes from, also if it is not UTF-8."""
+    path: Location
+    shape: tuple[int, int]
+    """Height and width."""
+    is_grey: bool
+    """Whether its three channels are equal."""
+    digest: str
+    thumbnail_F: NDArray[np.float64]
+    points: Points | None
+    """Points by which overlapping images are found; None if they were not sought."""
+
+
 @dataclass(frozen=True)
 class GoodImages:
     """Good images that are opened when they are needed."""
 
-    names: tuple[str, ...]
-    """Paths relative to their folder, with forward slashes, as text that any output can hold."""
-    scene_names: tuple[str, ...]
-    """Names that can state the scene of each: those of its file where it comes from, also if they are not UTF-8."""
-    paths: tuple[Location, ...]
-    shapes: tuple[tuple[int, int], ...]
-    """Height and width of each."""
-    are_grey: tuple[bool, ...]
-    """Whether the three channels of each are equal."""
-    digests: tuple[str, ...]
-    thumbnails: np.ndarray
-    """[N, side, side]."""
-    points: tuple[Points, ...] | None
-    """Points by which overlapping images are found; None if they were not sought."""
+    images: tuple[GoodImage, ...]
     unreadable: tuple[str, ...] = ()
     """Why each of the other files is not used, in a sentence that names it."""
     brightness: float = 0.0
     """Readers change the brightness of each image by a random factor from 1 / (1 + this) to 1 + this."""
 
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each."""
+        return tuple(image.name for image in self.images)
+
+    @functools.cached_property
+    def scene_names(self) -> tuple[str, ...]:
+        """The name of each that can state its scene."""
+        return tuple(image.scene_name for image in self.images)
+
+    @functools.cached_property
+    def digests(self) -> tuple[str, ...]:
+        """The digest of each."""
+        return tuple(image.digest for image in self.images)
+
+    @property
+    def thumbnails_NF(self) -> NDArray[np.float64]:
+        """The thumbnails."""
+        return np.stack([image.thumbnail_F for image in self.images])
+
+    @property
+    def points(self) -> list[Points] | None:
+        """The points of each; None if those of any were not sought."""
+        points = [image.points for image in self.images if image.points is not None]
+        return points if len(points) == len(self) else None
+
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def reader(self, index: int) -> Reader:
         """Return a function that opens an image."""
-        path, name = self.paths[index], self.names[index]
+        image = self.images[index]
         if not self.brightness:
-            return lambda: images.open_image(path, field=name)
-        rng = np.random.default_rng(int(self.digests[index], 16))  # an image has the same factor in any folder
+            return lambda: images.open_image(image.path, field=image.name)
+        rng = np.random.default_rng(int(image.digest, 16))  # an image has the same factor in any folder
         factor = (1 + self.brightness) ** rng.uniform(-1, 1)
-        return lambda: rounded(factor * images.open_image(path, field=name))
+        return lambda: rounded(factor * images.open_image(image.path, field=image.name))
 
     def readers(self, indices: Sequence[int] | Integers) -> list[Reader]:
         """Return a function for each of these images."""
@@ -79,39 +112,16 @@ class GoodImages:
         return range(len(self))
 
     def distinct(self) -> GoodImages:
-        """Return the images without repetitions: of equal ones the first."""
-        return self.take(list({digest: index for index, digest in reversed([*enumerate(self.digests)])}.values())[::-1])
+        """Return the images without repetitions, in their order: of equal ones the first."""
+        return self.take(np.sort(np.unique(self.digests, return_index=True)[1]))
 
     def join(self, others: GoodImages) -> GoodImages:
         """Return these images and others, in this order."""
-        return GoodImages(
-            self.names + others.names,
-            self.scene_names + others.scene_names,
-            self.paths + others.paths,
-            self.shapes + others.shapes,
-            self.are_grey + others.are_grey,
-            self.digests + others.digests,
-            np.concatenate([self.thumbnails, others.thumbnails]),
-            None if self.points is None or others.points is None else self.points + others.points,
-            self.unreadable + others.unreadable,
-            self.brightness,
-        )
+        return replace(self, images=self.images + others.images, unreadable=self.unreadable + others.unreadable)
 
     def take(self, indices: Sequence[int] | Integers) -> GoodImages:
         """Return some of the images."""
-        selected = [int(index) for index in indices]
-        return GoodImages(
-            tuple(self.names[i] for i in selected),
-            tuple(self.scene_names[i] for i in selected),
-            tuple(self.paths[i] for i in selected),
-            tuple(self.shapes[i] for i in selected),
-            tuple(self.are_grey[i] for i in selected),
-            tuple(self.digests[i] for i in selected),
-            self.thumbnails[selected],
-            None if self.points is None else tuple(self.points[i] for i in selected),
-            self.unreadable,
-            self.brightness,
-        )
+        return replace(self, images=tuple(self.images[index] for index in indices))
 
 
 def open_folder(
@@ -127,14 +137,7 @@ def open_folder(
 
     Raises `InputError` if none can be judged.
     """
-    names: list[str] = []
-    scene_names: list[str] = []
-    kept: list[Location] = []
-    shapes: list[tuple[int, int]] = []
-    are_grey: list[bool] = []
-    digests: list[str] = []
-    thumbnails: list[np.ndarray] = []
-    points: list[Points] = []
+    opened: list[GoodImage] = []
     unreadable: list[str] = []
     for done, (path, file) in enumerate(zip(paths, read_ahead(paths, images.MAX_BYTES), strict=True)):
         scene_name = relative_to(path, folder).as_posix()
@@ -145,30 +148,15 @@ def open_folder(
         except InputError as error:
             unreadable.append(str(error))
         else:
-            names.append(name)
-            scene_names.append(scene_name)
-            kept.append(path)
-            shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
-            are_grey.append(images.is_grey(image_HWC))
-            digests.append(finding.digest(image_HWC))
-            thumbnails.append(finding.thumbnail(image_HWC))
-            if seeks_points:
-                points.append(find_points(image_HWC))
+            shape, is_grey = (image_HWC.shape[0], image_HWC.shape[1]), images.is_grey(image_HWC)
+            digest, thumbnail_F = finding.digest(image_HWC), finding.thumbnail(image_HWC)
+            points = find_points(image_HWC) if seeks_points else None
+            opened.append(GoodImage(name, scene_name, path, shape, is_grey, digest, thumbnail_F, points))
         on_progress(Progress("read", done + 1, len(paths)))
-    if not kept:
+    if not opened:
         reason = f"; the first file: {unreadable[0]}" if unreadable else ": name a folder of good images."
         raise InputError("data", f"{folder} contains no image that can be judged{reason}")
-    return GoodImages(
-        tuple(names),
-        tuple(scene_names),
-        tuple(kept),
-        tuple(shapes),
-        tuple(are_grey),
-        tuple(digests),
-        np.stack(thumbnails),
-        tuple(points) if seeks_points else None,
-        tuple(unreadable),
-    )
+    return GoodImages(tuple(opened), tuple(unreadable))
 
 
 def check_brightness(brightness: float) -> None:

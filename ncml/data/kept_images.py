@@ -44,7 +44,7 @@ def are_kept(folder: Path) -> bool:
 
 def kept_bytes(good: GoodImages, *others: GoodImages | None) -> int:
     """Return the size of the copies that `keep` writes."""
-    return sum(size_of(path) for images in (good, *others) if images for path in images.paths)
+    return sum(size_of(image.path) for part in (good, *others) if part for image in part.images)
 
 
 def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, defective: GoodImages | None, group: str) -> None:
@@ -58,18 +58,19 @@ def keep(folder: Path, good: GoodImages, reviewed: GoodImages | None, defective:
     new = folder / NEW
     shutil.rmtree(new, ignore_errors=True)  # a process that was killed has left it
     try:
-        for path, name in zip(good.paths, good.scene_names, strict=True):
-            (new / GOOD / name).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(path, new / GOOD / name)
+        for image in good.images:
+            copied = new / GOOD / image.scene_name
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(image.path, copied)
         scene_names: dict[str, str] = {}
         for part, images in ((REVIEWED, reviewed), (DEFECTIVE, defective)):
             if images is None:
                 continue
             (new / part).mkdir()
-            for path, digest, name in zip(images.paths, images.digests, images.scene_names, strict=True):
-                file = f"{digest}{path.suffix.lower()}"
-                copy_file(path, new / part / file)
-                scene_names[file] = name
+            for image in images.images:
+                file = f"{image.digest}{image.path.suffix.lower()}"
+                copy_file(image.path, new / part / file)
+                scene_names[file] = image.scene_name
         checkpoint.write_json(new / MADE, {"format": FORMAT, "group": group, "scene_names": scene_names})
         if (folder / FOLDER).exists():
             (folder / FOLDER).rename(folder / FORMER)
@@ -132,5 +133,5 @@ def _open(
     opened = open_folder(folder, files, on_progress, seeks_points=seeks_points)
     if stored is None:
         return opened
-    scene_names = tuple(str(stored.get(name, name)) for name in opened.names)
-    return replace(opened, names=tuple(map(printable, scene_names)), scene_names=scene_names)
+    renamed = ((image, str(stored.get(image.name, image.name))) for image in opened.images)
+    return replace(opened, images=tuple(i._replace(name=printable(name), scene_name=name) for i, name in renamed))

@@ -715,7 +715,7 @@ def test_reviewed_images_estimate_and_never_rank(
     assert shares[0] >= 0.9
     assert shares[1] <= shares[0] / 2
     for count, position in enumerate(np.resize(ranking, 21).tolist()):
-        shutil.copy(good.paths[position], flagged / f"again{count:02}.png")
+        shutil.copy(good.images[position].path, flagged / f"again{count:02}.png")
     ranked = open_folder(flagged, sorted(flagged.iterdir()))
     names = ", ".join(f"again{count:02}.png" for count in range(20))
     with pytest.raises(InputError, match=rf"21 reviewed images show .* leave out {names} and 1 more \(on a service"):

@@ -94,7 +94,10 @@ def test_an_update_is_the_detector_that_the_same_images_make(
     assert "1 of 2 defective images are flagged, each by what was learned without it" in lines
     assert updated.comparison[0] == "of 2 added defective images, the former version finds 1 and this one 1"
     flagged_aside = [
-        sum(score.ood is not None and score.ood.is_ood for score in ncml.load(folder).score(list(aside.paths)))
+        sum(
+            score.ood is not None and score.ood.is_ood
+            for score in ncml.load(folder).score([image.path for image in aside.images])
+        )
         for folder in (kept.folder, made.folder)
     ]
     assert flagged_aside[1] < flagged_aside[0] < 7
@@ -706,8 +709,8 @@ def test_reading_kept_images_leaves_those_that_another_process_copies(kept: Made
 def test_names_of_files_that_are_not_utf_8_are_reported_with_escapes_and_kept_as_they_are(
     model: ncml.Model, good: GoodImages, tmp_path: Path
 ) -> None:
-    for path in good.paths:
-        shutil.copy(str(path), tmp_path)
+    for image in good.images:
+        shutil.copy(str(image.path), tmp_path)
     shutil.copy(tmp_path / "005.png", os.fsencode(tmp_path) + b"/Pr\xfcfling.png")
     images = open_folder(tmp_path, sorted_files(tmp_path))
     made = make_detector(model, images, tmp_path / "part", keep_images=True, power_images=0)
