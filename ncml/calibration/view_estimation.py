@@ -14,15 +14,13 @@ from ncml.calibration.division import DefectiveImages, DividedImages
 from ncml.calibration.good_scores import GoodScores, check_finite
 from ncml.data.good_images import GoodImages
 from ncml.data.scenes import Integers
-from ncml.errors import InputError
 from ncml.images.alterations import ALTERATIONS, SIZES
-from ncml.images.reading import name_image
 from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.network import efficientnet
 from ncml.ood.conformal import Floats
 from ncml.ood.detection import scores_of
-from ncml.ood.judging import VIEWS
+from ncml.ood.judging import VIEWS, measure
 from ncml.ood.views.features import EstimatedFeatures, FeaturesView
 from ncml.ood.views.view import Reader, View
 from ncml.progress import OnProgress, Progress
@@ -54,7 +52,7 @@ def measure_images(
     align: whether parts may be brought to one position.
     brightness: by how much that of the images is changed at random (`GoodImages.brightness`).
 
-    Raises `InputError` for images that a view cannot judge, and for scores that are not finite.
+    Raises `InputError` for images from which a view cannot be estimated, and for scores that are not finite.
     """
     images = replace(divided.images, brightness=brightness)
     estimating, ranking = divided.estimating, divided.ranking
@@ -92,16 +90,15 @@ def measure_images(
             scores[name][estimating] = own_N
     unreviewed = images.take(estimating[estimating < len(images) - divided.reviewed])
     altered, are_processed_M = measure_altered(views, unreviewed, region, on_progress)
-    for done, (index, reader) in enumerate(zip(ranking, region_readers(images, ranking, region), strict=True)):
-        image_HWC = reader()
-        for view in views.values():
-            for name, measurement in view.measure(image_HWC).items():
-                scores[name][index] = measurement.score
-                if measurement.relative_size is None:
-                    lost.add(int(index))
-        on_progress(Progress("rank", done + 1, len(ranking)))
-    for name, scores_N in scores.items():
-        check_finite(name, scores_N[ranking], [images.names[i] for i in ranking])
+    rows: list[dict[str, float]] = []
+    for index, reader in zip(ranking.tolist(), region_readers(images, ranking, region), strict=True):
+        measurements = measure(views, reader())
+        rows.append(scores_of(measurements))
+        if any(measurement.relative_size is None for measurement in measurements.values()):
+            lost.add(index)
+        on_progress(Progress("rank", len(rows), len(ranking)))
+    for name, ranked in finite_scores(rows, list(scores), [images.names[i] for i in ranking]).items():
+        scores[name][ranking] = ranked
     defective_scores = measure_defective(views, list(scores), defective.images, region, on_progress)
     for name, own_D in of_learned.items():
         defective_scores[name][learned] = own_D
@@ -144,16 +141,11 @@ def measure_altered(
             other_HWC = readers[(position + 1) % len(readers)]()
             altered_HWC = alteration.apply(image_HWC, number, other_HWC=other_HWC, region=box).image_HWC
             judged_HWC = altered_HWC if region is None else region.crop(altered_HWC)
-            rows.append({})
-            for view in views.values():
-                rows[-1] |= scores_of(view.measure(judged_HWC))
+            rows.append(scores_of(measure(views, judged_HWC)))
             names.append(f"{images.names[position]} ({alteration.name})")
             are_processed.append(not alteration.is_local)
         on_progress(Progress("judge altered images", number + 1, len(ordered)))
-    altered = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    for name, scores_M in altered.items():
-        check_finite(name, scores_M, names)
-    return altered, np.array(are_processed)
+    return finite_scores(rows, list(rows[0]), names), np.array(are_processed)
 
 
 def measure_defective(
@@ -163,23 +155,21 @@ def measure_defective(
     region: Region | None,
     on_progress: OnProgress,
 ) -> dict[str, Floats]:
-    """Return the scores of defective images, [D], by their names.
+    """Return the scores of defective images, [D], by their names; raise `InputError` as `finite_scores` does."""
+    rows: list[dict[str, float]] = []
+    for reader in region_readers(images, images.all, region):
+        rows.append(scores_of(measure(views, reader())))
+        on_progress(Progress("judge defective images", len(rows), len(images)))
+    return finite_scores(rows, names, images.names)
 
-    Raises `InputError` for an image that a view cannot judge, and for scores that are not finite.
-    """
-    scores = {name: np.empty(len(images)) for name in names}
-    for done, reader in enumerate(region_readers(images, images.all, region)):
-        image_HWC = reader()
-        for view in views.values():
-            try:
-                measurements = view.measure(image_HWC)
-            except InputError as error:
-                raise InputError("defective", name_image(error, images.names[done]).detail) from error
-            for name, measurement in measurements.items():
-                scores[name][done] = measurement.score
-        on_progress(Progress("judge defective images", done + 1, len(images)))
-    for name, scores_D in scores.items():
-        check_finite(name, scores_D, images.names)
+
+def finite_scores(
+    rows: Sequence[Mapping[str, float]], names: Sequence[str], image_names: Sequence[str]
+) -> dict[str, Floats]:
+    """Return the scores of images by name, from those of each; raise `InputError` for images with one not finite."""
+    scores = {name: np.array([row[name] for row in rows]) for name in names}
+    for name, scores_N in scores.items():
+        check_finite(name, scores_N, image_names)
     return scores
 
 

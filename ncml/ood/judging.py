@@ -78,10 +78,7 @@ class Detector:
     def judge(self, image_HWC: Pixels) -> Detection:
         """Judge an image, uint8 [H, W, 3] at its own size; raise `InputError` for one that is too small."""
         judged_HWC = self._crop(image_HWC)
-        measurements: dict[str, Measurement] = {}
-        for view in self.views.values():
-            measurements |= view.measure(judged_HWC)
-        return detect(self.calibration, measurements, image_HWC)
+        return detect(self.calibration, measure(self.views, judged_HWC), image_HWC)
 
     def _crop(self, image_HWC: Pixels) -> Pixels:
         """Return the part of an image that is judged; raise `InputError` if it is too small."""
@@ -89,6 +86,14 @@ class Detector:
         judged_HWC = image_HWC if region is None else region.crop(image_HWC)
         check_side(judged_HWC, "image")
         return judged_HWC
+
+
+def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measurement]:
+    """Score an image, or the judged part of it, by all views."""
+    measurements: dict[str, Measurement] = {}
+    for view in views.values():
+        measurements |= view.measure(image_HWC)
+    return measurements
 
 
 def save_views(folder: Path, views: Mapping[str, View]) -> tuple[dict[str, Mapping[str, object]], str]:
