@@ -19,7 +19,7 @@ from ncml.config import Config
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
-from ncml.ood.power import Power, explain_weakness
+from ncml.ood.power import MIN_DETECTED, Power, explain_few
 from ncml.ood.statistics import Estimates, Gaussian, Statistic, build_statistics
 from ncml.results import Verdict
 
@@ -72,7 +72,10 @@ class Calibration:
     @property
     def weakness(self) -> str:
         """Why the calibration is weak, in a clause; "" if it is not."""
-        return explain_weakness(self.power, self.n_rank, self.false_positive_rate)
+        few = explain_few(self.n_rank, self.false_positive_rate)
+        if not few and self.power is not None and self.power.detected < MIN_DETECTED:
+            return f"it detects {self.power.detected:.0%} of the standard alterations"
+        return few
 
     @property
     def is_weak(self) -> bool:

@@ -34,7 +34,7 @@ from ncml.limits import DETECTOR
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_power import DetectorPower
-from ncml.ood.power import explain_weakness
+from ncml.ood.power import explain_few
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "weighted views"
@@ -152,9 +152,8 @@ class DetectorCalibration:
     @property
     def weakness(self) -> str:
         """Why the calibration is weak, in a clause; "" if it is not."""
-        weakness = explain_weakness(None, self.ranks.scenes, self.false_positive_rate).replace("images", "scenes")
-        if weakness:
-            return weakness
+        if few := explain_few(self.ranks.scenes, self.false_positive_rate, "scenes"):
+            return few
         if self.power is not None:
             return self.power.weakness
         if self.threshold > HIGH_THRESHOLD:

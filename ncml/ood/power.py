@@ -71,14 +71,10 @@ def reliable_ranks(false_positive_rate: float) -> int:
     return math.ceil(4 * (1 - false_positive_rate) / false_positive_rate - 1e-9)
 
 
-def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: float) -> str:
-    """Explain in a clause why a calibration is weak; "" if it is not."""
-    min_count = reliable_ranks(false_positive_rate)
-    if n_rank < min_count:
-        return f"it ranks among {n_rank} images, and {min_count} are needed for a reliable rate"
-    if power is not None and power.detected < MIN_DETECTED:
-        return f"it detects {power.detected:.0%} of the standard alterations"
-    return ""
+def explain_few(count: int, false_positive_rate: float, noun: str = "images") -> str:
+    """Explain in a clause that a calibration ranks among too few images for a reliable rate; "" if they suffice."""
+    needed = reliable_ranks(false_positive_rate)
+    return "" if count >= needed else f"it ranks among {count} {noun}, and {needed} are needed for a reliable rate"
 
 
 def summary(power: Power, smallest_p: float) -> str:

@@ -21,7 +21,7 @@ from ncml.images.tiling import Tiling
 from ncml.limits import VIEWS, View
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats, Integers
-from ncml.ood.power import explain_weakness
+from ncml.ood.power import explain_few
 from ncml.ood.statistics import Gaussian
 from ncml.ood.tile_views import STATISTICS, columns_of
 
@@ -78,7 +78,7 @@ class TileCalibration:
     @property
     def weakness(self) -> str:
         """Why the calibration is weak, in a clause; "" if it is not."""
-        return explain_weakness(None, self.n_rank, self.false_positive_rate)
+        return explain_few(self.n_rank, self.false_positive_rate)
 
     @functools.cached_property
     def thresholds(self) -> dict[View, float]:

@@ -10,7 +10,7 @@ from ncml.calibration.descriptions import describe
 from ncml.calibration.held_out_power import measure_power
 from ncml.images.perturbations import ALTERATIONS, PROCESSING, paste_patch, shift_colours
 from ncml.ood.calibration import Calibration
-from ncml.ood.power import Power, explain_weakness, summary
+from ncml.ood.power import Power, explain_few, summary
 from tests.ncml.nets import NEW, RANK
 
 STRONG = Power(
@@ -54,14 +54,18 @@ def test_good_images_are_ranked_among_the_others(calibrated: ncml.Model, calibra
         (replace(STRONG, altered={"blur": 0.9, "noise": 0.05}), 5_000, "it detects 48% of the standard alterations"),
     ],
 )
-def test_a_weak_calibration_has_a_reason(power: Power | None, n_rank: int, reason: str) -> None:
-    assert explain_weakness(power, n_rank, 0.05).startswith(reason)
-    assert bool(explain_weakness(power, n_rank, 0.05)) == bool(reason)
+def test_a_weak_calibration_has_a_reason(
+    calibration: Calibration, power: Power | None, n_rank: int, reason: str
+) -> None:
+    weakness = replace(calibration, power=power, ranked={calibration.statistic: np.zeros(n_rank)}).weakness
+    assert weakness.startswith(reason)
+    assert bool(weakness) == bool(reason)
 
 
 def test_the_number_of_images_that_are_needed_suffices() -> None:
-    assert "among 129 images, and 130 are needed" in explain_weakness(None, 129, 0.03)
-    assert not explain_weakness(None, 130, 0.03)
+    assert "among 129 images, and 130 are needed" in explain_few(129, 0.03)
+    assert "among 129 scenes, and 130 are needed" in explain_few(129, 0.03, "scenes")
+    assert not explain_few(130, 0.03)
 
 
 def test_a_summary_names_what_is_detected_and_what_is_missed() -> None:
