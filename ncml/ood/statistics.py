@@ -1,4 +1,4 @@
-"""Out-of-distribution statistics of one image; `ncml.calibration` turns them into p-values.
+"""Out-of-distribution statistics of one image; `ncml.ood.calibration` turns them into p-values.
 
 Higher is more out-of-distribution, for every statistic. With D = 3 H W values per image,
 b_t(x) = -log2 p_t(alpha(t) x) / D is its bits per dimension at noise level t under no class, and s_t = grad log p_t;
