@@ -27,8 +27,6 @@ DEFAULT_STATISTIC = "multiscale_corr"
 """The statistic that gives the verdict unless another is requested."""
 
 FORMAT = 2
-FORMATS = (1, FORMAT)
-"""Format 1 has one Gaussian, of `multiscale`, and measured `complexity` by PNG files."""
 
 TOLERATED: dict[str, Tolerance] = {name: name for name in TOLERANCES}
 
@@ -151,7 +149,7 @@ class Calibration:
     def from_json(cls, name: str, path: Path, stored: object, model_version: str, config: Config) -> Calibration:
         """Rebuild a calibration from the file at `path`; raises `ModelError` if it is damaged or of another model."""
         stored_power = stored.get("power") if isinstance(stored, dict) else None
-        content = storage.check(path, stored, model_version, formats=FORMATS)
+        content = storage.check(path, stored, model_version, expected_format=FORMAT)
         statistics = build_statistics(config)
         with storage.refusing_damage(path):
             estimates = _read_estimates(content, statistics)
@@ -172,12 +170,11 @@ class Calibration:
 
 def _read_estimates(content: dict[str, Any], statistics: Mapping[str, Statistic]) -> Estimates:
     stored = content["fit"]
-    gaussians = {"multiscale": stored["gaussian"]} if content["format"] == 1 else stored["gaussians"]
     return Estimates(
         float(storage.floats(stored["typical_bpd"])),
         {
             name: Gaussian.from_json(gaussian, statistics[name].needs)
-            for name, gaussian in gaussians.items()
+            for name, gaussian in stored["gaussians"].items()
             if name in statistics
         },
     )
@@ -187,8 +184,6 @@ def _read_ranks(
     content: dict[str, Any], statistics: Mapping[str, Statistic], estimates: Estimates
 ) -> dict[str, Floats]:
     ranked = {name: storage.ranks(scores) for name, scores in content["ranked"].items() if name in statistics}
-    if content["format"] == 1:
-        ranked.pop("complexity", None)
     if content["statistic"] not in ranked:
         raise ValueError(f"there are no ranks of {content['statistic']}")
     for name in ranked:

@@ -253,7 +253,7 @@ class DetectorCalibration:
         if type(number) is int and number > FORMAT:
             raise storage.NewerFormat(f"{path} has format {number}, newer than {FORMAT}: upgrade ncml.")
         try:
-            content = storage.check(path, stored, model_version, formats=(FORMAT,))
+            content = storage.check(path, stored, model_version, expected_format=FORMAT)
         except ModelError as error:
             raise ModelError(str(error).replace(storage.REMEDY, REMEDY)) from error
         with storage.refusing_damage(path):

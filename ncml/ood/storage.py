@@ -46,19 +46,19 @@ def write(path: Path, content: dict[str, Any], unsigned: Mapping[str, Any] = {})
     checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
 
 
-def read(path: Path, model_version: str, *, formats: tuple[int, ...]) -> dict[str, Any]:
+def read(path: Path, model_version: str, *, expected_format: int) -> dict[str, Any]:
     """Read what `write` wrote; raises `ModelError` if it belongs to another model or was changed since."""
-    return check(path, checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), model_version, formats=formats)
+    stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
+    return check(path, stored, model_version, expected_format=expected_format)
 
 
-def check(path: Path, stored: object, model_version: str, *, formats: tuple[int, ...]) -> dict[str, Any]:
+def check(path: Path, stored: object, model_version: str, *, expected_format: int) -> dict[str, Any]:
     """Return the content of a calibration in a file; raises `ModelError` if it is not of this model and complete."""
     if not isinstance(stored, dict):
         raise ModelError(f"{path} is damaged (a calibration must be a JSON object): {REMEDY}.")
     content = {key: value for key, value in stored.items() if key not in UNSIGNED}
-    if content.get("format") not in formats:
-        expected = " or ".join(map(str, formats))
-        raise ModelError(f"{path} has format {quote(content.get('format'))}, not {expected}: {REMEDY}.")
+    if content.get("format") != expected_format:
+        raise ModelError(f"{path} has format {quote(content.get('format'))}, not {expected_format}: {REMEDY}.")
     if content.get("model_version") != model_version:
         raise ModelError(f"{path} was made for another version of this model: {REMEDY}.")
     if content.get("preprocessing") != PREPROCESSING:
@@ -124,24 +124,20 @@ class NewerFormat(ModelError):
 
 
 def read_entries(path: Path) -> dict[str, Any]:
-    """Read the calibrations in a file by name, unchecked; raises `ModelError` if the file is damaged.
-
-    A file of format 1 is one calibration without a name: the default one.
-    """
+    """Read the calibrations in a file by name, unchecked; raises `ModelError` if the file is damaged."""
     stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
-    if "calibrations" not in stored:
-        return {DEFAULT_NAME: stored}
     number = stored.get("format")
     if type(number) is int and number > ENTRIES_FORMAT:
         raise NewerFormat(f"{path} has format {number}, newer than {ENTRIES_FORMAT}: upgrade ncml.")
     if number != ENTRIES_FORMAT:
         raise ModelError(f"{path} has format {quote(number)}, not {ENTRIES_FORMAT}: {REMEDY}.")
-    if not isinstance(stored["calibrations"], dict):
+    entries = stored.get("calibrations")
+    if not isinstance(entries, dict):
         raise ModelError(f"{path} is damaged (calibrations must be a JSON object): {REMEDY}.")
-    for name in stored["calibrations"]:
+    for name in entries:
         if not NAME.fullmatch(name):
             raise ModelError(f"{path} is damaged ({NAME_RULE}, not {quote(name)}): {REMEDY}.")
-    return stored["calibrations"]
+    return entries
 
 
 def read_replaceable(path: Path) -> dict[str, Any]:

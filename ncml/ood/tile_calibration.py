@@ -127,7 +127,7 @@ class TileCalibration:
     def read(cls, folder: Path, model_version: str, config: Config) -> TileCalibration:
         """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or belongs to another model."""
         path = folder / checkpoint.TILES
-        stored = storage.read(path, model_version, formats=(FORMAT,))
+        stored = storage.read(path, model_version, expected_format=FORMAT)
         with storage.refusing_damage(path):
             gaussians, stored_ranks = stored["gaussians"], stored["ranked"]
             ranked: dict[View, Floats] = {v: storage.ranks(stored_ranks[v]) for v in VIEWS if v in stored_ranks}

@@ -74,12 +74,12 @@ class Template:
     agreement: float = 0.0
     """Median agreement of good images."""
     detail: int = 0
-    """Side of the window whose mean is subtracted from an image; 0: none, as in detectors that were made before."""
+    """Side of the window whose mean is subtracted from an image; 0: none."""
     log_scales: tuple[float, ...] = ()
-    """Logarithms of other scales at which the part is searched; none in detectors that were made before."""
+    """Logarithms of other scales at which the part is searched."""
     least_log_scale: float = -math.inf
     most_log_scale: float = math.inf
-    """The range of good images; not limited in detectors that were made before."""
+    """The range of good images."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,13 +138,12 @@ class Template:
         mean_HW, weight_HW = tensors["template"].cpu(), tensors["template_weight"].cpu()
         if mean_HW.ndim != 2 or mean_HW.shape != weight_HW.shape or min(mean_HW.shape) < 8:
             raise ValueError("its template and the weights have another shape")
-        detail = int(tensors["template_detail"]) if "template_detail" in tensors else 0
+        detail = int(tensors["template_detail"])
         if detail not in (0, *range(1, max(mean_HW.shape) + 1, 2)):
             raise ValueError("the window of its detail is not odd, or is larger than the template")
-        log_scales = tensors.get("template_log_scales", torch.empty(0))
+        log_scales, range_2 = tensors["template_log_scales"], tensors["template_range"]
         if log_scales.ndim != 1 or len(log_scales) > MAX_SCALES or not (log_scales.abs() <= 1).all():
             raise ValueError("the scales at which its part is searched are damaged")
-        range_2 = tensors.get("template_range", torch.tensor([-torch.inf, torch.inf]))
         if range_2.shape != (2,) or not range_2[0] <= range_2[1]:
             raise ValueError("the range of the scales of its good images is damaged")
         agreement = float(tensors["template_agreement"])

@@ -94,20 +94,6 @@ def test_a_small_print_shows_the_direction_of_a_part_whose_shading_does_not_turn
     assert abs(np.angle(turns / turns[0])).max() < np.deg2rad(2)
 
 
-def test_a_template_without_detail_is_that_of_earlier_detectors() -> None:
-    images = [part(seed, *pose) for seed, pose in enumerate(poses_of(3))]
-    earlier = Template.of(grey(images), [Pose(torch.zeros(4), 1.0)] * 3)
-    names = "template", "template_weight", "template_agreement"
-    stored = {name: torch.from_numpy(array) for name, array in earlier.store().items() if name in names}
-    loaded = Template.load(stored)
-    assert loaded.detail == 0
-    assert loaded.log_scales == ()
-    assert loaded.relative_size(torch.tensor([0, 0.3, 0, 0])) == 1
-    pose = loaded.pose(images[0])
-    assert pose is not None
-    assert torch.equal(pose.values_4, earlier.find(grey(images)[0]).values_4)
-
-
 @pytest.mark.parametrize("side", [-1.0, 2.0, 1025.0, 2.0**40])
 def test_a_template_with_an_impossible_window_of_detail_is_refused(side: float) -> None:
     template = Template.of(grey([part(0)]), [Pose(torch.zeros(4), 1.0)])
