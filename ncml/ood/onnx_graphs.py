@@ -125,8 +125,6 @@ class LikelihoodGraph(ViewGraph):
     """Bits/dim of an image at halved sizes."""
 
     def __init__(self, view: LikelihoodView, height: int, width: int) -> None:
-        if view.precision != "fp32":
-            raise ModelError(f"the likelihood of this detector is computed in {view.precision}: only fp32 is exported.")
         side = likelihood.window_side(view.network)
         size = likelihood.first_size(height, width, side, view.halvings + view.scales)
         super().__init__(Resize(*size, "BICUBIC"))

@@ -37,7 +37,7 @@ from ncml.network.ncpn import NCPN
 from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.gaussian import ShrunkenGaussian
-from ncml.ood.views.likelihood_maps import NOISE, Precision, bits_map, halved, measure_windows, scales_of
+from ncml.ood.views.likelihood_maps import NOISE, bits_map, halved, measure_windows, scales_of
 from ncml.ood.views.view import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import find_detector_base
 from ncml.progress import OnProgress, Progress
@@ -96,7 +96,6 @@ class LikelihoodView:
     kind: ClassVar[str] = "likelihood"
 
     network: NCPN
-    precision: Precision
     whole: ShrunkenGaussian
     """Of the measurements of the whole image at all scales."""
     windows: tuple[ShrunkenGaussian, ...]
@@ -132,7 +131,6 @@ class LikelihoodView:
         device: str,
         on_progress: OnProgress,
         network: NCPN | None = None,
-        precision: Precision = "fp32",
     ) -> Estimated:
         """Estimate the Gaussians. network: one without attention; None: that of the bundled base of detectors."""
         network = network or checkpoint.load(find_detector_base(), device)[0].requires_grad_(False)
@@ -147,7 +145,7 @@ class LikelihoodView:
             )
         rows: list[list[ScaleMeasurements]] = []
         for reader in readers:
-            rows.append(_measure(network, reader(), precision, halvings, scales))
+            rows.append(_measure(network, reader(), halvings, scales))
             on_progress(Progress("likelihood", len(rows), len(readers)))
         whole_NM = np.stack([_whole(row) for row in rows])
         moments = [[Moments.of(measurements.windows_RC2) for measurements in row] for row in rows]
@@ -163,7 +161,6 @@ class LikelihoodView:
         window_N, peak_N = (largest_excess(own_NS, scenes_N, MIN_DEVIATION) for own_NS in own_NKS.swapaxes(0, 1))
         view = cls(
             network,
-            precision,
             ShrunkenGaussian.estimate(whole_NM, MIN_DEVIATION),
             _window_gaussians(moments),
             typical(own_NKS, MIN_DEVIATION),
@@ -175,7 +172,7 @@ class LikelihoodView:
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image."""
-        row = _measure(self.network, image_HWC, self.precision, self.halvings, self.scales)
+        row = _measure(self.network, image_HWC, self.halvings, self.scales)
         standard_KS = _standardise(_extremes(row, self.windows), self.typical_KS2)
         window_scale, peak_scale = standard_KS.argmax(1)
         distances_RC = torch.from_numpy(self.windows[window_scale].distance(row[window_scale].windows_RC2))
@@ -187,7 +184,7 @@ class LikelihoodView:
         }
 
     def store(self) -> Stored:
-        """Return the Gaussians, and the network with its configuration and precision."""
+        """Return the Gaussians, and the network with its configuration."""
         tensors: dict[str, NDArray[np.float32]] = {"typical": self.typical_KS2.astype(np.float32)}
         for name, gaussian in (("whole", self.whole), *((f"window{i}", g) for i, g in enumerate(self.windows))):
             tensors |= gaussian.store(name)
@@ -195,7 +192,7 @@ class LikelihoodView:
             tensors[f"network.{name}"] = weight.float().cpu().contiguous().numpy()
         values = {
             "config": self.network.config.to_json(),
-            "precision": self.precision,
+            "precision": "fp32",
             "noise": NOISE,
             "scales": self.scales,
             "halvings": self.halvings,
@@ -206,7 +203,7 @@ class LikelihoodView:
     def load(cls, stored: Stored, *, device: str) -> Self:
         """Read the Gaussians and build the network."""
         values, tensors = stored.values, stored.tensors
-        if values["precision"] not in ("fp32", "bf16") or values["noise"] != NOISE:
+        if values["precision"] != "fp32" or values["noise"] != NOISE:
             raise ModelError(
                 f"its view of the likelihood was made in {values['precision']} at {values['noise']} grey levels of "
                 "noise, which this ncml does not compute: make the detector again with ncml adapt"
@@ -230,7 +227,7 @@ class LikelihoodView:
             raise ValueError("its typical values have another shape")
         windows = tuple(ShrunkenGaussian.load(tensors, f"window{index}", 2) for index in range(scales))
         whole = ShrunkenGaussian.load(tensors, "whole", 3 * scales)
-        return cls(network, values["precision"], whole, windows, typical_KS2, int(values["halvings"]))
+        return cls(network, whole, windows, typical_KS2, int(values["halvings"]))
 
 
 def _check(network: NCPN) -> None:
@@ -251,9 +248,7 @@ def _halvings(height: int, width: int) -> int:
     return halvings
 
 
-def _measure(
-    network: NCPN, image_HWC: Pixels, precision: Precision, halvings: int, scales: int
-) -> list[ScaleMeasurements]:
+def _measure(network: NCPN, image_HWC: Pixels, halvings: int, scales: int) -> list[ScaleMeasurements]:
     """Measure an image at its first size, after some halvings, and at halved ones."""
     height, width = image_HWC.shape[:2]
     side = window_side(network)
@@ -263,7 +258,7 @@ def _measure(
         image_HWC = halved(image_HWC)
     row: list[ScaleMeasurements] = []
     for _ in range(scales):
-        measured = measure_bits(bits_map(network, image_HWC, precision=precision), side)
+        measured = measure_bits(bits_map(network, image_HWC), side)
         whole_M, windows_RC2 = measured.whole_M.cpu().numpy(), measured.windows_RC2.cpu().numpy()
         row.append(ScaleMeasurements(whole_M, windows_RC2, float(measured.peak), measured.peak_hw.cpu().numpy()))
         image_HWC = halved(image_HWC)

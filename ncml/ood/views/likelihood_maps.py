@@ -8,8 +8,6 @@ Shapes: H rows and W columns of an image at one scale, R and C rows and columns 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from ncml.network.mixture import bits_per_dim, from_uint8, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, make_sde
 
-Precision = Literal["fp32", "bf16"]
 Pixels = NDArray[np.uint8]
 
 NOISE = 2.5
@@ -50,22 +47,18 @@ def context_rows(model: ModelConfig) -> int:
 
 
 @torch.inference_mode()
-def bits_map(
-    network: NCPN, image_HWC: Pixels, *, precision: Precision = "fp32", strip_pixels: int = STRIP_PIXELS
-) -> Tensor:
+def bits_map(network: NCPN, image_HWC: Pixels, *, strip_pixels: int = STRIP_PIXELS) -> Tensor:
     """Return bits/dim of each pixel given those before it at `NOISE`, fp32 [H, W].
 
     The network must not have attention. Sides that are not multiples of its stride are extended with their last pixels.
     """
-    return surprise(network, torch.from_numpy(np.array(image_HWC)), precision, strip_pixels)
+    return surprise(network, torch.from_numpy(np.array(image_HWC)), strip_pixels)
 
 
-def surprise(
-    network: NCPN, image_HWC: Tensor, precision: Precision = "fp32", strip_pixels: int | None = None
-) -> Tensor:
+def surprise(network: NCPN, image_HWC: Tensor, strip_pixels: int | None = None) -> Tensor:
     """Return `bits_map` of a tensor. strip_pixels: pixels that are computed at once; None: all."""
     if strip_pixels is None:
-        return _surprise(network, image_HWC, precision)
+        return _surprise(network, image_HWC)
     height, width = image_HWC.shape[:2]
     stride, context = network.config.model.stride, context_rows(network.config.model)
     columns = min(-(-width // stride) * stride, STRIP_COLUMNS)
@@ -77,12 +70,12 @@ def surprise(
         for left in range(0, width, columns):
             before = min(left, context)
             part_HWC = image_HWC[top - above : top + rows, left - before : left + columns + context]
-            parts.append(_surprise(network, part_HWC, precision, above)[:, before : before + columns])
+            parts.append(_surprise(network, part_HWC, above)[:, before : before + columns])
         strips.append(torch.cat(parts, 1))
     return torch.cat(strips)
 
 
-def _surprise(network: NCPN, image_HWC: Tensor, precision: Precision, above: int = 0) -> Tensor:
+def _surprise(network: NCPN, image_HWC: Tensor, above: int = 0) -> Tensor:
     """Return `bits_map` of a tensor without its first rows, computed at once."""
     height, width = image_HWC.shape[:2]
     stride = network.config.model.stride
@@ -92,8 +85,7 @@ def _surprise(network: NCPN, image_HWC: Tensor, precision: Precision, above: int
     sde = make_sde(network.config.sde)
     t_B = torch.full((1,), sde.time_of(NOISE), device=weight.device)
     x_BCHW = (x_BCHW * broadcast_to(sde.alpha(t_B), x_BCHW)).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        parameters_BPHW = network(x_BCHW, t_B)
+    parameters_BPHW = network(x_BCHW, t_B)
     log_mixture_BHW = log_mixture(x_BCHW[:, :, above:], parameters_BPHW[:, :, above:], edges_B=None)
     return bits_per_dim(log_mixture_BHW[0], 1)[: height - above, :width]
 

@@ -175,7 +175,7 @@ def test_large_excesses_count_by_their_logarithm() -> None:
     assert likelihood.compressed(np.array([-2.0, 0.0, np.e - 1, np.e**4 - 1])) == pytest.approx([-2, 0, 1, 4])
 
 
-def surprise(network: NCPN, image_HWC: np.ndarray, *, precision: str) -> torch.Tensor:
+def surprise(network: NCPN, image_HWC: np.ndarray) -> torch.Tensor:
     """Return a map of bits as a trained network would give it: a pixel is expected to be like its left neighbour."""
     image = torch.from_numpy(image_HWC).double().mean(2)
     return torch.log2(2 + (image - image.roll(1, 1)).abs())
@@ -213,16 +213,10 @@ def test_a_stored_view_gives_the_same_scores(estimated: Estimated) -> None:
         assert measurement.score == pytest.approx(estimated.view.measure(image)[name].score, rel=1e-3, abs=1e-3)
 
 
-def test_the_precision_is_stored_and_another_is_refused(network: NCPN, estimated: Estimated) -> None:
-    readers = [lambda seed=seed: good_image(seed) for seed in range(4)]
-    bf16 = LikelihoodView.estimate(
-        readers, np.arange(4), device="cpu", on_progress=ignore_progress, network=network, precision="bf16"
-    ).view.store()
-    assert bf16.values["precision"] == "bf16"
-    assert LikelihoodView.load(bf16, device="cpu").store().values["precision"] == "bf16"
+def test_the_precision_is_stored_and_another_is_refused(estimated: Estimated) -> None:
     stored = estimated.view.store()
     assert stored.values["precision"] == "fp32"
-    for change in ({"precision": "fp8"}, {"noise": 5.0}):
+    for change in ({"precision": "bf16"}, {"noise": 5.0}):
         with pytest.raises(ModelError, match="make the detector again"):
             LikelihoodView.load(Stored(stored.tensors, {**stored.values, **change}), device="cpu")
 
