@@ -395,14 +395,14 @@ FAULTS = (
     Fault(
         "detector: a good image is scored by a view of known defects that has seen it",
         "ncml/ood/views/known_defects.py",
-        "_others(of_good, fold)",
+        "Moments.without(of_good, fold)",
         "Moments.sum(of_good)",
         "ncml/ood/test_known_defects.py",
     ),
     Fault(
         "detector: a defective image is scored by a view of known defects that has seen it",
         "ncml/ood/views/known_defects.py",
-        "_others(of_defective, fold)",
+        "Moments.without(of_defective, fold)",
         "Moments.sum(of_defective)",
         "ncml/ood/test_known_defects.py",
     ),

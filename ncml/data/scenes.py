@@ -198,6 +198,11 @@ def fold_scenes(scenes_N: Integers, folds: int) -> Integers:
     return np.unique(scenes_N, return_inverse=True)[1] % folds
 
 
+def members(groups_N: Integers) -> list[list[int]]:
+    """Return the positions of the images of each group, such as a scene or a fold, in ascending order of both."""
+    return [np.flatnonzero(groups_N == group).tolist() for group in np.unique(groups_N)]
+
+
 def number(keys: Sequence[str] | Sequence[int]) -> Integers:
     """Number distinct keys in the order of their first occurrence."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}

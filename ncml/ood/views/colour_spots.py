@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.data.scenes import members
 from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import largest_excess, typical
 from ncml.ood.views.patches import CELL, Candidates
@@ -74,10 +75,9 @@ class ColourSpots:
             values = [own.values[size] for own in contrasts]
             shown = [own.shown[size] for own in contrasts]
             total = _add(_sums(value, is_shown, by_place) for value, is_shown in zip(values, shown, strict=True))
-            for scene in np.unique(scenes_N):
-                members = np.flatnonzero(scenes_N == scene).tolist()
-                mean, deviation = _usual(total - _add(_sums(values[i], shown[i], by_place) for i in members))
-                for i in members:
+            for own in members(scenes_N):
+                mean, deviation = _usual(total - _add(_sums(values[i], shown[i], by_place) for i in own))
+                for i in own:
                     largest_NS[i, size] = float(_standardise(values[i], shown[i], mean, deviation).max())
             usual.append(_usual(total))
         means, deviations = zip(*usual, strict=True)

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml.data.scenes import fold_scenes
+from ncml.data.scenes import fold_scenes, members
 from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import typical
+from ncml.ood.views.moments import Moments
 from ncml.ood.views.patches import Candidates
 
 UNUSUAL = 64
@@ -36,26 +37,6 @@ DEFECTIVE_FOLDS = 10
 """Parts of the scenes of defective images, likewise: one scene each if there are at most ten."""
 
 
-class Moments(NamedTuple):
-    """Number, sum and sum of products of patches, fp64."""
-
-    patches: int
-    sum_F: Tensor
-    product_FF: Tensor
-
-    @classmethod
-    def of(cls, patches_PF: Tensor) -> Self:
-        """Compute those of patches."""
-        patches_PF = patches_PF.double()
-        return cls(len(patches_PF), patches_PF.sum(0), patches_PF.T @ patches_PF)
-
-    @classmethod
-    def sum(cls, parts: Sequence[Moments]) -> Self:
-        """Return those of all parts."""
-        patches, sums, products = zip(*parts, strict=True)
-        return cls(sum(patches), torch.stack(sums).sum(0), torch.stack(products).sum(0))
-
-
 @dataclass(frozen=True)
 class Discriminant:
     """A linear function of patches, which is larger for defective than for good ones."""
@@ -67,12 +48,11 @@ class Discriminant:
     @classmethod
     def between(cls, good: Moments, defective: Moments) -> Self:
         """Distinguish two groups of patches of about equal covariance; 0 lies in the middle of their means."""
-        good_F, defective_F = (group.sum_F / group.patches for group in (good, defective))
-        scatter_FF = sum(
-            group.product_FF - torch.outer(group.sum_F, group.sum_F) / group.patches for group in (good, defective)
-        )
+        count_2, sum_2F, product_2FF = (torch.cat(own) for own in zip(good, defective, strict=True))
+        good_F, defective_F = sum_2F / count_2[:, None]
+        scatter_FF = (product_2FF - sum_2F[:, :, None] * sum_2F[:, None] / count_2[:, None, None]).sum(0)
         ridge_FF = RIDGE * torch.eye(len(good_F), dtype=good_F.dtype, device=good_F.device)
-        factor_FF = torch.linalg.cholesky(scatter_FF / (good.patches + defective.patches) + ridge_FF)
+        factor_FF = torch.linalg.cholesky(scatter_FF / count_2.sum() + ridge_FF)
         weight_F = torch.cholesky_solve((defective_F - good_F)[:, None], factor_FF)[:, 0]
         return cls(weight_F.float(), -float(weight_F @ (good_F + defective_F)) / 2)
 
@@ -104,26 +84,26 @@ class KnownDefects:
         Returns also the score of each good and of each defective image, learned without its part of the scenes; that of
         defective images of a single scene is 0, as of good ones on average.
         """
-        folds_N, folds_D = fold_scenes(scenes_N, GOOD_FOLDS), fold_scenes(scenes_D, DEFECTIVE_FOLDS)
-        good_groups, defective_groups = _grouped(good, folds_N), _grouped(defective, folds_D)
-        of_good = [Moments.of(torch.cat(group)) for group in good_groups]
-        of_defective = [Moments.of(torch.cat([own_PF[:DEFECTIVE] for own_PF in group])) for group in defective_groups]
+        good_folds = members(fold_scenes(scenes_N, GOOD_FOLDS))
+        defective_folds = members(fold_scenes(scenes_D, DEFECTIVE_FOLDS))
+        of_good = [Moments.of([torch.cat([good[i] for i in own])]) for own in good_folds]
+        of_defective = [Moments.of([torch.cat([defective[i][:DEFECTIVE] for i in own])]) for own in defective_folds]
 
         def learn(of_known: Moments) -> tuple[Self, Floats]:
             """Return the view, and the score of each good image, by what was learned without its part of the scenes."""
             largest_N = np.empty(len(good))
-            for fold, group in enumerate(good_groups):
-                discriminant = Discriminant.between(_others(of_good, fold), of_known)
-                largest_N[folds_N == fold] = [float(discriminant(own_PF).max()) for own_PF in group]
+            for fold, own in enumerate(good_folds):
+                discriminant = Discriminant.between(Moments.without(of_good, fold), of_known)
+                largest_N[own] = [float(discriminant(good[i]).max()) for i in own]
             view = cls(Discriminant.between(Moments.sum(of_good), of_known), typical(largest_N))
             return view, (largest_N - view.typical_2[0]) / view.typical_2[1]
 
         view, good_N = learn(Moments.sum(of_defective))
         defective_D = np.zeros(len(defective))
-        if len(defective_groups) > 1:
-            for fold, group in enumerate(defective_groups):
-                without, _ = learn(_others(of_defective, fold))
-                defective_D[folds_D == fold] = [without.score(own_PF) for own_PF in group]
+        if len(defective_folds) > 1:
+            for fold, own in enumerate(defective_folds):
+                without, _ = learn(Moments.without(of_defective, fold))
+                defective_D[own] = [without.score(defective[i]) for i in own]
         return view, good_N, defective_D
 
     def score(self, unusual_PF: Tensor) -> float:
@@ -168,12 +148,3 @@ def most_unusual(features_hwF: Tensor, unusual_hw: Tensor) -> Tensor:
     """Return the features of the most unusual patches of an image, these first, [P, F] with at most `UNUSUAL`."""
     order_P = unusual_hw.flatten().topk(min(UNUSUAL, unusual_hw.numel())).indices
     return features_hwF.flatten(0, 1)[order_P].float()
-
-
-def _grouped(images: Sequence[Tensor], folds_N: NDArray[np.int64]) -> list[list[Tensor]]:
-    """Return the images of each part."""
-    return [[images[i] for i in np.flatnonzero(folds_N == fold).tolist()] for fold in range(folds_N.max() + 1)]
-
-
-def _others(parts: Sequence[Moments], part: int) -> Moments:
-    return Moments.sum([*parts[:part], *parts[part + 1 :]])

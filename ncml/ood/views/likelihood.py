@@ -74,11 +74,10 @@ class ScaleMeasurements:
     """The largest excess in each cell."""
 
 
-@dataclass(frozen=True)
-class Moments:
+class WindowSums(NamedTuple):
     """Sums over windows, which add up over images."""
 
-    count: float
+    number: float
     sum_M: Floats
     products_MM: Floats
 
@@ -148,11 +147,11 @@ class LikelihoodView:
             rows.append(_measure(network, reader(), halvings, scales))
             on_progress(Progress("likelihood", len(rows), len(readers)))
         whole_NM = np.stack([_whole(row) for row in rows])
-        moments = [[Moments.of(measurements.windows_RC2) for measurements in row] for row in rows]
+        sums = [[WindowSums.of(measurements.windows_RC2) for measurements in row] for row in rows]
         own_whole_N, own_NKS = np.empty(len(rows)), np.empty((len(rows), 2, scales))
         for scene in np.unique(scenes_N):
             is_own_N = scenes_N == scene
-            others = [row for row, is_own in zip(moments, is_own_N, strict=True) if not is_own]
+            others = [row for row, is_own in zip(sums, is_own_N, strict=True) if not is_own]
             gaussians = _window_gaussians(others)
             whole = ShrunkenGaussian.estimate(whole_NM[~is_own_N], MIN_DEVIATION)
             for index in np.flatnonzero(is_own_N):
@@ -162,7 +161,7 @@ class LikelihoodView:
         view = cls(
             network,
             ShrunkenGaussian.estimate(whole_NM, MIN_DEVIATION),
-            _window_gaussians(moments),
+            _window_gaussians(sums),
             typical(own_NKS, MIN_DEVIATION),
             halvings,
         )
@@ -305,14 +304,13 @@ def _whole(row: Sequence[ScaleMeasurements]) -> Floats:
     return np.concatenate([measurements.whole_M for measurements in row])
 
 
-def _window_gaussians(moments_NS: Sequence[Sequence[Moments]]) -> tuple[ShrunkenGaussian, ...]:
+def _window_gaussians(sums_NS: Sequence[Sequence[WindowSums]]) -> tuple[ShrunkenGaussian, ...]:
     """Return the Gaussian of the windows of all images, by scale."""
     gaussians: list[ShrunkenGaussian] = []
-    for moments_N in zip(*moments_NS, strict=True):
-        count = sum(moments.count for moments in moments_N)
-        mean_M = np.stack([moments.sum_M for moments in moments_N]).sum(0) / count
-        products_MM = np.stack([moments.products_MM for moments in moments_N]).sum(0) / count
-        covariance_MM = products_MM - np.outer(mean_M, mean_M)
+    for sums_N in zip(*sums_NS, strict=True):
+        count, sum_M, products_MM = (np.stack(own).sum(0) for own in zip(*sums_N, strict=True))
+        mean_M = sum_M / count
+        covariance_MM = products_MM / count - np.outer(mean_M, mean_M)
         deviation_M = np.sqrt(np.maximum(np.diag(covariance_MM), MIN_DEVIATION**2))
         correlation_MM = covariance_MM / np.outer(deviation_M, deviation_M)
         precision_MM = np.linalg.inv(correlation_MM + MIN_DEVIATION * np.eye(len(mean_M)))

@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.data.blocks import evenly_spaced
-from ncml.data.scenes import fold_scenes
+from ncml.data.scenes import fold_scenes, members
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.conformal import Floats
 from ncml.ood.views.extremes import largest_excess, typical
+from ncml.ood.views.moments import Moments, invert
 from ncml.ood.views.patches import CELL, Candidates, judged_resize, patch_features
 from ncml.ood.views.view import Pixels
 
@@ -37,8 +38,6 @@ COVERED = 0.3
 """Share of its contrast that a mark has somewhere in a patch that it covers."""
 RIDGE = 0.2
 """Added to the variance of each feature, which is about 1."""
-PRIOR = 200
-"""Good patches that count as covered by a mark of each kind, so that few others suffice."""
 LEAST_DEVIATION = 0.5
 """Smallest deviation of a map's largest value over good images: it is 0 where none resembles a mark of a kind."""
 LEAST_SCALE = 0.5
@@ -108,19 +107,16 @@ class Marks:
         """Estimate from good images, and marked patches by position; return each image's score without its own fold."""
         folds_N = fold_scenes(scenes_N, FOLDS)
         common_F = torch.stack([own.flatten(0, 1).double().mean(0) for own in features]).mean(0)
-        moments = [
-            Moments.of(
-                common_F,
-                [features[i].flatten(0, 1) for i in np.flatnonzero(folds_N == fold).tolist()],
-                [own for i, own in marked.items() if folds_N[i] == fold],
-                len(KINDS),
-            )
-            for fold in range(folds_N.max() + 1)
-        ]
+        folds = members(folds_N)
+        moments: list[Moments] = []
+        for own in folds:
+            copies = [marked[i] for i in own if i in marked]
+            covered = [[copy.features_PF[copy.covered_KP[kind]] for copy in copies] for kind in range(len(KINDS))]
+            moments.append(Moments.of([features[i].flatten(0, 1) for i in own], *covered, common_F=common_F))
         largest_NK = np.empty((len(features), len(KINDS)))
-        for fold in range(len(moments)):
-            others = cls._of(Moments.sum(moments[:fold] + moments[fold + 1 :]), common_F)
-            for i in np.flatnonzero(folds_N == fold).tolist():
+        for fold, own in enumerate(folds):
+            others = cls._of(Moments.without(moments, fold), common_F)
+            for i in own:
                 largest_NK[i] = [float(map_hw.max()) for map_hw in others._maps(features[i].float())]
         view = cls._of(Moments.sum(moments), common_F)
         return replace(view, typical_K2=typical(largest_NK, LEAST_DEVIATION)), largest_excess(
@@ -173,57 +169,6 @@ class Marks:
         if K == 0 or not bool((typical_K2[:, 1] > 0).all()):
             raise ValueError("its typical ratios of marks have no deviation")
         return cls(*parts, typical_K2=typical_K2)
-
-
-def invert(covariance_GFF: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inverses of covariances, [G, F, F], and the logarithms of their determinants, [G].
-
-    By Cholesky: with MKL, the LU decomposition of several large matrices at once (`inv`, `logdet`) gives wrong numbers
-    or fails after `torch.set_num_threads` (PyTorch 2.13 on the CPU).
-    """
-    factor_GFF = torch.linalg.cholesky(covariance_GFF)
-    return torch.cholesky_inverse(factor_GFF), 2 * factor_GFF.diagonal(dim1=1, dim2=2).log().sum(1)
-
-
-class Moments(NamedTuple):
-    """Numbers, sums and sums of products of patches minus a common one, fp64.
-
-    Without it, features whose mean is far above their deviation would leave covariances of rounding errors.
-    """
-
-    count_G: Tensor
-    sum_GF: Tensor
-    product_GFF: Tensor
-
-    @classmethod
-    def of(cls, common_F: Tensor, good: Sequence[Tensor], marked: Sequence[Marked], kinds: int) -> Self:
-        """Compute the moments of good images and of the patches that marks cover. kinds: number of kinds of marks."""
-        device, width = good[0].device, good[0].shape[1]
-        count_G = torch.zeros(1 + kinds, dtype=torch.float64, device=device)
-        sum_GF, product_GFF = count_G.new_zeros(len(count_G), width), count_G.new_zeros(len(count_G), width, width)
-        groups = [good, *([own.features_PF[own.covered_KP[kind]] for own in marked] for kind in range(kinds))]
-        for group, parts in enumerate(groups):
-            for patches_PF in (part_PF.double() - common_F for part_PF in parts):
-                count_G[group] += len(patches_PF)
-                sum_GF[group] += patches_PF.sum(0)
-                product_GFF[group] += patches_PF.T @ patches_PF
-        return cls(count_G, sum_GF, product_GFF)
-
-    @classmethod
-    def sum(cls, parts: Sequence[Moments]) -> Self:
-        """Return those of all parts."""
-        return cls(*(torch.stack(own).sum(0) for own in zip(*parts, strict=True)))
-
-    def gaussians(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return the mean, [G, F], and the covariance, [G, F, F], of each group. ridge: added to the variances."""
-        share_G = torch.full_like(self.count_G, PRIOR) / self.count_G[0].clamp(min=1)
-        share_G[0] = 0
-        count_G = (self.count_G + share_G * self.count_G[0]).clamp(min=1)
-        mean_GF = (self.sum_GF + share_G[:, None] * self.sum_GF[0]) / count_G[:, None]
-        square_GFF = (self.product_GFF + share_G[:, None, None] * self.product_GFF[0]) / count_G[:, None, None]
-        covariance_GFF = square_GFF - mean_GF[:, :, None] * mean_GF[:, None]
-        ridge_FF = ridge * torch.eye(mean_GF.shape[1], dtype=mean_GF.dtype, device=mean_GF.device)
-        return mean_GF, covariance_GFF + ridge_FF
 
 
 def resized_mask(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.data.scenes import fold_scenes
+from ncml.data.scenes import fold_scenes, members
 from ncml.ood.conformal import Floats
-from ncml.ood.views.marks import COVERED, FOLDS, Marked, Moments, invert
+from ncml.ood.views.marks import COVERED, FOLDS
+from ncml.ood.views.moments import Moments, invert
 from ncml.ood.views.patches import CELL, Candidates
 from ncml.ood.views.places import judged_places, mean_around
 
@@ -110,21 +111,17 @@ class Stains:
         """
         total = _Sums.of(images)
         standard, deviation_hw = _standardise(images, stained, scenes_N, total)
-        folds_N = fold_scenes(scenes_N, FOLDS)
-        nothing_F = torch.zeros_like(total.total_hwF[0, 0], dtype=torch.float64)
+        folds = members(fold_scenes(scenes_N, FOLDS))
         moments = [
             Moments.of(
-                nothing_F,
-                [standard[i].good_hwF[standard[i].judged_hw] for i in own],
-                [standard[i].stained for i in own],
-                1,
+                [standard[i].good_hwF[standard[i].judged_hw] for i in own], [standard[i].stained_PF for i in own]
             )
-            for own in (np.flatnonzero(folds_N == fold).tolist() for fold in range(folds_N.max() + 1))
+            for own in folds
         ]
         scores_N = np.empty(len(images))
-        for fold in range(len(moments)):
-            others = _Ratio.of(Moments.sum(moments[:fold] + moments[fold + 1 :]))
-            for i in np.flatnonzero(folds_N == fold).tolist():
+        for fold, own in enumerate(folds):
+            others = _Ratio.of(Moments.without(moments, fold))
+            for i in own:
                 scores_N[i] = float(others.log_ratios(standard[i].good_hwF).max())
         return cls(total.mean_hwF, deviation_hw, _Ratio.of(Moments.sum(moments))), scores_N
 
@@ -195,17 +192,17 @@ class _Standard(NamedTuple):
     good_hwF: Tensor
     judged_hw: Tensor
     """Whether the image shows a place, and the place is judged."""
-    stained: Marked
+    stained_PF: Tensor
 
 
 def _standardise(
     images: Sequence[Averaged], stained: Mapping[int, Stained], scenes_N: NDArray[np.int64], total: _Sums
 ) -> tuple[list[_Standard], Tensor]:
     """Return the differences of each image and of its stained patches, and the deviations of all images."""
-    members = [np.flatnonzero(scenes_N == scene).tolist() for scene in np.unique(scenes_N)]
+    scenes = members(scenes_N)
     good: dict[int, Tensor] = {}
     stained_PF: dict[int, Tensor] = {}
-    for own in members:
+    for own in scenes:
         mean_hwF = total.without(_Sums.of([images[i] for i in own])).mean_hwF
         for i in own:
             good[i] = _difference(images[i], mean_hwF)
@@ -216,17 +213,16 @@ def _standardise(
     )
     total_2hw = sums_N2hw.sum(0)
     standard: dict[int, _Standard] = {}
-    for own in members:
+    for own in scenes:
         deviation_hw = _deviation(total_2hw - sums_N2hw[own].sum(0))
         for i in own:
             covered_PF = good[i].new_empty(0, good[i].shape[2])
             if i in stained:
                 deviation_P = deviation_hw.flatten()[stained[i].cells_P]
                 covered_PF = (stained_PF[i] / deviation_P[:, None])[deviation_P.isfinite()]
-            is_covered_1P = torch.ones(1, len(covered_PF), dtype=torch.bool, device=covered_PF.device)
             judged_hw = images[i].inside_hw & deviation_hw.isfinite()
             good_hwF = good[i].div_(deviation_hw[..., None])
-            standard[i] = _Standard(good_hwF, judged_hw, Marked(covered_PF, is_covered_1P))
+            standard[i] = _Standard(good_hwF, judged_hw, covered_PF)
     return [standard[i] for i in range(len(images))], _deviation(total_2hw)
 
 

@@ -12,9 +12,9 @@ from ncml.ood.views.known_defects import (
     UNUSUAL,
     Discriminant,
     KnownDefects,
-    Moments,
     most_unusual,
 )
+from ncml.ood.views.moments import Moments
 
 FEATURES = 12
 
@@ -43,7 +43,7 @@ def test_a_discriminant_is_that_of_fisher() -> None:
     centred_PF = np.concatenate([group_PF - group_PF.mean(0) for group_PF in groups])
     covariance_FF = centred_PF.T @ centred_PF / len(centred_PF) + 0.3 * np.eye(FEATURES)
     weight_F = np.linalg.inv(covariance_FF) @ (groups[1].mean(0) - groups[0].mean(0))
-    discriminant = Discriminant.between(Moments.of(good_PF), Moments.of(defective_PF))
+    discriminant = Discriminant.between(Moments.of([good_PF]), Moments.of([defective_PF]))
     np.testing.assert_allclose(discriminant.weight_F.numpy(), weight_F, rtol=1e-5)
     middle_F = torch.from_numpy(groups[0].mean(0) + groups[1].mean(0)).float() / 2
     assert float(discriminant(middle_F)) == pytest.approx(0, abs=1e-5)

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 from ncml.images.random_marks import KINDS, add_marks
 from ncml.network import efficientnet
 from ncml.ood.detector_calibration import Scale
-from ncml.ood.views import marks
+from ncml.ood.views import marks, moments
 from ncml.ood.views.marks import Marked, Marks, marked_images
 from ncml.ood.views.patches import Candidates, patch_features
 
@@ -53,7 +53,7 @@ def test_a_mark_is_found_where_a_larger_harmless_difference_is_not(monkeypatch: 
 
 
 def test_a_map_is_the_ratio_of_two_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks, "PRIOR", 0)
+    monkeypatch.setattr(moments, "PRIOR", 0)
     good = [good_patches(seed) for seed in range(5)]
     marked = {i: marked_patches(i) for i in range(5)}
     found, _ = Marks.estimate(good, marked, np.arange(5))
@@ -94,7 +94,7 @@ def test_where_no_good_image_resembles_a_mark_a_slight_resemblance_is_not_unusua
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Deviations of 0 would make any ratio above 1, and the rounding of one, extremely unusual."""
-    monkeypatch.setattr(marks, "PRIOR", 0)
+    monkeypatch.setattr(moments, "PRIOR", 0)
     good = [0.3 * good_patches(seed) for seed in range(12)]
     far = [Marked(5 + own.features_PF, own.covered_KP) for own in map(marked_patches, range(12))]
     found, scores_N = Marks.estimate(good, dict(enumerate(far)), np.arange(12))
@@ -212,7 +212,7 @@ def test_covariances_are_inverted_with_any_number_of_threads() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # several LU decompositions at once are then wrong
     try:
-        precision_GFF, logdet_G = marks.invert(torch.from_numpy(covariance_GFF))
+        precision_GFF, logdet_G = moments.invert(torch.from_numpy(covariance_GFF))
     finally:
         torch.set_num_threads(before)
     np.testing.assert_allclose(precision_GFF.numpy(), np.linalg.inv(covariance_GFF), atol=1e-10)

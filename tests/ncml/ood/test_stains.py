@@ -10,7 +10,7 @@ from scipy import stats
 from ncml.images.random_marks import STAIN, add_marks
 from ncml.images.tiling import Box
 from ncml.ood.detection import box_of
-from ncml.ood.views import marks, stains
+from ncml.ood.views import moments, stains
 from ncml.ood.views.places import Places
 from ncml.ood.views.stains import Averaged, Stained, Stains
 
@@ -76,7 +76,7 @@ def test_the_score_is_the_largest_ratio_of_two_t_distributions_of_the_difference
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By a slow twin: the mean, the deviations and the distributions of each image leave out its scene."""
-    monkeypatch.setattr(marks, "PRIOR", 0)
+    monkeypatch.setattr(moments, "PRIOR", 0)
     scenes_N = np.array([0, 1, 2, 2, 3, 4, 5])
     view, scores_N, images, stained = estimated(7, scenes_N)
     averaged = np.stack([own.features_hwF.double().numpy() for own in images])
