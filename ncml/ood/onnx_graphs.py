@@ -25,11 +25,14 @@ from ncml.ood.exported import RELATIVE_SIZE
 from ncml.ood.onnx_alignment import AlignmentGraph
 from ncml.ood.views import alignment, appearance, likelihood
 from ncml.ood.views.appearance import GRID, AppearanceView
+from ncml.ood.views.areas import Areas
+from ncml.ood.views.bank import Bank
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.likelihood_maps import surprise
 from ncml.ood.views.patches import CELL, Candidates, area_resize, patch_resize
+from ncml.ood.views.places import Places
 from ncml.ood.views.poses import Pose
 from ncml.ood.views.view import View
 
@@ -64,14 +67,15 @@ class FeaturesGraph(ViewGraph):
         others: dict[str, Resize] = {}
         if view.template is not None:
             others["grey"] = alignment.grey_resize(view.template.size)
-        if view.areas is not None:
+        if Areas.name in view.parts:
             others["small"] = area_resize(view.size, (height, width))
         super().__init__(patch_resize(view.size, (height, width)), **others)
         self.view = view
         self.alignment = None if view.template is None else AlignmentGraph(view.template, *self.input_size, CELL)
         # Patches are stored in fp16, and half as large so.
         self.bank_MF = nn.Buffer(view.bank.patches_MF.half())
-        self.places_hwNF = None if view.places is None else nn.Buffer(view.places.patches_hwNF.half())
+        places = view.parts.get(Places.name)
+        self.places_hwNF = nn.Buffer(places.patches_hwNF.half()) if isinstance(places, Places) else None
         self.network = view.network
 
     def forward(self, image_HWC: Tensor, other: Tensor | None = None) -> dict[str, Candidates]:
@@ -80,10 +84,13 @@ class FeaturesGraph(ViewGraph):
         other: the grey image that a template is compared with, or the image at the size of its areas.
         Returns also, as `RELATIVE_SIZE`, the size of the part, 0 if it was not found, if there is a template.
         """
-        bank, places = dataclasses.replace(self.view.bank, patches_MF=self.bank_MF.float()), self.view.places
-        if places is not None and self.places_hwNF is not None:
-            places = dataclasses.replace(places, patches_hwNF=self.places_hwNF.float())
-        view = dataclasses.replace(self.view, bank=bank, places=places)
+        parts = dict(self.view.parts)
+        for name, part in parts.items():
+            if isinstance(part, Bank):
+                parts[name] = dataclasses.replace(part, patches_MF=self.bank_MF.float())
+            elif isinstance(part, Places) and self.places_hwNF is not None:
+                parts[name] = dataclasses.replace(part, patches_hwNF=self.places_hwNF.float())
+        view = dataclasses.replace(self.view, parts=parts)
         if self.alignment is None or other is None:
             cells = image_HWC.shape[0] // CELL, image_HWC.shape[1] // CELL
             return view.candidates(image_HWC, torch.ones(cells, dtype=torch.bool), other)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -52,8 +52,6 @@ from ncml.ood.views.patches import (
     area_features,
     area_resize,
     common_shape,
-    describe_areas,
-    describe_patches,
     deviations,
     part_size,
     patch_features,
@@ -67,6 +65,8 @@ from ncml.progress import OnProgress, Progress
 
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
 """Cells by which a place may differ, in images as they are and in aligned ones."""
+Part = Places | Stains | Bank | Areas | Marks | ColourSpots | KnownDefects
+"""What computes one score."""
 
 
 @dataclass(frozen=True)
@@ -99,30 +99,26 @@ class FeaturesView:
     """To which images are aligned; None: they are not."""
     deviation_F: Tensor
     """Standard deviation of each feature over the patches of good images, by which it is divided."""
-    places: Places | None
-    """None for textures, as are `stains`."""
-    stains: Stains | None
-    bank: Bank
-    areas: Areas | None
-    """None for parts, as are `marks`."""
-    marks: Marks | None
-    spots: ColourSpots
-    known: KnownDefects | None
-    """None if no defects are known."""
+    parts: Mapping[str, Part]
+    """What computes each score, in their order: by place and anywhere, or anywhere alone; the bank before defects."""
     agreement: float | None
     """Correlation of good images at the same place, as they are compared; None for several aspect ratios."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the scores."""
-        parts = (self.places, self.stains, self.bank, self.areas, self.marks, self.spots, self.known)
-        return tuple(part.name for part in parts if part is not None)
+        return tuple(self.parts)
+
+    @property
+    def bank(self) -> Bank:
+        """The patches with which those of an image are compared wherever they lie."""
+        return cast(Bank, self.parts[Bank.name])
 
     @property
     def description(self) -> str:
         """The judged size, in one sentence."""
         size = f"a longer side of up to {MOST_SIDE} pixels" if self.size is None else f"{self.size[1]}x{self.size[0]}"
-        where = "anywhere" if self.places is None else "at the same place and anywhere"
+        where = "at the same place and anywhere" if Places.name in self.parts else "anywhere"
         before = "" if self.template is None else "parts are brought to one position, and "
         return f"{before}patches are compared {where} at {size}, where marks under about 3 pixels vanish"
 
@@ -182,41 +178,27 @@ class FeaturesView:
         marked: Mapping[int, Marked] | None = None,
     ) -> EstimatedFeatures:
         """Estimate from described images: by place with stained patches by position, else anywhere with marked ones."""
-        places: Places | None = None
-        stains: Stains | None = None
-        areas: Areas | None = None
-        marks: Marks | None = None
+        parts: dict[str, Part] = {}
         scores: dict[str, Floats] = {}
         if stained is not None:
             neighbourhood = NEIGHBOURHOOD if described.template is None else ALIGNED_NEIGHBOURHOOD
-            places, scores[Places.name] = Places.estimate(described.features, described.inside, scenes_N, neighbourhood)
+            parts[Places.name], scores[Places.name] = Places.estimate(
+                described.features, described.inside, scenes_N, neighbourhood
+            )
             averaged = [
                 Averaged.of(features_hwF.float(), inside_hw)
                 for features_hwF, inside_hw in zip(described.features, described.inside, strict=True)
             ]
-            stains, scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
-        bank, maps = Bank.estimate(described.features, described.inside, scenes_N, on_progress)
+            parts[Stains.name], scores[Stains.name] = Stains.estimate(averaged, stained, scenes_N)
+        parts[Bank.name], maps = Bank.estimate(described.features, described.inside, scenes_N, on_progress)
         scores[Bank.name] = np.array([float(map_hw.max()) for map_hw in maps])
         if stained is None:
-            areas, scores[Areas.name] = Areas.estimate(described.areas, scenes_N)
-            marks, scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)
-        spots, scores[ColourSpots.name] = ColourSpots.estimate(
+            parts[Areas.name], scores[Areas.name] = Areas.estimate(described.areas, scenes_N)
+            parts[Marks.name], scores[Marks.name] = Marks.estimate(described.features, marked or {}, scenes_N)
+        parts[ColourSpots.name], scores[ColourSpots.name] = ColourSpots.estimate(
             described.contrasts, scenes_N, by_place=stained is not None
         )
-        view = cls(
-            network,
-            described.size,
-            described.template,
-            described.deviation_F,
-            places,
-            stains,
-            bank,
-            areas,
-            marks,
-            spots,
-            None,
-            agreement,
-        )
+        view = cls(network, described.size, described.template, described.deviation_F, parts, agreement)
         unusual = [most_unusual(*own) for own in zip(described.features, maps, strict=True)]
         return EstimatedFeatures(
             view, scores, least_deviations={Marks.name: LEAST_SCALE}, lost=described.lost, unusual=unusual
@@ -227,12 +209,9 @@ class FeaturesView:
         pose = self._pose(image_HWC)
         relative_size = self._relative_size(pose)
         judged_HWC, inside_hw = _bring(image_HWC, self.size, pose)
-        judged = torch.from_numpy(np.array(judged_HWC)).to(self.deviation_F.device)
+        small_HWC = area_resize(self.size, image_HWC.shape[:2])(image_HWC) if Areas.name in self.parts else None
         measurements: dict[str, Measurement] = {}
-        small: Tensor | None = None
-        if self.areas is not None:
-            small = torch.from_numpy(np.array(_small(image_HWC, self.size))).to(judged.device)
-        for name, candidates in self.candidates(judged, inside_hw, small).items():
+        for name, candidates in self.candidates(judged_HWC, inside_hw, small_HWC).items():
             best = int(candidates.scores_K.argmax())
             map_hw = candidates.maps_K[best].cpu()
             if pose is not None:
@@ -257,36 +236,34 @@ class FeaturesView:
 
     @torch.inference_mode()
     def candidates(
-        self, judged_HWC: Tensor, inside_hw: Tensor, small_HWC: Tensor | None = None
+        self, judged_HWC: Tensor, inside_hw: Tensor, small_HWC: Pixels | Tensor | None = None
     ) -> dict[str, Candidates]:
         """Return for each score what it is the largest of, for an image as it is judged, with the cells that it shows.
 
-        judged_HWC: uint8, on the device of the view.
         small_HWC: the same image at the size of its areas; needed where areas are compared.
         """
-        scores: dict[str, Candidates] = {}
-        if self.areas is not None:
-            assert small_HWC is not None
-            scores[Areas.name] = self.areas.candidates(describe_areas(self.network, small_HWC))
-        query_hwF = describe_patches(self.network, judged_HWC) / self.deviation_F
+        query_hwF = patch_features(self.network, judged_HWC) / self.deviation_F
         shown_hw = inside_hw.to(query_hwF.device)
-        scores[Bank.name] = unusual = self.bank.candidates(query_hwF, shown_hw)
-        if self.places is not None:
-            scores[Places.name] = Candidates.of(self.places.map(query_hwF, shown_hw))
-        if self.stains is not None:
-            scores[Stains.name] = self.stains.candidates(query_hwF, shown_hw)
-        if self.marks is not None:
-            scores[Marks.name] = self.marks.candidates(query_hwF)
-        scores[ColourSpots.name] = self.spots.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
-        if self.known is not None:
-            scores[KnownDefects.name] = self.known.candidates(query_hwF, unusual.maps_K[0])
-        return {name: scores[name] for name in self.names}
+        scores: dict[str, Candidates] = {}
+        for name, part in self.parts.items():
+            match part:
+                case Places() | Stains() | Bank():
+                    scores[name] = part.candidates(query_hwF, shown_hw)
+                case Areas():
+                    assert small_HWC is not None
+                    scores[name] = part.candidates(area_features(self.network, small_HWC))
+                case Marks():
+                    scores[name] = part.candidates(query_hwF)
+                case ColourSpots():
+                    scores[name] = part.candidates(measure_contrasts(judged_HWC.cpu(), inside_hw))
+                case KnownDefects():
+                    scores[name] = part.candidates(query_hwF, scores[Bank.name].maps_K[0])
+        return scores
 
     def store(self) -> Stored:
         """Return the patches in fp16, and the digest of the network's weights."""
         tensors: dict[str, NDArray[Any]] = {"deviation": self.deviation_F.cpu().numpy()}
-        places = self.template, self.places, self.stains
-        for part in (*places, self.bank, self.areas, self.marks, self.spots, self.known):
+        for part in (self.template, *self.parts.values()):
             if part is not None:
                 tensors |= part.store()
         values = {
@@ -313,23 +290,19 @@ class FeaturesView:
         size = size and (int(size[0]), int(size[1]))
         agreement = None if size is None else float(stored.values["agreement"])
         template: Template | None = None
-        places: Places | None = None
-        stains: Stains | None = None
-        areas: Areas | None = None
-        marks: Marks | None = None
         bank = Bank.load(tensors, len(deviation_F))
+        parts: list[Part | None]
         if size is None or "places" not in tensors:
-            areas = Areas.load(tensors)
-            marks = Marks.load(tensors, len(deviation_F))
+            parts = [bank, Areas.load(tensors), Marks.load(tensors, len(deviation_F))]
         else:
             cells = size[0] // CELL, size[1] // CELL
             template = Template.load(tensors) if stored.values["aligned"] else None
             neighbourhood = NEIGHBOURHOOD if template is None else ALIGNED_NEIGHBOURHOOD
             places = Places.load(tensors, cells, len(deviation_F), neighbourhood)
-            stains = Stains.load(tensors, cells, len(deviation_F))
-        spots = ColourSpots.load(tensors)
-        known = KnownDefects.load(tensors, len(deviation_F))
-        return cls(network, size, template, deviation_F, places, stains, bank, areas, marks, spots, known, agreement)
+            parts = [places, Stains.load(tensors, cells, len(deviation_F)), bank]
+        parts += ColourSpots.load(tensors), KnownDefects.load(tensors, len(deviation_F))
+        by_name = {part.name: part for part in parts if part is not None}
+        return cls(network, size, template, deviation_F, by_name, agreement)
 
 
 @dataclass(frozen=True)
@@ -358,7 +331,7 @@ class EstimatedFeatures(Estimated):
         known, good_N, defective_D = KnownDefects.estimate(self.unusual, scenes_N, patches, scenes_D)
         return replace(
             self,
-            view=replace(self.view, known=known),
+            view=replace(self.view, parts={**self.view.parts, known.name: known}),
             scores={**self.scores, known.name: good_N},
             defective={known.name: defective_D},
         )
@@ -382,9 +355,9 @@ def _describe(
         judged_HWC, inside_hw = _bring(image_HWC, size, pose)
         features.append(patch_features(network, judged_HWC).half())
         if agreement is None:
-            areas.append(area_features(network, _small(image_HWC, size)))
+            areas.append(area_features(network, area_resize(size, image_HWC.shape[:2])(image_HWC)))
         inside.append(inside_hw.to(features[0].device))
-        contrasts.append(measure_contrasts(torch.from_numpy(np.array(judged_HWC)), inside_hw).half())
+        contrasts.append(measure_contrasts(judged_HWC, inside_hw).half())
         on_progress(Progress("features", len(features), len(readers)))
     deviation_F = deviations(features)
     features = [(features_hwF / deviation_F).half() for features_hwF in features]
@@ -421,7 +394,8 @@ def _stain(
     stained: dict[int, Stained] = {}
     positions = marked_images(len(readers)).tolist()
     for i in positions:
-        good_HWC, pose = _resized(readers[i](), described.size), described.poses[i]
+        image_HWC, pose = readers[i](), described.poses[i]
+        good_HWC = patch_resize(described.size, image_HWC.shape[:2])(image_HWC)
         shown_HW = None if judged_HW is None else resized_mask(judged_HW, good_HWC.shape[:2])
         stained_HWC, shares_1HW = add_marks(good_HWC, np.random.default_rng(i), STAINS, shown_HW, kinds=(STAIN,))
         share_HWC = np.rint(255 * shares_1HW[0]).astype(np.uint8)[..., None].repeat(3, 2)
@@ -433,18 +407,10 @@ def _stain(
     return stained
 
 
-def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -> tuple[Pixels, Tensor]:
+def _bring(image_HWC: Pixels, size: tuple[int, int] | None, pose: Pose | None) -> tuple[Tensor, Tensor]:
     """Return an image at the judged size and in the template's position, and the cells that it shows, [h, w]."""
-    return _align(_resized(image_HWC, size), pose)
-
-
-def _resized(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
-    return patch_resize(size, image_HWC.shape[:2])(image_HWC)
-
-
-def _small(image_HWC: Pixels, size: tuple[int, int] | None) -> Pixels:
-    """Return an image at the size at which its areas are described."""
-    return area_resize(size, image_HWC.shape[:2])(image_HWC)
+    judged_HWC, inside_hw = _align(patch_resize(size, image_HWC.shape[:2])(image_HWC), pose)
+    return torch.from_numpy(np.array(judged_HWC)), inside_hw
 
 
 def _align(resized_HWC: Pixels, pose: Pose | None) -> tuple[Pixels, Tensor]:

@@ -119,32 +119,24 @@ def area_resize(size: tuple[int, int] | None, shape: tuple[int, int]) -> Resize:
 
 
 @torch.inference_mode()
-def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
+def patch_features(network: EfficientNetLite0, judged_HWC: Pixels | Tensor) -> Tensor:
     """Return the features of the patches of an image, whose sides are multiples of 16: [h, w, F]."""
-    return describe_patches(network, _on_device(network, judged_HWC))
-
-
-@torch.inference_mode()
-def area_features(network: EfficientNetLite0, small_HWC: Pixels) -> Tensor:
-    """Return the features of the areas of an image, whose sides are multiples of 32: [r, c, G]."""
-    return describe_areas(network, _on_device(network, small_HWC))
-
-
-def describe_patches(network: EfficientNetLite0, judged_HWC: Tensor) -> Tensor:
-    """Return the features of the patches of an image on the network's device: [h, w, F]."""
-    fine, middle, coarse = network.activations(judged_HWC.permute(2, 0, 1)[None].float(), STAGES)
+    fine, middle, coarse = _activations(network, judged_HWC, STAGES)
     coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear")
     return torch.cat([F.avg_pool2d(fine, 2), middle, coarse], 1)[0].permute(1, 2, 0)
 
 
-def describe_areas(network: EfficientNetLite0, small_HWC: Tensor) -> Tensor:
-    """Return the features of the areas of an image on the network's device: [r, c, G]."""
-    inner, outer = network.activations(small_HWC.permute(2, 0, 1)[None].float(), AREA_STAGES)
+@torch.inference_mode()
+def area_features(network: EfficientNetLite0, small_HWC: Pixels | Tensor) -> Tensor:
+    """Return the features of the areas of an image, whose sides are multiples of 32: [r, c, G]."""
+    inner, outer = _activations(network, small_HWC, AREA_STAGES)
     return torch.cat([F.avg_pool2d(inner, 2), outer], 1)[0].permute(1, 2, 0)
 
 
-def _on_device(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
-    return torch.from_numpy(np.array(judged_HWC)).to(network.stem.conv.weight.device)
+def _activations(network: EfficientNetLite0, image_HWC: Pixels | Tensor, stages: tuple[int, ...]) -> list[Tensor]:
+    pixels_HWC = image_HWC if isinstance(image_HWC, Tensor) else torch.from_numpy(np.array(image_HWC))
+    pixels_BCHW = pixels_HWC.to(network.stem.conv.weight.device).permute(2, 0, 1)[None]
+    return network.activations(pixels_BCHW.float(), stages)
 
 
 def deviations(features: Iterable[Tensor]) -> Tensor:

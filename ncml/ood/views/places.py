@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from ncml.data.blocks import evenly_spaced
 from ncml.ood.conformal import Floats
+from ncml.ood.views.patches import Candidates
 
 IMAGES = 40
 """Images whose patches are kept."""
@@ -104,10 +105,10 @@ class Places:
     def _squares_hwN(self) -> Tensor:
         return self.patches_hwNF.square().sum(3)
 
-    def map(self, query_hwF: Tensor, inside_hw: Tensor) -> Tensor:
-        """Return how unusual each patch is at its place, [h, w]."""
+    def candidates(self, query_hwF: Tensor, inside_hw: Tensor) -> Candidates:
+        """Return the score of an image, with a map of how unusual each patch is at its place."""
         distance_hw = nearest_by_place(query_hwF, self.patches_hwNF, self._squares_hwN, self.neighbourhood)
-        return self.usual.standardise(distance_hw, inside_hw)
+        return Candidates.of(self.usual.standardise(distance_hw, inside_hw))
 
     def store(self) -> dict[str, NDArray[Any]]:
         """Return the arrays."""
