@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import redis
 from redis.backoff import NoBackoff
@@ -23,7 +23,7 @@ from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Lane, Priority, he
 from worker.deliveries import Deliveries
 from worker.job_results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobView, Preview, Result
 from worker.monitor import QueueMonitor
-from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
+from worker.records import RQ_STATUS, VIEW_FIELDS, JobFacts, make_record, read_event, read_view, status_event
 from worker.redis_keys import (
     ERASED,
     LEASES,
@@ -128,22 +128,12 @@ class JobQueue:
         job_id: str | None = None,
         limit: int | None = None,
         byte_limit: int | None = None,
-        fingerprint: str = "",
-        owner: str = "",
-        files: Sequence[str] = (),
-        digests: Sequence[str] = (),
-        format: str = "",
-        traceparent: str = "",
-        webhook: str = "",
         held_s: float | None = None,
+        **facts: Unpack[JobFacts],
     ) -> str:
         """Put a job in the queue of its lane and priority; return its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
-        `fingerprint`, `owner`, `files`, `digests` and `format` are stored in the job's view: they identify the request
-        and its owner, name the image files, identify those that a detector judges, and name the format of the result.
-        `traceparent` continues the trace of the request in the worker.
-        `webhook` is the address to which the end of the job is sent (`worker.deliveries`).
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         `held_s`: the job waits where no worker claims it, until `release` adds its input or `end_held` ends it; after
@@ -159,15 +149,9 @@ class JobQueue:
             job,
             job_id,
             result_ttl_s=self.result_ttl_s,
-            fingerprint=fingerprint,
-            owner=owner,
-            files=files,
-            digests=digests,
-            format=format,
-            traceparent=traceparent,
-            webhook=webhook,
             origin=queue_name(lane, job.priority) if held_s is None else held_name(lane),
             client=self.redis,
+            **facts,
         )
         start_within_s = job.start_within_s if held_s is None else held_s
         event = status_event(JobStatus.QUEUED)

@@ -4,7 +4,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import pydantic_core
 from pydantic import ValidationError
@@ -38,20 +38,27 @@ RQ_STATUS = {
 _RQ_JOB: Any = RqJob  # RQ is not typed
 
 
+class JobFacts(TypedDict, total=False):
+    """What a submitter states about a job in its record. Under the same names, its view has all but the last two."""
+
+    fingerprint: str
+    """Digest of the request."""
+    owner: str
+    """Owner of the request."""
+    files: Sequence[str]
+    """Names of the image files."""
+    digests: Sequence[str]
+    """SHA-256 of each file that a detector judges."""
+    format: str
+    """Format of the result."""
+    traceparent: str
+    """Trace of the request, which the worker continues."""
+    webhook: str
+    """Address to which the end of the job is sent (`worker.deliveries`)."""
+
+
 def make_record(
-    job: Job,
-    job_id: str,
-    *,
-    result_ttl_s: int,
-    origin: str,
-    client: Any,
-    fingerprint: str = "",
-    owner: str = "",
-    files: Sequence[str] = (),
-    digests: Sequence[str] = (),
-    format: str = "",
-    traceparent: str = "",
-    webhook: str = "",
+    job: Job, job_id: str, *, result_ttl_s: int, origin: str, client: Any, **facts: Unpack[JobFacts]
 ) -> dict[str, str | bytes | int | float]:
     """Return the fields of the record of a new job in the queue `origin`."""
     rq_job = _RQ_JOB.create(
@@ -75,19 +82,14 @@ def make_record(
         "request_id": job.request_id,
         "n": job.n,
         "batch_key": batch_key(job),
-        "fingerprint": fingerprint,
-        "owner": owner,
+        "fingerprint": "",
+        "owner": "",
     }
-    if files:
-        fields["files"] = pydantic_core.to_json(files)
-    if digests:
-        fields["digests"] = pydantic_core.to_json(digests)
-    if format:
-        fields["format"] = format
-    if traceparent:
-        fields["traceparent"] = traceparent
-    if webhook:
-        fields |= {"webhook": webhook, "webhook_id": f"msg_{uuid.uuid4().hex}"}
+    for name, value in facts.items():
+        if value:
+            fields[name] = value if isinstance(value, str) else pydantic_core.to_json(value)
+    if facts.get("webhook"):
+        fields["webhook_id"] = f"msg_{uuid.uuid4().hex}"
     if job.version:
         fields["version"] = job.version
     if is_alone(job):
