@@ -1,6 +1,6 @@
 """The JSON documents that describe jobs and their results."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from fastapi import Response
@@ -226,23 +226,13 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
     result = f"{base}/result" + (f"?format={view.format}" if view.format else "")
     if progress and view.status is JobStatus.SUCCEEDED:  # the last report precedes the end
         progress = progress.model_copy(update={"step": progress.total, "done": progress.n})
-    return JobAnswer(
-        id=view.id,
-        status=view.status,
-        task=view.task,
-        model=view.model,
-        n=view.n,
-        priority=view.priority,
-        position=position,
-        request_id=view.request_id,
-        created_at=datetime.fromtimestamp(view.created_at, UTC),
-        started_at=None if view.started_at is None else datetime.fromtimestamp(view.started_at, UTC),
-        ended_at=None if view.ended_at is None else datetime.fromtimestamp(view.ended_at, UTC),
-        progress=progress_answer(view.id, progress) if progress else None,
-        error=view.error,
-        timing=view.timing,
-        webhook=view.webhook,
-        links=Links(self=base, result=result, events=f"{base}/events", cancel=f"{base}/cancel"),
+    return JobAnswer.model_validate(
+        dict(view)  # its times in seconds become datetimes
+        | {
+            "position": position,
+            "progress": progress_answer(view.id, progress) if progress else None,
+            "links": Links(self=base, result=result, events=f"{base}/events", cancel=f"{base}/cancel"),
+        }
     )
 
 
