@@ -5,7 +5,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -38,20 +38,22 @@ MAX_REASONS = 20
 PAUSE_S = 1.0
 """How long to wait before the next attempt while too many expensive images of others wait for a decoder."""
 
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": answers.CalibrateAnswer,
+        "description": "The new model, and what its verdicts can detect.",
+        "headers": answers.RESULT_HEADERS,
+    },
+    202: answers.ACCEPTED,
+    **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
+}
+
 
 @router.post(
     "/calibrate",
     operation_id="calibrate",
     summary="Calibrate a model on your own images",
-    responses={
-        200: {
-            "model": answers.CalibrateAnswer,
-            "description": "The new model, and what its verdicts can detect.",
-            "headers": answers.RESULT_HEADERS,
-        },
-        202: answers.ACCEPTED,
-        **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
-    },
+    responses=_RESPONSES,
     openapi_extra=request_schema(
         CalibrateParams, max_images=MAX_CALIBRATION_IMAGES, file_kind="image file, or a zip archive of image files"
     ),
@@ -78,8 +80,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     params = parsed.params
     model, version = await jobs.models.find(params, Task.CALIBRATE)
     common, webhook = jobs.job_fields(request, params, model, version)
-    if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
-        await _check_name(jobs, params.name)
+    await _check_name(request, jobs, params.name)
     _check_count(sum(max_count(upload.data) for upload in parsed.uploads), params)
     job = CalibrateJob(
         **common,
@@ -98,15 +99,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     "/update",
     operation_id="update",
     summary="Update a detector with your reviews",
-    responses={
-        200: {
-            "model": answers.CalibrateAnswer,
-            "description": "The new version, and what its verdicts can detect.",
-            "headers": answers.RESULT_HEADERS,
-        },
-        202: answers.ACCEPTED,
-        **problem_responses(*JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
-    },
+    responses=_RESPONSES,
     openapi_extra=request_schema(UpdateParams, max_images=0),
 )
 async def update(request: Request, jobs: Jobs) -> Response:
@@ -138,8 +131,7 @@ async def update(request: Request, jobs: Jobs) -> Response:
         detail = f"model: {model.name} {fault}; name one that was made with ncml adapt --keep-images."
         raise invalid_field("model", detail)
     common, webhook = jobs.job_fields(request, params, model, version)
-    if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
-        await _check_name(jobs, params.name)
+    await _check_name(request, jobs, params.name)
     if jobs.updating.locked():  # a request that waited would keep its slot from others
         raise Problem(503, "Another update is being prepared; retry in a few seconds.", kind="no-room")
     async with jobs.updating:
@@ -171,7 +163,9 @@ def _check_allowed(jobs: JobService, command: str) -> None:
         raise Problem(403, detail, kind="calibration-off")
 
 
-async def _check_name(jobs: JobService, name: str) -> None:
+async def _check_name(request: Request, jobs: JobService, name: str) -> None:
+    if idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
+        return
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
     if name in {model.name for model in descriptors}:
         raise invalid_field("name", f"name: a model {name!r} already exists; choose another name.")
