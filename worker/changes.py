@@ -32,35 +32,24 @@ log = logging.getLogger("ncml.queue")
 class Follower:
     """Waits for changes of one job."""
 
-    __slots__ = ("_has_changed", "_waiting", "progress")
+    __slots__ = ("_has_changed", "progress")
 
     def __init__(self, *, progress: bool) -> None:
         self.progress = progress
-        self._has_changed = False
-        self._waiting: asyncio.Future[None] | None = None
+        self._has_changed = asyncio.Event()
 
     def wake(self) -> None:
         """End the current wait, or the next one."""
-        self._has_changed = True
-        self._end_wait()
+        self._has_changed.set()
 
     async def wait(self, timeout_s: float) -> bool:
         """Return True once the job may have changed since the last wait, False after `timeout_s`."""
-        if not self._has_changed:
-            loop = asyncio.get_running_loop()
-            self._waiting = loop.create_future()
-            timer = loop.call_later(timeout_s, self._end_wait)
-            try:
-                await self._waiting
-            finally:
-                timer.cancel()
-                self._waiting = None
-        has_changed, self._has_changed = self._has_changed, False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._has_changed.wait()
+        has_changed = self._has_changed.is_set()
+        self._has_changed.clear()
         return has_changed
-
-    def _end_wait(self) -> None:
-        if self._waiting and not self._waiting.done():
-            self._waiting.set_result(None)
 
 
 class Changes:
