@@ -139,13 +139,7 @@ def _calibrate(model: Model, job: CalibrateJob, folder: Path, batch_size: int, o
         on_progress=on_progress,
     )
     assert calibration.power is not None
-    return Calibrated(
-        n_fit=calibration.n_fit,
-        n_rank=calibration.n_rank,
-        smallest_p=calibration.smallest_p,
-        weakness=calibration.weakness,
-        summary=summary(calibration.power, calibration.smallest_p),
-    )
+    return Calibrated.of(calibration, summary=summary(calibration.power, calibration.smallest_p))
 
 
 def _update(
@@ -182,17 +176,12 @@ def _update(
     descriptions.write_detector_card(updated.made)
     calibration, reviews = updated.made.calibration, updated.made.reviews
     power = calibration.power.lines() if calibration.power else ["its power was not measured: the job had no time left"]
-    return Calibrated(
-        n_fit=calibration.n_fit,
-        n_rank=calibration.n_rank,
-        smallest_p=calibration.smallest_p,
-        weakness=calibration.weakness,
+    return Calibrated.of(
+        calibration,
         summary="; ".join([*updated.comparison, *power]) + ".",
-        reviews=ReviewCounts(
+        reviews=ReviewCounts.of(
+            reviews,
             good=reviews.images,
-            still_flagged=reviews.still_flagged,
-            defective=reviews.defective,
-            found=reviews.found,
             added=updated.added,
             found_added=updated.found_added,
             found_before=updated.found_before,

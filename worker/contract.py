@@ -8,7 +8,7 @@ add.
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
@@ -90,6 +90,14 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings"
     )
+
+    @classmethod
+    def of(cls, source: object, **others: Any) -> Self:
+        """Return a model whose fields are `others` and, for the rest, the attributes of an object."""
+        names = [name for name in cls.model_fields if name not in others and hasattr(source, name)]
+        # Read here, because pydantic would read a mapping, such as the library's `Score`, by its keys.
+        attributes = {name: getattr(source, name) for name in names}
+        return cls.model_validate(attributes | others, from_attributes=True)
 
 
 class _StrictModel(FrozenModel):

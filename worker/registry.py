@@ -199,7 +199,7 @@ class ModelRegistry:
             if not descriptor or not descriptor.generates or descriptor.batching:
                 continue
             if model.batching:
-                batching = Batching.model_validate(model.batching, from_attributes=True)
+                batching = Batching.of(model.batching)
                 self._entries[name].descriptor = descriptor.model_copy(update={"batching": batching})
                 self._on_change()
                 return
@@ -318,13 +318,10 @@ def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelD
         stepped_solver=limits.stepped_solver,
         solvers=dict(limits.solvers),
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
-        calibrations={
-            name: Calibration.model_validate(calibration, from_attributes=True)
-            for name, calibration in model.calibrations.by_name.items()
-        },
+        calibrations={name: Calibration.of(calibration) for name, calibration in model.calibrations.by_name.items()},
         tiles=_tile_calibration(model),
         detector=_detector_calibration(model),
-        batching=Batching.model_validate(batching, from_attributes=True) if batching else None,
+        batching=Batching.of(batching) if batching else None,
         metrics=model.metrics,
         card=model.card,
     )
@@ -336,7 +333,7 @@ def _tile_calibration(model: Model) -> TileCalibration | None:
     except ModelError as error:  # the model stays in service; a scan fails with the same reason
         log.warning("tiles are not calibrated: %s", error, extra={"model": model.name})
         return None
-    return TileCalibration.model_validate(calibration, from_attributes=True) if calibration else None
+    return TileCalibration.of(calibration) if calibration else None
 
 
 def _detector_calibration(model: Model) -> DetectorCalibration | None:
@@ -344,21 +341,9 @@ def _detector_calibration(model: Model) -> DetectorCalibration | None:
     if calibration is None:
         return None
     power = calibration.power
-    return DetectorCalibration(
-        version=calibration.version,
-        false_positive_rate=calibration.false_positive_rate,
-        confidence=calibration.confidence,
-        cutoff=calibration.cutoff,
-        rate_bound=calibration.rate_bound,
-        threshold=calibration.threshold,
-        smallest_p=calibration.smallest_p,
-        n_fit=calibration.n_fit,
-        n_rank=calibration.n_rank,
-        estimation_scenes=calibration.estimation_scenes,
+    return DetectorCalibration.of(
+        calibration,
         ranking_scenes=calibration.ranks.scenes,
-        weakness=calibration.weakness,
-        descriptions=dict(calibration.descriptions),
-        notes=calibration.notes,
         keeps_images=are_kept(model.folder),
         power=power and _power(power),
     )
@@ -369,11 +354,9 @@ def _power(power: detector_power.DetectorPower) -> DetectorPower:
         PowerPicture(kind=kind, size=size, is_found=is_found, **box._asdict())
         for kind, size, is_found, box in power.pictures
     )
-    return DetectorPower(
-        images=power.images,
-        shares={kind: dict(sizes) for kind, sizes in power.shares.items()},
+    return DetectorPower.of(
+        power,
         smallest_found={kind: power.smallest_found(kind) for kind in power.shares},
-        foreign=dict(power.foreign),
         pictures=PowerPictures(sha256=power.sheet, examples=examples) if power.sheet else None,
     )
 

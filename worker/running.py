@@ -77,14 +77,7 @@ class RunningJob:
 
     def update(self, step: Step) -> None:
         """Set the progress event."""
-        progress = Progress(
-            stage=step.stage,
-            step=step.step,
-            total=step.total,
-            done=step.done[self.claim.id],
-            n=self.job.n,
-            preview=self.has_preview,
-        )
+        progress = Progress.of(step, done=step.done[self.claim.id], n=self.job.n, preview=self.has_preview)
         self.progress = write_event(Event(id="", kind="progress", progress=progress))
 
     def preview(self, step: Step) -> Preview | None:
@@ -92,10 +85,7 @@ class RunningJob:
         if self.claim.id not in step.previews:
             return None
         n, height, width, data = step.previews[self.claim.id]
-        done = step.done[self.claim.id]
-        return Preview(
-            stage=step.stage, step=step.step, total=step.total, done=done, n=n, height=height, width=width, data=data
-        )
+        return Preview.of(step, done=step.done[self.claim.id], n=n, height=height, width=width, data=data)
 
     def result(self, outcome: Outcome, model: ModelRef, timing: Timing) -> tuple[Result, bytes]:
         """Return the result of a successful outcome, and the images to store."""

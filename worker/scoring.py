@@ -63,28 +63,21 @@ def name_in_job(error: InputError, first: int, images: int) -> InputError:
 
 def wire_score(score: results.Score, original_HWC: NDArray[np.uint8] | None) -> Score:
     """Return the score of an image; one that a detector has judged has its map if the image is given."""
-    # read as attributes, because the library's `Score` is also a mapping, whose keys are table columns
-    attributes = {name: getattr(score, name) for name in Score.model_fields}
-    if score.detection is not None:
-        attributes["detection"] = _wire_detection(score.detection, original_HWC)
-    return Score.model_validate(attributes, from_attributes=True)
+    detection = score.detection and _wire_detection(score.detection, original_HWC)
+    return Score.of(score, detection=detection)
 
 
 def _wire_detection(detection: results.Detection, original_HWC: NDArray[np.uint8] | None) -> Detection:
     """Return a detection with its map and the image on which it is drawn; for None without either."""
-    attributes = {name: getattr(detection, name) for name in Detection.model_fields if hasattr(detection, name)}
-    attributes["rows"], attributes["columns"] = detection.grid.shape
+    rows, columns = detection.grid.shape
     if original_HWC is None:
-        attributes["grid"] = None
-    else:
-        attributes["backdrop"] = reduced_jpeg(original_HWC, BACKDROP_SIDE, "L")
-    return Detection.model_validate(attributes, from_attributes=True)
+        return Detection.of(detection, rows=rows, columns=columns, grid=None)
+    return Detection.of(detection, rows=rows, columns=columns, backdrop=reduced_jpeg(original_HWC, BACKDROP_SIDE, "L"))
 
 
 def wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
     """Return a scan, with the scores of its tiles if requested."""
-    attributes = {name: getattr(scan, name) for name in Scan.model_fields if hasattr(scan, name)}
-    attributes["rows"], attributes["columns"] = scan.grid.shape
-    attributes |= {f"tile_{name}": getattr(scan.tile, name) for name in ("height", "width", "overlap")}
-    attributes["tiles"] = scan.grid if with_tiles else None  # instead of their number
-    return Scan.model_validate(attributes, from_attributes=True)
+    rows, columns = scan.grid.shape
+    tile = {f"tile_{name}": getattr(scan.tile, name) for name in ("height", "width", "overlap")}
+    tiles = scan.grid if with_tiles else None  # instead of their number
+    return Scan.of(scan, rows=rows, columns=columns, tiles=tiles, **tile)
