@@ -93,10 +93,7 @@ class View(Protocol):
         ...
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
-        """Score an image, uint8 [H, W, 3] at its own size; a deterministic function of the image.
-
-        Raises `InputError` with the field "image" for an image that it cannot judge, such as one that is too small.
-        """
+        """Score an image, uint8 [H, W, 3] at its own size; a deterministic function of the image."""
         ...
 
     def store(self) -> Stored:
