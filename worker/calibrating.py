@@ -201,7 +201,7 @@ def _open(images: Sequence[ReviewedImage], folder: Path, on_progress: OnProgress
         (folder / image.name).write_bytes(image.file)
     opened = open_folder(folder, sorted(folder.iterdir()), on_progress)
     scene_names = {image.name: image.scene_name or image.name for image in images}
-    return replace(opened, scene_names=tuple(scene_names[name] for name in opened.names))
+    return replace(opened, images=tuple(i._replace(scene_name=scene_names[i.name]) for i in opened.images))
 
 
 def _read_result(folder: Path, request: str) -> Calibrated:
