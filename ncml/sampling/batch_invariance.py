@@ -23,6 +23,7 @@ from ncml.errors import ModelError
 from ncml.network.mixture import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
+from ncml.runtime import first_line
 from ncml.sampling.batching import Batching, BatchingSetting, Group, fast_sizes
 from ncml.sampling.cached import RowSampler
 from ncml.sampling.conditions import NO_TILT, Conditions, OnRow, Tilt
@@ -76,8 +77,7 @@ def choose_batching(
         if failure is None and tilt != NO_TILT:
             failure = check_fast_groups(network, tilt)
     except Exception as error:  # of any kind: fixed groups are safe, and sampling reports the error itself
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        batching = Batching("fixed", "error", f"the check of fast groups did not run: {reason}")
+        batching = Batching("fixed", "error", f"the check of fast groups did not run: {first_line(error)}")
         log.warning("batches are sampled in fixed groups: %s", batching.detail)
         return batching
     seconds = time.perf_counter() - start

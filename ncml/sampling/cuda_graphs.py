@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ncml.network.mixture import PixelDraws
 from ncml.network.ncpn import NCPN
+from ncml.runtime import first_line
 from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.conditions import NO_TILT, Conditions, OnRow
 
@@ -153,7 +154,7 @@ class ReplaySampler:
                 raise RuntimeError("the replayed images differ")
         except RuntimeError as error:
             self.can_record = False
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             log.warning("a batch of %s images was not recorded as CUDA graphs; nor are others: %s", len(x_BCHW), reason)
             return
         self.recordings[kind] = recording

@@ -24,6 +24,7 @@ from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
+from ncml.runtime import first_line
 from ncml.training.batches import Batch, draw_batch, step_seed
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup, no_gradient_sync
 from ncml.training.objective import loss_bits
@@ -316,7 +317,7 @@ class Trainer:
             self.average.load_state_dict(state.part("average"))
             self.optimizer.load_state_dict(state.part("optimizer"))
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise TrainingError(f"{path} does not match the run that it names: {reason}.") from error
 
 

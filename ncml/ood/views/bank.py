@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.data.scenes import fold_scenes
+from ncml.data.scenes import fold_scenes, members
 from ncml.ood.views.patches import Candidates
 from ncml.progress import OnProgress, Progress, ignore_progress
 
@@ -69,14 +69,13 @@ class Bank:
         """Keep patches of good images; return the bank, and a map of each image by a bank of other scenes."""
         shown = [features_hwF[inside_hw] for features_hwF, inside_hw in zip(features, inside, strict=True)]
         pool_PF, scenes_P = sample(shown, scenes_N, POOL)
-        folds_N = fold_scenes(scenes_N, FOLDS)
         maps: dict[int, Tensor] = {}
-        folds = np.unique(folds_N).tolist()
-        for fold in folds:
+        folds = members(fold_scenes(scenes_N, FOLDS))
+        for fold, own in enumerate(folds):
             on_progress(Progress("compare features", fold, len(folds) + 1))
-            is_other_P = torch.from_numpy(~np.isin(scenes_P.cpu().numpy(), scenes_N[folds_N == fold]))
+            is_other_P = torch.from_numpy(~np.isin(scenes_P.cpu().numpy(), scenes_N[own]))
             bank = cls._covering(pool_PF[is_other_P], scenes_P[is_other_P])
-            for i in np.flatnonzero(folds_N == fold).tolist():
+            for i in own:
                 maps[i] = bank.map(features[i].float(), inside[i])
         on_progress(Progress("compare features", len(folds), len(folds) + 1))
         ordered = [maps[i] for i in range(len(features))]

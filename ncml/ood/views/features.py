@@ -65,6 +65,7 @@ from ncml.progress import OnProgress, Progress
 
 NEIGHBOURHOOD, ALIGNED_NEIGHBOURHOOD = 2, 1
 """Cells by which a place may differ, in images as they are and in aligned ones."""
+
 Part = Places | Stains | Bank | Areas | Marks | ColourSpots | KnownDefects
 """What computes one score."""
 
