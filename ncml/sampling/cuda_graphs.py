@@ -4,7 +4,8 @@ An image takes tens of thousands of operations, and launching one from Python ta
 graph launches a row's operations at once; what they compute, and in what order, is defined by `ncml.sampling.cached`.
 
 The first batch of a kind is sampled without a graph. So is the second, which is then recorded and replayed once: a
-recording is kept only if it reproduces the images, to the bit.
+recording is kept only if it reproduces the images, to the bit. Batches are padded to the sizes of fast groups, so that
+those of a service are of few kinds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,22 +24,40 @@ from torch import Tensor
 from ncml.network.mixture import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.runtime import first_line
+from ncml.sampling.batching import fast_sizes
 from ncml.sampling.cached import RowSampler, sample_cached
-from ncml.sampling.conditions import NO_TILT, Conditions, OnRow
+from ncml.sampling.conditions import Conditions, OnRow
+from ncml.sampling.guidance import count_cells
 
 log = logging.getLogger(__name__)
 
-MAX_RECORDINGS = 4
-"""Maximum number of kinds of batches that are recorded. Each holds caches, a megabyte for each image of the bundled
-model's size, and a copy of the weights, laid out for the sampler."""
+MAX_RECORDINGS = 8
+"""Maximum number of kinds of batches that are recorded. Each holds caches, for the bundled model a megabyte for each
+image (two with guidance), and a copy of the weights, laid out for the sampler."""
 
 Operations = Callable[[], None]
 
 Recorder = Callable[[Operations], Operations]
 """Records the operations of a function without running them; returns a function that runs them on the same memory."""
 
-BatchKind = tuple[NCPN, tuple[int, ...], int, bool]
-"""Network, shape of the batch, first unknown row, whether t = 0."""
+
+class BatchKind(NamedTuple):
+    """What the operations on a batch depend on."""
+
+    network: NCPN
+    shape: tuple[int, ...]
+    first_row: int
+    clean: bool
+    """t = 0."""
+    rows_per_image: int
+    cells: int
+    """Cells of the grid of the tilt; 0 without one."""
+
+    @classmethod
+    def of(cls, network: NCPN, x_BCHW: Tensor, conditions: Conditions) -> BatchKind:
+        """Return the kind of a batch."""
+        cells, rows_per_image = count_cells(network, conditions), conditions.tilt.rows_per_image
+        return cls(network, tuple(x_BCHW.shape), conditions.first_row, conditions.t == 0, rows_per_image, cells)
 
 
 def cuda_graphs(device: torch.device) -> Recorder:
@@ -87,10 +107,21 @@ class ReplaySampler:
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place."""
-        if conditions.tilt != NO_TILT:  # operations depend on t and on the tilt: too many kinds to record
-            sample_cached(network, x_BCHW, conditions, draws, on_row)
-            return
-        kind = (network, tuple(x_BCHW.shape), conditions.first_row, conditions.t == 0)
+        B, rows_per_image = len(x_BCHW), conditions.tilt.rows_per_image
+        padding = next((size for size in fast_sizes(rows_per_image) if size >= B), B) - B
+        padded_G = torch.tensor([*range(B), *[0] * padding], device=x_BCHW.device)
+        x_GCHW = x_BCHW[padded_G]
+
+        def on_padded_row(row: int) -> bool:
+            x_BCHW.copy_(x_GCHW[:B])
+            return on_row(row)
+
+        self._sample_padded(network, x_GCHW, conditions.select(padded_G), draws.select(padded_G), on_padded_row)
+
+    def _sample_padded(
+        self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow
+    ) -> None:
+        kind = BatchKind.of(network, x_BCHW, conditions)
         with self._reserved() as is_free:
             if not is_free:
                 sample_cached(network, x_BCHW, conditions, draws, on_row)
@@ -136,19 +167,18 @@ class ReplaySampler:
 
         After a failure nothing more is recorded, because CUDA may not have ended the capture.
         """
-        network, shape, first_row, _ = kind
         try:
-            sampler = RowSampler(network, x_BCHW, conditions)
+            sampler = RowSampler(kind.network, x_BCHW, conditions)
             sampler.reset(x_BCHW, conditions, draws)
             record = self.make_recorder(x_BCHW.device)
             rows: list[Operations] = []
             for i in sampler.rows:
                 rows.append(record(partial(sampler.sample_row, i)))
-                if on_row(shape[2]):
+                if on_row(x_BCHW.shape[2]):
                     return
             recording = _Recording(sampler, rows)
             replayed_BCHW = x_BCHW.clone()
-            replayed_BCHW[:, :, first_row:] = 0
+            replayed_BCHW[:, :, kind.first_row :] = 0
             recording.sample(replayed_BCHW, conditions, draws, lambda row: False)
             if not torch.equal(replayed_BCHW, x_BCHW):
                 raise RuntimeError("the replayed images differ")

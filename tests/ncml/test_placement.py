@@ -16,7 +16,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
 from ncml.ood.measurements import measure_level
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.conditions import Conditions
+from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
 from ncml.sampling.sample import BatchDraws, make_grad_log_prob
 from ncml.sampling.solvers import SOLVERS, tweedie
 from ncml.training.batches import Batch
@@ -53,12 +53,13 @@ def test_mixed_devices_are_detected(other_device: torch.device) -> None:
         network(other_device)(torch.zeros(1, 3, 4, 2), torch.zeros(1))
 
 
+@pytest.mark.parametrize("tilt", [NO_TILT, Tilt(temperature=0.9), Tilt(2.0, 0.9)], ids=str)
 @pytest.mark.parametrize("first_row", [0, 2])
-def test_sampling(other_device: torch.device, first_row: int) -> None:
-    """Sample whole images, and complete known rows."""
+def test_sampling(other_device: torch.device, first_row: int, tilt: Tilt) -> None:
+    """Sample whole images, and complete known rows; nothing waits for a value, which a fake tensor lacks."""
     x = torch.zeros(3, 3, 4, 2, device=other_device)
     draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device).draw_pixels(CONFIG.model.mixtures, 4, 2)
-    known_rows = replace(conditions(other_device), first_row=first_row)
+    known_rows = replace(conditions(other_device), first_row=first_row, tilt=tilt)
     sample_cached(network(other_device), x, known_rows, draws, lambda row: False)
     assert x.device == other_device
 

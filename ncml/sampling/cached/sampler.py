@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ncml.network.mixture import PixelDraws, promote_to_fp32
 from ncml.network.ncpn import NCPN
+from ncml.network.sde import make_sde
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
 from ncml.sampling.cached.prefill import prefill
 from ncml.sampling.conditions import Conditions, OnRow
-from ncml.sampling.guidance import make_pixel_sampler
+from ncml.sampling.guidance import TiltedPixelSampler, make_grid, make_pixel_sampler
 
 
 def sample_cached(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
@@ -42,10 +43,10 @@ class RowSampler:
     """
 
     def __init__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions) -> None:
-        """Allocate memory for batches like x, with the same t, tilt and number of known rows."""
+        """Allocate memory for batches like x, with as many known rows, rows of an image, and cells of a tilt's grid."""
         B, _, H, W = x_BCHW.shape
         self.rows_per_image = conditions.tilt.rows_per_image
-        self.null_class = len(network.config.model.classes)
+        self.null_class, self.sde = len(network.config.model.classes), make_sde(network.config.sde)
         self.cache, self.first_row = NetworkCache(network, B * self.rows_per_image, H, W), conditions.first_row
         self.x_NCHW = torch.empty_like(x_BCHW).repeat(self.rows_per_image, 1, 1, 1)
         self.x_BCHW = self.x_NCHW[:B]
@@ -65,6 +66,8 @@ class RowSampler:
         for buffer, part in zip(self.draw_buffers, (draws.gumbel_BK, draws.logistic_BC, draws.uniform_BC), strict=True):
             buffer.copy_(part.flatten(2).permute(2, 0, 1))
         self.x_NCHW.copy_(x_BCHW.repeat(self.rows_per_image, 1, 1, 1))
+        if isinstance(self.sample_pixels, TiltedPixelSampler):
+            self.sample_pixels.set_tilt(conditions.tilt, make_grid(self.sde, conditions.t))
         row_conditions = conditions.expand(self.null_class)
         self.cache.reset(row_conditions)
         B, images = len(x_BCHW), range(len(x_BCHW)) if images is None else images

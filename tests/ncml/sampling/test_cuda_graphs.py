@@ -11,13 +11,20 @@ from torch.utils._pytree import tree_leaves
 
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
+from ncml.sampling import guidance
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.conditions import Conditions, Tilt
+from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
 from ncml.sampling.cuda_graphs import MAX_RECORDINGS, Operations, Recorder, ReplaySampler
 from ncml.sampling.sample import BatchDraws
 from tests.ncml import nets
 
 T = 0.02
+
+
+@pytest.fixture(autouse=True)
+def library_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tilted pixels are sampled in PyTorch, since no operation of NumPy is recorded."""
+    monkeypatch.setattr(guidance, "choose_library", lambda device: torch)
 
 
 class Tape(TorchDispatchMode):
@@ -75,18 +82,22 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("tilt", [NO_TILT, Tilt(temperature=0.9), Tilt(2.0, 0.9)], ids=str)
 @pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_a_replayed_batch_equals_the_plain_one(config: Config, t: float) -> None:
-    """Compare bytes, with other seeds, classes and times than those recorded, and from known rows."""
+def test_a_replayed_batch_equals_the_plain_one(config: Config, t: float, tilt: Tilt) -> None:
+    """Compare bytes, with other seeds, classes, times and tilts than those recorded, and from known rows."""
     net = nets.network(config, dtype=torch.float32, spread=0.08)
     replay = ReplaySampler(tapes)
     half = config.model.height // 2
     for rows in (0, half):
         for seed in range(3):
             orientation = 1 + seed if config.model.orientations and config.model.height == config.model.width else 0
-            conditions = nets.conditions(3, t * (1 + seed) / 3, config, orientation=orientation)
-            known_half = torch.rand(3, 3, config.model.height, config.model.width) * 2 - 1
+            conditions = nets.conditions(4, t * (1 + seed) / 3, config, orientation=orientation)
+            if tilt != NO_TILT:
+                guided = tilt.guidance + seed * (tilt.guidance != 1)
+                conditions = replace(conditions, tilt=Tilt(guided, tilt.temperature - seed / 10))
+            known_half = torch.rand(4, 3, config.model.height, config.model.width) * 2 - 1
             plain = sample(sample_cached, net, conditions, seed, known_half, rows)
             assert plain.isfinite().all()
             assert torch.equal(sample(replay, net, conditions, seed, known_half, rows), plain), (rows, seed)
@@ -110,22 +121,37 @@ def test_a_kind_is_recorded_at_its_second_use_and_only_the_first_few_are(small: 
 
     replay = ReplaySampler(counted_tapes)
     for _ in range(2):
-        for B in range(1, MAX_RECORDINGS + 3):
-            conditions = nets.conditions(B, 0.0, small.config)
+        for index in range(MAX_RECORDINGS + 2):
+            B, rows = index // 4 + 65, index % 4  # beyond the sizes of fast groups
+            conditions, known_half = nets.conditions(B, 0.0, small.config), torch.zeros(B, 3, 4, 4)
             for times in range(3):
-                sample(replay, small, conditions, 0)
-                is_recorded = (small, (B, 3, 4, 4), 0, True) in replay.recordings
-                assert is_recorded == (B <= MAX_RECORDINGS and (times > 0 or made == MAX_RECORDINGS)), (B, times)
+                sample(replay, small, conditions, 0, known_half, rows)
+                is_recorded = (small, (B, 3, 4, 4), rows, True, 1, 0) in replay.recordings
+                assert is_recorded == (index < MAX_RECORDINGS and (times > 0 or made == MAX_RECORDINGS)), (index, times)
     assert made == MAX_RECORDINGS
 
 
-def test_a_recording_serves_neither_clean_and_noisy_batches_nor_tilted_ones(small: NCPN) -> None:
+def test_batches_are_padded_to_the_sizes_of_fast_groups(small: NCPN) -> None:
+    """Each is that of the padded size, whose other images are left out, also where it is recorded."""
     replay = ReplaySampler(tapes)
-    noisy = nets.conditions(2, T, small.config)
-    for conditions in (noisy, replace(noisy, t=0.0), replace(noisy, tilt=Tilt(temperature=0.8))):
+    for tilt, counts in ((NO_TILT, (5, 8, 6, 7)), (Tilt(2.0), (3, 4, 3))):
+        conditions = replace(nets.conditions(8, T, small.config), tilt=tilt)
+        plain = sample(sample_cached, small, conditions.select(slice(max(counts))), 0)
+        for count in counts:
+            images = sample(replay, small, conditions.select(slice(count)), 0)
+            torch.testing.assert_close(images, plain[:count], rtol=0, atol=1e-4)
+    assert [(kind.shape[0], kind.rows_per_image) for kind in replay.recordings] == [(8, 1), (4, 2)]
+
+
+def test_a_recording_serves_neither_clean_and_noisy_batches_nor_other_grids(small: NCPN) -> None:
+    replay = ReplaySampler(tapes)
+    noisy = nets.conditions(4, T, small.config)
+    cooler = replace(noisy, tilt=Tilt(temperature=0.8))
+    kinds = (noisy, replace(noisy, t=0.0), cooler, replace(cooler, t=0.0), replace(cooler, tilt=Tilt(2.0)))
+    for conditions in (*kinds, replace(cooler, t=T / 1000)):
         plain = sample(sample_cached, small, conditions, 0)
         assert all(torch.equal(sample(replay, small, conditions, 0), plain) for _ in range(3))
-    assert len(replay.recordings) == 2
+    assert len(replay.recordings) == len(kinds) + 1
 
 
 def misses_a_step(device: torch.device) -> Recorder:
@@ -158,19 +184,19 @@ def test_a_recording_that_does_not_reproduce_the_images_is_never_used(
 ) -> None:
     """The failure is logged once, and nothing else is recorded; the images are always correct."""
     replay = ReplaySampler(recorder)
-    for B in (2, 3):
+    for B in (4, 8):
         conditions = nets.conditions(B, T, small.config)
         plain = sample(sample_cached, small, conditions, 0)
         for _ in range(3):
             assert torch.equal(sample(replay, small, conditions, 0), plain)
-    assert caplog.messages == [f"a batch of 2 images was not recorded as CUDA graphs; nor are others: {reason}"]
+    assert caplog.messages == [f"a batch of 4 images was not recorded as CUDA graphs; nor are others: {reason}"]
     assert not replay.recordings
 
 
 def test_a_replayed_batch_stops_after_a_row_and_a_stopped_one_is_not_recorded(small: NCPN) -> None:
     """`on_row` is called for every row."""
     replay = ReplaySampler(tapes)
-    conditions = nets.conditions(2, T, small.config)
+    conditions = nets.conditions(4, T, small.config)
     for recordings in (0, 0, 1, 1):
         if recordings:
             sample(replay, small, conditions, 0)
@@ -180,10 +206,10 @@ def test_a_replayed_batch_stops_after_a_row_and_a_stopped_one_is_not_recorded(sm
             rows.append(row)
             return row == 3
 
-        x = torch.full((2, 3, 4, 4), torch.nan)
+        x = torch.full((4, 3, 4, 4), torch.nan)
         with torch.inference_mode():
-            draws = BatchDraws([0, 1], dtype=x.dtype, device=x.device).draw_pixels(small.config.model.mixtures, 4, 4)
-            replay(small, x, conditions, draws, on_row)
+            draws = BatchDraws([0, 1, 2, 3], dtype=x.dtype, device=x.device)
+            replay(small, x, conditions, draws.draw_pixels(small.config.model.mixtures, 4, 4), on_row)
         assert rows == [1, 2, 3]
         assert x[:, :, :3].isfinite().all()
         assert x[:, :, 3:].isnan().all()
@@ -193,7 +219,7 @@ def test_a_replayed_batch_stops_after_a_row_and_a_stopped_one_is_not_recorded(sm
 def test_a_batch_sampled_in_the_middle_of_another_leaves_its_memory_alone(small: NCPN) -> None:
     """Both are of a kind that is recorded; the one in the middle neither waits for the memory nor uses it."""
     replay = ReplaySampler(tapes)
-    conditions = nets.conditions(2, T, small.config)
+    conditions = nets.conditions(4, T, small.config)
     plain, inner_plain = (sample(sample_cached, small, conditions, seed) for seed in (0, 7))
     for times in range(4):
         inner: list[Tensor] = []
@@ -218,7 +244,7 @@ def test_cuda_graphs_reproduce_the_plain_images(config: Config) -> None:
     net = nets.network(config, dtype=torch.float32, spread=0.08).to("cuda")
     replay = ReplaySampler()
     for seed in range(4):
-        cpu = nets.conditions(3, T, config)
+        cpu = nets.conditions(4, T, config)
         conditions = Conditions(cpu.t, cpu.class_B.cuda(), cpu.orientation_B.cuda())
         assert torch.equal(sample(replay, net, conditions, seed), sample(sample_cached, net, conditions, seed))
     assert len(replay.recordings) == 1

@@ -86,16 +86,39 @@ def sample_slowly(with_P: Tensor, without_P: Tensor, draws: PixelDraws, b: int, 
     return levels
 
 
+@pytest.fixture(params=[np, torch], ids=["numpy", "torch"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute with the library of networks on a CPU, then with that of networks on a GPU."""
+    monkeypatch.setattr(guidance, "choose_library", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("tilt", TILTS, ids=str)
 def test_colours_follow_the_equation(tilt: Tilt) -> None:
     count = 40
     with_NP, without_NP = mixtures(count, seed=1), mixtures(count, seed=2)
     rows_NP = torch.cat([with_NP, without_NP]) if tilt.rows_per_image == 2 else with_NP
     draws = draws_for(count)
-    x_NC = TiltedPixelSampler(tilt, GREY.numpy(), with_NP, clean=True)(0, *group_by_component(rows_NP, K), draws)
+    sampler = TiltedPixelSampler(count, tilt, GREY.numpy(), with_NP, clean=True)
+    x_NC = sampler(0, *group_by_component(rows_NP, K), draws)
     assert torch.equal(x_NC[:count], x_NC[-count:])  # both rows of an image
     levels = (x_NC[:count] * 127.5 + 127.5).round().long().tolist()
     assert levels == [sample_slowly(with_NP[b], without_NP[b], draws, b, tilt) for b in range(count)]
+
+
+@pytest.mark.usefixtures("library")
+def test_a_sampler_with_another_tilt_and_grid_equals_a_new_one() -> None:
+    """As in a recorded row, whose memory stays the same."""
+    sde, count = make_sde(nets.config().sde), 40
+    rows_NP, draws = mixtures(2 * count, seed=5), draws_for(count)
+    tilts = [(Tilt(3.0, 0.8), make_grid(sde, sde.time_of(noise))) for noise in (9.0, 6.0)]
+    changed, new = (TiltedPixelSampler(count, *tilt, rows_NP, clean=False) for tilt in tilts)
+    x_NC = [sampler(0, *group_by_component(rows_NP, K), draws).clone() for sampler in (changed, new)]
+    assert not torch.equal(*x_NC)
+    changed.set_tilt(*tilts[1])
+    assert torch.equal(changed(0, *group_by_component(rows_NP, K), draws), x_NC[1])
+    with pytest.raises(RuntimeError, match="shape"):
+        changed.set_tilt(Tilt(3.0, 0.8), make_grid(sde, 0))
 
 
 def test_distributions_before_the_tilt_are_those_of_the_likelihood() -> None:
@@ -111,6 +134,7 @@ def test_distributions_before_the_tilt_are_those_of_the_likelihood() -> None:
         assert product == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.usefixtures("library")
 def test_noisy_values_have_the_density_of_the_model() -> None:
     """Without a tilt, each fifth of the density on the grid has a fifth of the values (chi-square at 0.001)."""
     count = 4000
@@ -121,7 +145,7 @@ def test_noisy_values_have_the_density_of_the_model() -> None:
     time = torch.tensor(0.02, dtype=torch.float64)
     assert grid_V[-1] > sde.alpha(time) + 4 * sde.sigma(time)
     assert [len(make_grid(sde, sde.time_of(levels))) for levels in (0.01, 100)] == [CELLS[1], CELLS[0]]
-    sampler, draws = TiltedPixelSampler(Tilt(), grid_V, parameters_1P, clean=False), draws_for(count)
+    sampler, draws = TiltedPixelSampler(count, Tilt(), grid_V, parameters_1P, clean=False), draws_for(count)
     x_NC = sampler(0, *group_by_component(parameters_1P.expand(count, -1), K), draws)
     place_N = (x_NC[:, 0].numpy() - grid_V[0]) / (grid_V[1] - grid_V[0])
     assert place_N - place_N.round() == pytest.approx(draws.uniform_BC[:, 0].numpy() / (2 * HALF_LEVEL), abs=1e-9)
