@@ -122,7 +122,7 @@ class TiltedPixelSampler:
         return torch.as_tensor(x_BC).repeat(H, 1)
 
     def _sample_images(self, logit_HBK: Array, component_CCHBK: Array, logistic_BC: Array, uniform_BC: Array) -> Array:
-        """Sample one pixel of some images, [B, 3]."""
+        """Sample one pixel of some images, [B, 3]. component: means, log-scales and coefficients of three channels."""
         xp = self.xp
         mean_CHBK1, log_scale_CHBK1, coefficient_CHBK1 = component_CCHBK[..., None]
         inverse_CHBK1 = xp.exp(-log_scale_CHBK1.clip(*LOG_SCALES))
