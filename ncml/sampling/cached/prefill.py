@@ -1,10 +1,11 @@
-"""Known rows: fill the caches by one pass of the network for each image, with hooks on its layers."""
+"""Known rows: fill the caches by passes of the network, with hooks on its layers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ncml.sampling.cached.levels import LevelCache
@@ -15,10 +16,20 @@ CacheWriter = Callable[[slice, Tensor, Tensor], None]
 """Writes to a cache; (images of the batch, a layer's input, its output)."""
 
 
-def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, images: Iterable[int]) -> None:
+def passes(images: Sequence[int], device: torch.device) -> list[slice]:
+    """Return the images of each pass, given the positions of those whose known rows are computed.
+
+    On a CPU a pass has one image, because the size of a batch decides which kernels compute it.
+    """
+    if device.type == "cpu":
+        return [slice(b, b + 1) for b in images]
+    return [slice(images[0], images[-1] + 1)]
+
+
+def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, parts: Iterable[slice]) -> None:
     """Add known rows to a cache that was reset, none or as many as `cache.stride` divides.
 
-    images: positions of the images whose known rows are computed; the caches of the others stay empty.
+    parts: the images of each pass (`passes`); the caches of images in none stay empty.
     """
     rows = x_BCHW.shape[2]
     if not rows:
@@ -28,20 +39,16 @@ def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, images:
             if u_block.attention is not None:
                 u_block.attention.row_count = rows >> index
     writers = [writer for level in cache.levels for writer in _cache_writers(level)]
-    # One image at a time, because a pass chooses its kernels by the size of the batch; and copied, so that the memory
-    # of every image has the same alignment.
-    for b in images:
-        image = slice(b, b + 1)
-        image_conditions = conditions.select(image)
+    for part in parts:
+        x_GCHW = x_BCHW[part].clone()  # so that the memory of every image has the same alignment
+        group_conditions = conditions.select(part)
         with contextlib.ExitStack() as hooks:  # which are removed even when the pass fails
             for module, write in writers:
                 hook = module.register_forward_hook(
-                    lambda _, inputs, output, write=write: write(image, inputs[0], output)  # noqa: B023
+                    lambda _, inputs, output, write=write: write(part, inputs[0], output)  # noqa: B023
                 )
                 hooks.callback(hook.remove)
-            cache.network(
-                x_BCHW[image].clone(), image_conditions.t_B, image_conditions.class_B, image_conditions.orientation_B
-            )
+            cache.network(x_GCHW, group_conditions.t_B, group_conditions.class_B, group_conditions.orientation_B)
     cache.stem.prefill(x_BCHW)
 
 

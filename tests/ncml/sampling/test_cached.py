@@ -18,8 +18,9 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.recipes import cifar10_small
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
-from ncml.sampling.cached import NetworkCache, sample_cached, visit_pixels
-from ncml.sampling.conditions import Conditions
+from ncml.sampling.cached import NetworkCache, sample_cached, sampler, visit_pixels
+from ncml.sampling.cached.prefill import passes
+from ncml.sampling.conditions import Conditions, Tilt
 from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.sample import BatchDraws, Plan, generate_images, sample_naive
 from ncml.sampling.solvers import SOLVERS
@@ -74,6 +75,25 @@ def test_both_samplers_agree_from_every_known_prefix(config: Config, t: float) -
             sample_cached(net, x, replace(conditions, first_row=first_row), draws, lambda row: False)
         assert torch.equal(x[:, :, :first_row], expected[:, :, :first_row])
         assert torch.allclose(x, expected, rtol=0, atol=1e-9), f"known rows: {first_row}"
+
+
+@pytest.mark.parametrize("shape", ["1 level, odd size", "2 levels", "3 levels, wide"])
+def test_known_rows_of_several_images_can_be_computed_in_one_pass(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; with guidance, an image has two rows of the batch."""
+    config = SHAPES[shape]
+    net = nets.network(config, spread=0.08)
+    conditions = replace(nets.conditions(3, T, config), tilt=Tilt(2.0, 0.9), first_row=config.model.height // 2)
+    H, W = config.model.height, config.model.width
+    draws = make_draws(config, 3).draw_pixels(config.model.mixtures, H, W)
+    known_BCHW = torch.rand(3, 3, H, W, dtype=torch.float64) * 2 - 1
+    images: list[Tensor] = []
+    for device in ("cpu", "meta"):
+        with torch.inference_mode(), monkeypatch.context() as patch:
+            patch.setattr(sampler, "passes", lambda rows, _, device=device: passes(rows, torch.device(device)))
+            images.append(known_BCHW.clone())
+            sample_cached(net, images[-1], conditions, draws, lambda row: False)
+    assert not torch.equal(images[0], known_BCHW)
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-9)
 
 
 @torch.inference_mode()
