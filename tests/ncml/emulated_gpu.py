@@ -29,7 +29,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations on a device that take their second argument, the indices, also from the CPU."""
 
 READING = {"_local_scalar_dense", "equal", "masked_select", "nonzero"}
-"""Operations for whose values the CPU has to wait; copies to the CPU are others."""
+"""Operations whose values the CPU reads."""
 
 
 class DeviceTensor(Tensor):
@@ -69,17 +69,21 @@ class _Operations(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
-class NoReading(TorchDispatchMode):
-    """Raises `RuntimeError` where the CPU would wait for values of the device, in a context within `emulated_gpu`."""
+class NoTransfers(TorchDispatchMode):
+    """Raises `RuntimeError` where values move between CPU and device, in a context within `emulated_gpu`.
+
+    A CUDA graph cannot record such an operation, and the CPU would wait for those that read.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation that reads no value."""
+        """Run an operation."""
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
-        if isinstance(args[0], DeviceTensor) if args else False:
-            is_copied = isinstance(out, Tensor) and not isinstance(out, DeviceTensor)
-            has_mask = name in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
-            if is_copied or has_mask or name in READING:
-                raise RuntimeError(f"{name}: a value of the device is read")
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        is_copy = name in COPIES and len({isinstance(x, DeviceTensor) for x in tensors}) == 2
+        on_device = bool(args) and isinstance(args[0], DeviceTensor)
+        has_mask = name in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if is_copy or (on_device and (has_mask or name in READING)):
+            raise RuntimeError(f"{name}: values move between CPU and device")
         return out
 
 

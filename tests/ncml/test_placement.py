@@ -21,7 +21,7 @@ from ncml.network.sde import make_sde
 from ncml.ood.judging import Detector
 from ncml.ood.measurements import measure_level
 from ncml.results import Detection
-from ncml.sampling.cached import sample_cached
+from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.sample import BatchDraws, Sampler, make_grad_log_prob
@@ -30,7 +30,7 @@ from ncml.training.batches import Batch
 from ncml.training.objective import loss_bits
 from tests.detectors import turned_image, use_small_scale
 from tests.ncml import nets
-from tests.ncml.emulated_gpu import DeviceTensor, NoReading, emulated_gpu
+from tests.ncml.emulated_gpu import DeviceTensor, NoTransfers, emulated_gpu
 
 T = 0.02
 CONFIG = nets.config(((4, 1), (6, 1)), height=4, width=2)
@@ -81,22 +81,30 @@ def test_the_emulated_gpu_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:
     with pytest.raises(RuntimeError, match="numpy"):
         np.asarray(x)
     assert (x[torch.tensor([2, 0])] + torch.tensor(1)).tolist() == [3, 1]
-    with NoReading():
-        for read in (lambda: float(x[0]), x.cpu, x.nonzero, lambda: x[x > 1]):
-            with pytest.raises(RuntimeError, match="a value of the device is read"):
-                read()
+    with NoTransfers():
+        for move in (lambda: float(x[0]), x.cpu, x.nonzero, lambda: x[x > 1], lambda: torch.tensor(1, device=gpu)):
+            with pytest.raises(RuntimeError, match="values move between CPU and device"):
+                move()
 
 
 @pytest.mark.parametrize("sampler", [sample_cached, ReplaySampler()], ids=["cached", "replayed"])
 @pytest.mark.parametrize(("first_row", "tilt"), [(2, NO_TILT), (0, Tilt(temperature=0.9)), (2, Tilt(2.0, 0.9))])
-def test_sampling(gpu: torch.device, first_row: int, tilt: Tilt, sampler: Sampler) -> None:
-    """Sample whole images, and complete known rows; nothing waits for a value."""
-    results: list[Tensor] = []
+def test_sampling(
+    gpu: torch.device, first_row: int, tilt: Tilt, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sample whole images, and complete known rows; every row can be recorded."""
+    sample_row, results = RowSampler.sample_row, list[Tensor]()
+
+    def sample_without_transfers(self: RowSampler, i: int) -> None:
+        with NoTransfers():
+            sample_row(self, i)
+
+    monkeypatch.setattr(RowSampler, "sample_row", sample_without_transfers)
     for device in (gpu, CPU):
         x, net = images(device), network(device)
         known_rows = replace(conditions(device), first_row=first_row, tilt=tilt)
         pixel_draws = draws(device).draw_pixels(CONFIG.model.mixtures, 4, 2)
-        with torch.inference_mode(), NoReading():
+        with torch.inference_mode():
             sampler(net, x, known_rows, pixel_draws, lambda row: False)
         results.append(x)
     assert not torch.equal(results[1], images(CPU))
