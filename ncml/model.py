@@ -456,7 +456,12 @@ class Model:
             keep=keep,
             dropped=dropped,
         )
-        return generate_images(self.network, plan, self._sampler(plan), on_progress).view(ImageArray)
+        try:
+            return generate_images(self.network, plan, self._sampler(plan), on_progress).view(ImageArray)
+        except Exception as error:
+            if runtime.is_out_of_memory(error):  # so that the caller can retry with fewer images
+                self._replay.release()
+            raise
 
     def _sampler(self, plan: Plan) -> Sampler:
         def choose_sampler(tilt: Tilt, indices: list[int]) -> Sampler:

@@ -4,8 +4,8 @@ An image takes tens of thousands of operations, and launching one from Python ta
 graph launches a row's operations at once; what they compute, and in what order, is defined by `ncml.sampling.cached`.
 
 The first batch of a kind is sampled without a graph. So is the second, which is then recorded and replayed once: a
-recording is kept only if it reproduces the images, to the bit. Batches are padded to the sizes of fast groups, so that
-those of a service are of few kinds.
+recording is kept only if it reproduces the images, to the bit. Batches are padded to the sizes of fast groups, or to
+multiples of the largest, so that those of a service are of few kinds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from ncml.runtime import first_line
 from ncml.sampling.batching import fast_sizes
 from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.conditions import Conditions, OnRow
-from ncml.sampling.guidance import count_cells
+from ncml.sampling.guidance import grid_of
 
 log = logging.getLogger(__name__)
 
-MAX_RECORDINGS = 8
-"""Maximum number of kinds of batches that are recorded. Each holds caches, for the bundled model a megabyte for each
-image (two with guidance), and a copy of the weights, laid out for the sampler."""
+MAX_RECORDINGS = 4
+"""Maximum number of kinds of batches that are recorded. Each holds a node of a graph for every operation, outside
+PyTorch's allocator: with the bundled model's defaults 160,000, which may take a gigabyte (others report 3 to 10 kB for
+each). Its caches and its copy of the weights are far smaller."""
 
 Operations = Callable[[], None]
 
@@ -56,7 +57,7 @@ class BatchKind(NamedTuple):
     @classmethod
     def of(cls, network: NCPN, x_BCHW: Tensor, conditions: Conditions) -> BatchKind:
         """Return the kind of a batch."""
-        cells, rows_per_image = count_cells(network, conditions), conditions.tilt.rows_per_image
+        cells, rows_per_image = len(grid_of(network, conditions)), conditions.tilt.rows_per_image
         return cls(network, tuple(x_BCHW.shape), conditions.first_row, conditions.t == 0, rows_per_image, cells)
 
 
@@ -107,8 +108,8 @@ class ReplaySampler:
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place."""
-        B, rows_per_image = len(x_BCHW), conditions.tilt.rows_per_image
-        padding = next((size for size in fast_sizes(rows_per_image) if size >= B), B) - B
+        B, sizes = len(x_BCHW), fast_sizes(conditions.tilt.rows_per_image)
+        padding = next((size for size in sizes if size >= B), -(-B // sizes[-1]) * sizes[-1]) - B
         padded_G = torch.tensor([*range(B), *[0] * padding], device=x_BCHW.device)
         x_GCHW = x_BCHW[padded_G]
 
@@ -117,6 +118,11 @@ class ReplaySampler:
             return on_row(row)
 
         self._sample_padded(network, x_GCHW, conditions.select(padded_G), draws.select(padded_G), on_padded_row)
+
+    def release(self) -> None:
+        """Release the memory of all recordings, and record no more: the same kinds would fill it again."""
+        self.recordings.clear()
+        self.can_record = False
 
     def _sample_padded(
         self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow
@@ -137,11 +143,7 @@ class ReplaySampler:
                 rows_done = row
                 return on_row(row)
 
-            try:
-                sample_cached(network, x_BCHW, conditions, draws, count_row)
-            except torch.OutOfMemoryError:
-                self.recordings.clear()  # so that the caller can retry with fewer images
-                raise
+            sample_cached(network, x_BCHW, conditions, draws, count_row)
             is_recorded = self.can_record and kind in self.sampled_kinds and len(self.recordings) < MAX_RECORDINGS
             if is_recorded and rows_done == x_BCHW.shape[2]:
                 self._record(kind, x_BCHW, conditions, draws, on_row)

@@ -55,8 +55,7 @@ def make_pixel_sampler(network: NCPN, B: int, W: int, conditions: Conditions) ->
     like, clean = promote_to_fp32(network.head.weight), conditions.t == 0
     if conditions.tilt == NO_TILT:
         return PixelSampler(B, network.config.model.mixtures, W, like, clean=clean)
-    grid_V = make_grid(make_sde(network.config.sde), conditions.t)
-    return TiltedPixelSampler(B, conditions.tilt, grid_V, like, clean=clean)
+    return TiltedPixelSampler(B, conditions.tilt, grid_of(network, conditions), like, clean=clean)
 
 
 def choose_library(device: torch.device) -> Any:
@@ -64,9 +63,9 @@ def choose_library(device: torch.device) -> Any:
     return np if device.type == "cpu" else torch
 
 
-def count_cells(network: NCPN, conditions: Conditions) -> int:
-    """Return the number of cells of a batch's grid; 0 without a tilt."""
-    return 0 if conditions.tilt == NO_TILT else len(make_grid(make_sde(network.config.sde), conditions.t))
+def grid_of(network: NCPN, conditions: Conditions) -> Floats:
+    """Return the grid of a batch, [V]; empty without a tilt."""
+    return np.empty(0) if conditions.tilt == NO_TILT else make_grid(make_sde(network.config.sde), conditions.t)
 
 
 def make_grid(sde: SDE, t: float) -> Floats:
@@ -149,9 +148,9 @@ class TiltedPixelSampler:
             joint_HBKV += cosh_CHBK1[c]
             xp.divide(joint_HBK1 * sinh_CHBK1[c], joint_HBKV, out=joint_HBKV)
             if self.clean:
-                for cell, sign in ((0, 1), (-1, -1)):
-                    a_HBK1 = sign * (self.grid_V[cell] - mean_HBK1) * inverse_CHBK1[c] + delta_CHBK1[c]
-                    joint_HBKV[..., cell] = (joint_HBK1 / (1 + xp.exp(-a_HBK1)))[..., 0]
+                ends = slice(None, None, len(self.grid_V) - 1)  # the levels -1 and 1
+                a_HBK2 = (self.grid_V[ends] * mean_HBK1 - 1) * inverse_CHBK1[c] + delta_CHBK1[c]
+                joint_HBKV[..., ends] = joint_HBK1 / (1 + xp.exp(-a_HBK2))
             index_B = self._choose_cells(joint_HBKV.sum(2), probability_BC[:, c])
             x_BC[:, c] = self.grid_V[index_B]
             if not self.clean:

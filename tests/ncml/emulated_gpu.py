@@ -59,7 +59,7 @@ class DeviceTensor(Tensor):
 
     def tolist(self) -> Any:
         """Return the values, which PyTorch does for its own tensors only."""
-        return self.inner.tolist()
+        return self.cpu().tolist()
 
 
 class _Operations(TorchDispatchMode):
@@ -72,17 +72,18 @@ class _Operations(TorchDispatchMode):
 class NoTransfers(TorchDispatchMode):
     """Raises `RuntimeError` where values move between CPU and device, in a context within `emulated_gpu`.
 
-    A CUDA graph cannot record such an operation, and the CPU would wait for those that read.
+    A CUDA graph cannot record such an operation, and the CPU would wait for those that read. Of an operand on the CPU,
+    a graph keeps the value that it had when it was recorded.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-        is_copy = name in COPIES and len({isinstance(x, DeviceTensor) for x in tensors}) == 2
+        is_mixed = len({isinstance(x, DeviceTensor) for x in tensors}) == 2
         on_device = bool(args) and isinstance(args[0], DeviceTensor)
         has_mask = name in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if is_copy or (on_device and (has_mask or name in READING)):
+        if is_mixed or (on_device and (has_mask or name in READING)):
             raise RuntimeError(f"{name}: values move between CPU and device")
         return out
 

@@ -261,3 +261,17 @@ def test_a_copy_is_loaded_from_the_folder_again_unless_that_has_changed(model: n
     config.write_text(config.read_text().replace('"a"', '"z"'))
     with pytest.raises(ModelError):
         copy.deepcopy(loaded)
+
+
+def test_recordings_are_released_when_memory_runs_out(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they hold memory that smaller batches need."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("ncml.model.generate_images", fail)
+    released: list[bool] = []
+    monkeypatch.setattr(model._replay, "release", lambda: released.append(True))
+    with pytest.raises(torch.OutOfMemoryError):
+        model.generate()
+    assert released == [True]

@@ -50,19 +50,19 @@ def network(device: torch.device) -> NCPN:
 
 
 def conditions(device: torch.device) -> Conditions:
-    """Return the conditions of four images, on a device."""
-    on_cpu = nets.conditions(4, T, CONFIG)
+    """Return the conditions of three images, on a device."""
+    on_cpu = nets.conditions(3, T, CONFIG)
     return Conditions(T, on_cpu.class_B.to(device), on_cpu.orientation_B.to(device))
 
 
 def images(device: torch.device) -> Tensor:
-    """Return four images in [-1, 1], on a device."""
-    return (torch.rand(4, 3, 4, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
+    """Return three images in [-1, 1], on a device."""
+    return (torch.rand(3, 3, 4, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
 
 
 def draws(device: torch.device) -> BatchDraws:
-    """Return the draws of four images, on a device."""
-    return BatchDraws([0, 1, 2, 3], dtype=torch.float32, device=device)
+    """Return the draws of three images, on a device."""
+    return BatchDraws([0, 1, 2], dtype=torch.float32, device=device)
 
 
 def assert_same(on_gpu: Tensor | None, on_cpu: Tensor | None) -> None:
@@ -82,12 +82,13 @@ def test_the_emulated_gpu_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:
         np.asarray(x)
     assert (x[torch.tensor([2, 0])] + torch.tensor(1)).tolist() == [3, 1]
     with NoTransfers():
-        for move in (lambda: float(x[0]), x.cpu, x.nonzero, lambda: x[x > 1], lambda: torch.tensor(1, device=gpu)):
+        moves = [lambda: float(x[0]), x.cpu, x.tolist, x.nonzero, lambda: x[x > 1], lambda: torch.tensor(1, device=gpu)]
+        for move in (*moves, lambda: x[torch.tensor([0])], lambda: x * torch.tensor(2.0)):
             with pytest.raises(RuntimeError, match="values move between CPU and device"):
                 move()
 
 
-@pytest.mark.parametrize("sampler", [sample_cached, ReplaySampler()], ids=["cached", "replayed"])
+@pytest.mark.parametrize("sampler", [sample_cached, ReplaySampler()], ids=["cached", "padded"])
 @pytest.mark.parametrize(("first_row", "tilt"), [(2, NO_TILT), (0, Tilt(temperature=0.9)), (2, Tilt(2.0, 0.9))])
 def test_sampling(
     gpu: torch.device, first_row: int, tilt: Tilt, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
@@ -143,8 +144,8 @@ def test_a_training_step(gpu: torch.device) -> None:
     """Loss and gradients."""
     networks = [network(device).requires_grad_() for device in (gpu, CPU)]
     for net, device in zip(networks, (gpu, CPU), strict=True):
-        index_B = torch.zeros(4, dtype=torch.long)
-        batch = Batch(images(CPU), torch.full((4,), T), index_B, index_B, index_B).to(device)
+        index_B = torch.zeros(3, dtype=torch.long)
+        batch = Batch(images(CPU), torch.full((3,), T), index_B, index_B, index_B).to(device)
         loss_bits(net, batch, bf16=False).mean().backward()
     for on_gpu, on_cpu in zip(*(net.parameters() for net in networks), strict=True):
         assert_same(on_gpu.grad, on_cpu.grad)

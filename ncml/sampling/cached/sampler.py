@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ncml.network.mixture import PixelDraws, promote_to_fp32
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import make_sde
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
 from ncml.sampling.cached.prefill import passes, prefill
 from ncml.sampling.conditions import Conditions, OnRow
-from ncml.sampling.guidance import TiltedPixelSampler, make_grid, make_pixel_sampler
+from ncml.sampling.guidance import TiltedPixelSampler, grid_of, make_pixel_sampler
 
 
 def sample_cached(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
@@ -43,10 +42,10 @@ class RowSampler:
     """
 
     def __init__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions) -> None:
-        """Allocate memory for batches like x, with as many known rows, rows of an image, and cells of a tilt's grid."""
+        """Allocate memory for batches like x of the same kind (`ncml.sampling.cuda_graphs.BatchKind`)."""
         B, _, H, W = x_BCHW.shape
         self.rows_per_image = conditions.tilt.rows_per_image
-        self.null_class, self.sde = len(network.config.model.classes), make_sde(network.config.sde)
+        self.null_class = len(network.config.model.classes)
         self.cache, self.first_row = NetworkCache(network, B * self.rows_per_image, H, W), conditions.first_row
         self.x_NCHW = torch.empty_like(x_BCHW).repeat(self.rows_per_image, 1, 1, 1)
         self.x_BCHW = self.x_NCHW[:B]
@@ -67,7 +66,7 @@ class RowSampler:
             buffer.copy_(part.flatten(2).permute(2, 0, 1))
         self.x_NCHW.copy_(x_BCHW.repeat(self.rows_per_image, 1, 1, 1))
         if isinstance(self.sample_pixels, TiltedPixelSampler):
-            self.sample_pixels.set_tilt(conditions.tilt, make_grid(self.sde, conditions.t))
+            self.sample_pixels.set_tilt(conditions.tilt, grid_of(self.cache.network, conditions))
         row_conditions = conditions.expand(self.null_class)
         self.cache.reset(row_conditions)
         B, images = len(x_BCHW), range(len(x_BCHW)) if images is None else images

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
-from ncml.sampling import guidance
+from ncml.sampling import cuda_graphs, guidance
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
 from ncml.sampling.cuda_graphs import MAX_RECORDINGS, Operations, Recorder, ReplaySampler
@@ -122,7 +122,7 @@ def test_a_kind_is_recorded_at_its_second_use_and_only_the_first_few_are(small: 
     replay = ReplaySampler(counted_tapes)
     for _ in range(2):
         for index in range(MAX_RECORDINGS + 2):
-            B, rows = index // 4 + 65, index % 4  # beyond the sizes of fast groups
+            B, rows = (1, 4)[index // 4], index % 4
             conditions, known_half = nets.conditions(B, 0.0, small.config), torch.zeros(B, 3, 4, 4)
             for times in range(3):
                 sample(replay, small, conditions, 0, known_half, rows)
@@ -141,9 +141,27 @@ def test_batches_are_padded_to_the_sizes_of_fast_groups(small: NCPN) -> None:
             images = sample(replay, small, conditions.select(slice(count)), 0)
             torch.testing.assert_close(images, plain[:count], rtol=0, atol=1e-4)
     assert [(kind.shape[0], kind.rows_per_image) for kind in replay.recordings] == [(8, 1), (4, 2)]
+    sample(replay, small, nets.conditions(65, T, small.config), 0)
+    assert {kind.shape[0] for kind in replay.sampled_kinds} == {8, 4, 128}
 
 
-def test_a_recording_serves_neither_clean_and_noisy_batches_nor_other_grids(small: NCPN) -> None:
+def test_released_recordings_are_not_made_again(small: NCPN) -> None:
+    """As after memory ran out."""
+    replay = ReplaySampler(tapes)
+    conditions = nets.conditions(4, T, small.config)
+    plain = sample(sample_cached, small, conditions, 0)
+    for recordings in (1, 0):
+        for _ in range(3):
+            assert torch.equal(sample(replay, small, conditions, 0), plain)
+        assert len(replay.recordings) == recordings
+        replay.release()
+        assert not replay.recordings
+
+
+def test_a_recording_serves_neither_clean_and_noisy_batches_nor_other_grids(
+    small: NCPN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "MAX_RECORDINGS", 6)
     replay = ReplaySampler(tapes)
     noisy = nets.conditions(4, T, small.config)
     cooler = replace(noisy, tilt=Tilt(temperature=0.8))
@@ -238,13 +256,19 @@ def test_a_batch_sampled_in_the_middle_of_another_leaves_its_memory_alone(small:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("tilt", [NO_TILT, Tilt(temperature=0.9), Tilt(2.0, 0.9)], ids=str)
+@pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_cuda_graphs_reproduce_the_plain_images(config: Config) -> None:
-    """Needs a GPU."""
+def test_cuda_graphs_reproduce_the_plain_images(config: Config, t: float, tilt: Tilt) -> None:
+    """Needs a GPU; with other seeds, times and temperatures than those recorded, and from known rows."""
     net = nets.network(config, dtype=torch.float32, spread=0.08).to("cuda")
     replay = ReplaySampler()
-    for seed in range(4):
-        cpu = nets.conditions(4, T, config)
-        conditions = Conditions(cpu.t, cpu.class_B.cuda(), cpu.orientation_B.cuda())
-        assert torch.equal(sample(replay, net, conditions, seed), sample(sample_cached, net, conditions, seed))
-    assert len(replay.recordings) == 1
+    known_half = torch.rand(4, 3, config.model.height, config.model.width).cuda() * 2 - 1
+    for rows in (0, config.model.height // 2):
+        for seed in range(4):
+            cpu = nets.conditions(4, t * (1 + seed) / 4, config)
+            changed = tilt if tilt == NO_TILT else replace(tilt, temperature=tilt.temperature - seed / 10)
+            conditions = Conditions(cpu.t, cpu.class_B.cuda(), cpu.orientation_B.cuda(), changed)
+            plain = sample(sample_cached, net, conditions, seed, known_half, rows)
+            assert torch.equal(sample(replay, net, conditions, seed, known_half, rows), plain)
+    assert len(replay.recordings) == 2
