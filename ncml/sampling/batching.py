@@ -55,13 +55,18 @@ def fast_sizes(rows_per_image: int = 1) -> list[int]:
     return [rows // rows_per_image for rows in FAST_SIZES if rows >= rows_per_image]
 
 
+def padded_size(count: int, rows_per_image: int = 1) -> int:
+    """Return the size that a batch is padded to: the next fast size, or the next multiple of the largest."""
+    sizes = fast_sizes(rows_per_image)
+    return next((size for size in sizes if size >= count), -(-count // sizes[-1]) * sizes[-1])
+
+
 def fast_groups(count: int, rows_per_image: int = 1) -> list[Group]:
     """Divide a batch into as few groups as possible, padded at their end."""
-    sizes, groups = fast_sizes(rows_per_image), list[Group]()
-    for start in range(0, count, sizes[-1]):
-        part = range(start, min(start + sizes[-1], count))
-        size = next(size for size in sizes if size >= len(part))
-        groups.append([*part, *[None] * (size - len(part))])
+    largest, groups = fast_sizes(rows_per_image)[-1], list[Group]()
+    for start in range(0, count, largest):
+        part = range(start, min(start + largest, count))
+        groups.append([*part, *[None] * (padded_size(len(part), rows_per_image) - len(part))])
     return groups
 
 
@@ -75,6 +80,16 @@ def fixed_groups(seeds: Sequence[int], rows_per_image: int = 1) -> list[Group]:
             groups.append(group := size * [cast(int | None, None)])
         group[position] = member
     return [*groups]
+
+
+def passes(images: Sequence[int], device_type: str) -> list[Sequence[int]]:
+    """Divide the images that a whole network is applied to, by index, into its passes: on a CPU one for each image.
+
+    There the size of a batch decides which kernels compute it, and so the last bits of an image.
+    """
+    if device_type == "cpu":
+        return [[b] for b in images]
+    return [images] if images else []
 
 
 def batching_setting(value: str | None = None) -> BatchingSetting:

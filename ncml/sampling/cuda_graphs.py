@@ -24,7 +24,7 @@ from torch import Tensor
 from ncml.network.mixture import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.runtime import first_line
-from ncml.sampling.batching import fast_sizes
+from ncml.sampling.batching import padded_size
 from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.conditions import Conditions, OnRow
 from ncml.sampling.guidance import grid_of
@@ -108,8 +108,8 @@ class ReplaySampler:
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place."""
-        B, sizes = len(x_BCHW), fast_sizes(conditions.tilt.rows_per_image)
-        padding = next((size for size in sizes if size >= B), -(-B // sizes[-1]) * sizes[-1]) - B
+        B = len(x_BCHW)
+        padding = padded_size(B, conditions.tilt.rows_per_image) - B
         padded_G = torch.tensor([*range(B), *[0] * padding], device=x_BCHW.device)
         x_GCHW = x_BCHW[padded_G]
 

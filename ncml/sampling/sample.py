@@ -28,6 +28,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.orientation import orient, restore
 from ncml.network.sde import GREY_LEVEL, SDE, VESDE, end_time, make_sde
 from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.sampling.batching import passes
 from ncml.sampling.conditions import Conditions, OnRow, Tilt
 from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.guidance import make_pixel_sampler
@@ -184,11 +185,7 @@ def make_grad_log_prob(network: NCPN, conditions: Conditions, dropped: Collectio
 
     With guidance w it is s(x | 0) + w (s(x | c) - s(x | 0)) for an image of class c, where 0 is no class. Temperature
     does not act on it: a flattened density is not that of noised data, to which Tweedie's formula applies.
-
-    On a CPU each image is evaluated alone: libraries choose kernels by batch size, so the last bits of a gradient would
-    depend on what else is in the batch.
     """
-    on_cpu = network.head.weight.device.type == "cpu"
     guidance, null_class = conditions.tilt.guidance, len(network.config.model.classes)
 
     def log_density(x_BCHW: Tensor, conditions: Conditions) -> Tensor:
@@ -201,7 +198,7 @@ def make_grad_log_prob(network: NCPN, conditions: Conditions, dropped: Collectio
     def evaluate(x_BCHW: Tensor, t: float) -> Tensor:
         indices = [b for b in range(len(x_BCHW)) if b not in dropped]
         grad_BCHW = torch.zeros_like(x_BCHW)
-        for group in [[b] for b in indices] if on_cpu else [indices]:
+        for group in passes(indices, x_BCHW.device.type):
             x_GCHW, group_conditions = x_BCHW[group], replace(conditions, t=t).select(group)
             grad_BCHW[group] = gradient(x_GCHW, group_conditions)
             if guidance != 1 and (group_conditions.class_B != null_class).any():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ncml.sampling.cached.levels import LevelCache
@@ -16,20 +15,11 @@ CacheWriter = Callable[[slice, Tensor, Tensor], None]
 """Writes to a cache; (images of the batch, a layer's input, its output)."""
 
 
-def passes(images: Sequence[int], device: torch.device) -> list[slice]:
-    """Return the images of each pass, given the positions of those whose known rows are computed.
-
-    On a CPU a pass has one image, because the size of a batch decides which kernels compute it.
-    """
-    if device.type == "cpu":
-        return [slice(b, b + 1) for b in images]
-    return [slice(images[0], images[-1] + 1)]
-
-
-def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, parts: Iterable[slice]) -> None:
+def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, groups: Iterable[Sequence[int]]) -> None:
     """Add known rows to a cache that was reset, none or as many as `cache.stride` divides.
 
-    parts: the images of each pass (`passes`); the caches of images in none stay empty.
+    groups: the positions of the images of each pass, ascending (`ncml.sampling.batching.passes`). Those between them
+    are computed, too; the caches of all others stay empty.
     """
     rows = x_BCHW.shape[2]
     if not rows:
@@ -39,7 +29,8 @@ def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, parts: 
             if u_block.attention is not None:
                 u_block.attention.row_count = rows >> index
     writers = [writer for level in cache.levels for writer in _cache_writers(level)]
-    for part in parts:
+    for group in groups:
+        part = slice(group[0], group[-1] + 1)
         x_GCHW = x_BCHW[part].clone()  # so that the memory of every image has the same alignment
         group_conditions = conditions.select(part)
         with contextlib.ExitStack() as hooks:  # which are removed even when the pass fails

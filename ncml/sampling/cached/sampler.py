@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ncml.network.mixture import PixelDraws, promote_to_fp32
 from ncml.network.ncpn import NCPN
+from ncml.sampling.batching import passes
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
-from ncml.sampling.cached.prefill import passes, prefill
+from ncml.sampling.cached.prefill import prefill
 from ncml.sampling.conditions import Conditions, OnRow
 from ncml.sampling.guidance import TiltedPixelSampler, grid_of, make_pixel_sampler
 
@@ -71,8 +72,8 @@ class RowSampler:
         self.cache.reset(row_conditions)
         B, images = len(x_BCHW), range(len(x_BCHW)) if images is None else images
         known_rows = [b + part * B for part in range(self.rows_per_image) for b in images]
-        parts = passes(known_rows, x_BCHW.device)
-        prefill(self.cache, self.x_NCHW[:, :, : self.prefilled], row_conditions, parts)
+        groups = passes(known_rows, x_BCHW.device.type)
+        prefill(self.cache, self.x_NCHW[:, :, : self.prefilled], row_conditions, groups)
 
     def sample_row(self, i: int) -> None:
         """Sample row i into `x_BCHW`, after those before it."""

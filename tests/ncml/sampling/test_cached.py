@@ -18,8 +18,8 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.recipes import cifar10_small
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
+from ncml.sampling.batching import passes
 from ncml.sampling.cached import NetworkCache, sample_cached, sampler, visit_pixels
-from ncml.sampling.cached.prefill import passes
 from ncml.sampling.conditions import Conditions, Tilt
 from ncml.sampling.defaults import SamplingSettings
 from ncml.sampling.sample import BatchDraws, Plan, generate_images, sample_naive
@@ -87,9 +87,9 @@ def test_known_rows_of_several_images_can_be_computed_in_one_pass(shape: str, mo
     draws = make_draws(config, 3).draw_pixels(config.model.mixtures, H, W)
     known_BCHW = torch.rand(3, 3, H, W, dtype=torch.float64) * 2 - 1
     images: list[Tensor] = []
-    for device in ("cpu", "meta"):
+    for device_type in ("cpu", "cuda"):
         with torch.inference_mode(), monkeypatch.context() as patch:
-            patch.setattr(sampler, "passes", lambda rows, _, device=device: passes(rows, torch.device(device)))
+            patch.setattr(sampler, "passes", lambda rows, _, on=device_type: passes(rows, on))
             images.append(known_BCHW.clone())
             sample_cached(net, images[-1], conditions, draws, lambda row: False)
     assert not torch.equal(images[0], known_BCHW)
