@@ -791,6 +791,7 @@ def test_the_list_of_models_keeps_the_focus_where_a_model_has_no_such_view(studi
     page.reload()
     expect(page.locator("#view-generate")).to_be_visible()
     models = page.locator("#model")
+    expect(models).to_be_visible()  # while it is hidden, it cannot have the focus
     models.focus()
     models.select_option("wide")
     expect(page.locator("#view-score")).to_be_visible()

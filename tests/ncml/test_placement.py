@@ -154,6 +154,8 @@ def test_a_training_step(gpu: torch.device) -> None:
 def test_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make one that brings parts to one position and knows defects, and judge with it."""
     use_small_scale(monkeypatch)
+    for steps in ("COARSE_STEPS", "FINE_STEPS"):  # most operations of a judgement are steps of alignment
+        monkeypatch.setattr(f"ncml.ood.views.alignment.{steps}", 2)
 
     def defective_image(seed: int) -> np.ndarray:
         image = turned_image(seed)
@@ -171,6 +173,7 @@ def test_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def judge(device: str) -> list[Detection]:
         made = make_detector(model, good, tmp_path / device, defective=defective, power_images=0, device=device)
+        assert made.calibration.aligns
         detector = Detector.load(tmp_path / device, made.calibration, device)
         return [detector.judge(make(seed)) for seed in (200, 201) for make in (turned_image, defective_image)]
 

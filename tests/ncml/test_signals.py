@@ -1,5 +1,6 @@
 """An event that a signal handler sets is noticed, whatever the handler interrupts."""
 
+import gc
 import itertools
 import sys
 import threading
@@ -23,11 +24,13 @@ def interrupted(function: Callable[[], Any], instruction: int, handler: Callable
             handler()
         return trace
 
+    gc.disable()  # the finalizers that it calls would be traced and counted
     sys.settrace(trace)
     try:
         function()
     finally:
         sys.settrace(None)
+        gc.enable()
     return count >= instruction
 
 
