@@ -106,7 +106,7 @@ def _python(tree: Path) -> list[str]:
     home, local = Path(sys.base_prefix), tree / "usr" / "local"
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if not list((home / "lib" / name / "ensurepip" / "_bundled").glob("pip-*.whl")):  # as in Debian's
-        raise NoEngine("the image of Python cannot be pulled, and the Python of .venv, which lacks pip, cannot stand in")
+        raise NoEngine("the image of Python cannot be pulled, and the Python of .venv cannot stand in: it lacks pip")
     left_out = shutil.ignore_patterns("site-packages", "test", "tests", "idle_test", "__pycache__", "config-*")
     shutil.copytree(home / "lib" / name, local / "lib" / name, ignore=left_out, symlinks=True)
     shutil.copy(Path(sys.executable).resolve(), local / "bin" / name)
