@@ -51,7 +51,7 @@ def read_halves(
     `ncml.images.place_known_half` describes how they are placed. Without `preprocess`, other sizes are refused.
     """
     if keep is not None and keep not in keeps:
-        raise InputError("keep", f"this model completes {' or '.join(keeps)}, not {keep!r}.")
+        raise InputError("keep", f"keep must be {' or '.join(keeps)} for this model, not {keep!r}.")
     canvases: list[NDArray[np.uint8]] = []
     halves: list[Keep] = []
     for image in list_images(images):

@@ -73,7 +73,7 @@ def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: s
 def _load_again(folder: Path, device: str, setting: BatchingSetting, version: str) -> Model:
     model = load(folder, device, batching=setting)
     if model.version != version:
-        raise ModelError(f"{folder} holds another model than when it was loaded: load it again.")
+        raise ModelError(f"{folder} no longer holds the model that was loaded from it: load it again.")
     return model
 
 

@@ -59,8 +59,8 @@ def calibrate(
         model: Name or folder of the model.
         out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
         name: Name of the calibration, by which requests select it; default is used if they name none.
-        unseen: Declare that the model was not trained on any of this data, and use all of it, at a rate of 5% at least
-            39 images: 2 of 7 at random, but at least 20, to estimate, the others for ranking.
+        unseen: Declare that the model was not trained on any of this data, and use all of it: 2 of 7 images
+            at random, but at least 20, for estimation, and the others for ranking. A rate of 5% needs at least 39.
         false_positive_rate: Share of good images that may be flagged, on average.
         tolerate: Processing that should not be flagged: jpeg, resize, or both.
         tile: Calibrate the tiles of large images; the data is a folder of good images that were not used for training.
@@ -116,7 +116,7 @@ def calibrate(
     else:
         unit = "images by their tiles" if tile else "images"
         skipped = f"  ({result['skipped']} could not be read)" if result["skipped"] else ""
-        print(f"{folder}: estimated on {result['n_fit']} {unit}, ranked by {result['n_rank']}{skipped}")
+        print(f"{folder}: {result['n_fit']} {unit} for estimation, {result['n_rank']} for ranking{skipped}")
         print(*lines, sep="\n")
 
 

@@ -161,7 +161,7 @@ def connect(url: str, api_key: str, name: str) -> RemoteModel:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         client.close()
-        detail = f"{client.url} describes models in another way than an ncml service: check the address."
+        detail = f"{client.url} does not describe models as an ncml service does: check the address."
         raise ServiceError(detail) from error
 
 

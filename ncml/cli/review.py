@@ -41,7 +41,7 @@ def review(
     if not files:
         raise InputError("files", "no image is given: ncml review FILE...")
     if good == defective:
-        raise InputError("good", "say what the images are: add either --good or --defective.")
+        raise InputError("good", "name what the images are, with one of --good and --defective.")
     if not server:
         raise InputError(
             "server",

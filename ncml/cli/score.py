@@ -262,6 +262,7 @@ def _additional_statistics(
     if conditional and not everything and "bpd" in names:
         raise InputError(
             "statistics",
-            "the statistic bpd ignores --class and --noise, and the column bpd uses them: omit one of them.",
+            "the statistic bpd ignores --class and --noise, which the column bpd uses: omit bpd from --statistics, or "
+            "omit --class and --noise.",
         )
     return tuple(name for name in names if name != "bpd")

@@ -92,7 +92,7 @@ class DetectorPower:
             shares = ", ".join(f"{kind} {share:.0%}" for kind, share in self.foreign.items())
             lines.append(f"foreign images flagged: {shares}")
         measured = counted(self.images, "good image")
-        lines.append(f"measured on {measured}, altered in their own pixels; nothing else was measured")
+        lines.append(f"measured on {measured}, altered in their own pixels; no other alterations were measured")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
         "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",
         "too-many-streams": "This client has 64 event streams open already; close one, or poll the job.",
         "too-many-uploads": "This client sends too many images at once; wait for its other requests.",
-        "too-many-reviews": "Your reviews and thumbnails would have more than 16777216 bytes; delete some reviews.",
+        "too-many-reviews": "Your reviews and thumbnails would take more than 16777216 bytes; delete some reviews.",
         "quota-exceeded": "The quota of 60 requests per minute is exhausted; retry in 20 s.",
     },
     500: {

@@ -18,13 +18,14 @@ from service.params import ReviewParams
 from service.routes.models import JPEG, Name
 from worker.contract import REVIEW_ID
 from worker.job_results import ScoreResult
+from worker.queue import JobNotFound
 from worker.review_store import NoRoomForReview, Verdict
 
 router = APIRouter(prefix="/models", tags=["reviews"])
 
 DAY_S = 86_400
 RETRY_AFTER_S = 3600
-"""Seconds after which a client may retry when the reviews of all keys take all their room: they expire after days."""
+"""Seconds after which a client may retry when the reviews of all keys use all their space: they expire after days."""
 
 ReviewId = Annotated[str, Path(description="The id of a review.", pattern=REVIEW_ID)]
 
@@ -84,7 +85,8 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     model = name.partition("@")[0]
     is_ood, p_value = await _find_verdict(request, jobs, model, parsed.params.job, digest)
     if parsed.params.verdict == "good" and not is_ood:
-        raise invalid_field("verdict", f"verdict: {model} did not flag this image; review flagged images as good.")
+        detail = f"verdict: {model} did not flag this image; only flagged images can be reviewed as good."
+        raise invalid_field("verdict", detail)
     async with jobs.decoding.time_limit():
         thumbnail = await jobs.decoding.thumbnail(request, upload)
     owner_bytes = jobs.settings.owner_review_bytes
@@ -107,9 +109,9 @@ async def review(name: Name, request: Request, jobs: Jobs) -> Response:
     except NoRoomForReview as error:
         kind, pause_s = "too-many-reviews", RETRY_AFTER_S
         if error.limit == "own":
-            detail = f"Your reviews and thumbnails would have more than {owner_bytes} bytes; delete some reviews."
+            detail = f"Your reviews and thumbnails would take more than {owner_bytes} bytes; delete some reviews."
         elif error.limit == "all":
-            detail = "The reviews of all clients take all their room; retry later."
+            detail = "The reviews of all clients use all the space for reviews; retry later."
         else:
             kind, pause_s = "queue-full", MEMORY_RETRY_AFTER_S
             detail = f"The queue is short of memory until earlier results expire; retry in {pause_s} s."
@@ -185,9 +187,13 @@ def _no_such_review(model: str, review_id: str) -> Problem:
 async def _find_verdict(request: Request, jobs: JobService, model: str, job_id: str, digest: str) -> tuple[bool, float]:
     """Return whether a detector flagged the image of a file in a job, by its SHA-256, and the image's p-value.
 
-    Raises `JobNotFound` for the job of another client, and the 422 `Problem` for an image that it did not judge.
+    Raises the 404 `Problem` if this client has no such job, and the 422 one for an image that the job did not judge.
     """
-    view = await jobs.view(request, job_id)
+    try:
+        view = await jobs.view(request, job_id)
+    except JobNotFound as error:
+        detail = "job: the job does not exist or has expired; score the image again, and review it then."
+        raise Problem(404, detail, kind="no-such-job") from error
     if view.model_name != model or digest not in view.digests:
         detail = f"image: {model} did not judge this file as a detector in the job; score it first, and send it again."
         raise invalid_field("image", detail)

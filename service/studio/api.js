@@ -6,7 +6,7 @@ const REMEDIES = {
   400: "Choose another file; if it happens again, reload the page.",
   401: "Enter an API key of this service.",
   403: "",
-  404: "Submit it again.",
+  404: "",
   410: "",
   413: "Use a smaller image, or send fewer at once.",
   415: "Save it as PNG or JPEG and try again.",
@@ -26,7 +26,7 @@ export class Refusal extends Error {
     Object.assign(this, { status, calm, fields });
     this.remedy = remedy ?? REMEDIES[status] ?? "Try again.";
     if (status >= 500 && requestId) this.remedy += ` Request ID: ${requestId}.`;
-    if (status === 429 && /retry in \d/.test(message)) this.remedy = "";
+    if (status === 429 && /retry in \d|retry later|delete some/.test(message)) this.remedy = "";
     else if (status === 429 && retryAfter > 1) this.remedy = `Try again in ${retryAfter} s.`;
     else if (status === 503 && retryAfter > 1) this.remedy += ` Retry after ${retryAfter} s.`;
   }

@@ -120,7 +120,7 @@ function showLoad() {
 
 /** The notice that another model replaces the selected one, which the user can accept. */
 function fallback(missing, name) {
-  const remedy = catalogue.unusable[missing] ?? "It is used again as soon as it is available.";
+  const remedy = catalogue.unusable[missing] ?? `${missing} is used again as soon as it is available.`;
   const notice = new Refusal(`${missing} is not available: ${name} is used instead.`, { remedy, calm: true });
   const accept = () => {
     catalogue.select(catalogue.current);

@@ -70,7 +70,7 @@ function commandLines(model) {
     h(
       "p",
       {},
-      `A calibration judges images at the model's size, as this form does. FOLDER contains at least ${minImages(DEFAULT_RATE)} good images: some for estimation, the others for ranking.`,
+      `A calibration made here or by this command is for images at the model's size. FOLDER contains at least ${minImages(DEFAULT_RATE)} good images: some for estimation, the others for ranking.`,
     ),
     terminal(calibrateCommand(model, "mine"), "command"),
   ];

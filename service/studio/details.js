@@ -60,8 +60,8 @@ function detectorFacts(model) {
     ? `Flags at most ${percent(rate)} of good images, with a confidence of ${percent(confidence)}.`
     : `Flags ${percent(rate)} of good images on average; with 95% confidence at most ${percent(bound)} with this detector.`;
   const made =
-    `Estimated on ${plural(estimated, "good image")} of ${plural(fitScenes, "scene")}, ` +
-    `ranked by ${ranked.toLocaleString("en")} of ${plural(rankScenes, "scene")}.`;
+    `Estimated on ${plural(estimated, "good image")} of ${plural(fitScenes, "scene")}; ranks images among ` +
+    `${ranked.toLocaleString("en")} others of ${plural(rankScenes, "scene")}.`;
   const sentences = [...Object.values(descriptions), ...notes].map(
     (text) => `${text[0].toUpperCase()}${text.slice(1)}.`,
   );
@@ -135,7 +135,7 @@ function calibrationFacts({ calibration, calibrations }) {
   const flagged = `${pText(100 * rate)}%`;
   const summary = [
     `The statistic ${statistic} is estimated on ${plural(estimated, "image")}`,
-    ` and ranked among ${ranked.toLocaleString("en")} others.`,
+    `, and images are ranked among ${ranked.toLocaleString("en")} others.`,
     ` At most ${flagged} of in-distribution images are flagged. The smallest possible p-value is ${pText(smallestP)}.`,
   ];
   return h(

@@ -13,7 +13,7 @@ const DETECTOR_VIEWS = {
   stains: "patches like those with a soft stain",
   marks: "patches like those with a scratch, a spot or a pit",
   known_defects: "patches like those of known defects",
-  colour_spots: "a spot of another colour than its surroundings",
+  colour_spots: "a spot whose colour differs from its surroundings",
   places: "patches unlike those of good images at the same place",
   appearance: "brightness, contrast or colour of the whole image",
   appearance_grid: "brightness, contrast or colour of a part",

@@ -229,7 +229,7 @@ function detectorCell({ weakness, power, n_rank: ranked }) {
   const lines = [
     weakness && sentence(weakness),
     power && missedKinds(power) && `Mostly misses, even at the largest size measured: ${missedKinds(power)}.`,
-    power && `Finds nine of ten from these sizes on: ${foundSizes(power) || "none"}.`,
+    power && `Smallest sizes found in nine of ten: ${foundSizes(power) || "none"}.`,
     !power && "What it finds has not been measured.",
     `Ranks among ${plural(ranked, "good image")}.`,
   ];

@@ -69,14 +69,14 @@ export function detectorPower(model) {
   const foreign = Object.entries(power.foreign).map(([kind, share]) => powerRow(kind, share));
   const rows = [...groups, h("tr", {}, h("th", { scope: "colgroup", colspan: 2, class: "group" }, "foreign images"))];
   const caption =
-    `Share found, the worst first: ${plural(power.images, "good image")}, altered in their own pixels. ` +
-    "Nothing else was measured.";
+    `Share found, the worst first: ${plural(power.images, "good image")}, altered in their own pixels, and foreign ` +
+    "images. Nothing else was measured.";
   const table = h("table", { class: "power" }, h("caption", {}, caption), h("tbody", {}, rows, foreign));
   return h("div", { class: "stack" }, pictures.notice, table);
 }
 
 function smallestFound({ smallest_found: found }, kind) {
-  const text = found[kind] ? `found in nine of ten from ${found[kind]}` : "at no measured size found in nine of ten";
+  const text = found[kind] ? `smallest size found in nine of ten: ${found[kind]}` : "no measured size found in nine of ten";
   return h("span", { class: "hint" }, ` · ${text}`);
 }
 

@@ -40,9 +40,9 @@ export function updateForm(model, kept) {
     title: "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.",
   });
   const hint =
-    "The new version learns from the reviewed images; the former one remains. " +
-    "It keeps copies of the images, also when their reviews are deleted. An update takes minutes: what the new " +
-    "version finds is measured last, and on fewer images if the time of a job runs out.";
+    "The new version learns from the reviewed images and keeps copies of them, even if their reviews are deleted; " +
+    "the former version remains. An update takes minutes: what the new version finds is measured last, and on fewer " +
+    "images if the job runs out of time.";
   const field = h(
     "div",
     { class: "field", "data-field": "name" },
@@ -145,15 +145,19 @@ function progressDescriber() {
 function updateReport({ model, calibration }) {
   const { n_fit: estimated, n_rank: ranked, weakness, summary, reviews } = calibration;
   const { good, defective, found, added } = reviews;
-  const now = added === defective ? "" : `of ${added} added ones, ${reviews.found_added}, `;
+  const { found_added: foundAdded, found_before: foundBefore } = reviews;
+  const comparison =
+    added === defective
+      ? `the former version finds ${foundBefore}`
+      : `of the ${added} added, it finds ${foundAdded} and the former version ${foundBefore}`;
   const lines = [
     `${plural(estimated, "image")} for estimation, ${good.toLocaleString("en")} of them reviewed; ` +
       `${ranked.toLocaleString("en")} for ranking.`,
     good &&
       `${reviews.still_flagged} of ${plural(good, "good image")} would be flagged again if only images of other scenes had been added.`,
     defective &&
-      `${found} of ${plural(defective, "defective image")} are found, each without learning from it` +
-        `${added ? `; ${now}formerly ${reviews.found_before}` : ""}.`,
+      `The new version finds ${found} of ${plural(defective, "defective image")}, each judged without learning from it` +
+        `${added ? `; ${comparison}` : ""}.`,
   ].filter(Boolean);
   const offered = () => catalogue.models.find(({ name }) => name === model.name);
   const use = () => {

@@ -266,15 +266,15 @@ def test_the_power_of_a_detector_begins_with_what_it_misses(studio) -> None:
     expect(row.locator("td").nth(2)).to_have_text("–")  # bits/dim of its base say nothing about it
     expect(row).to_contain_text(
         "Mostly misses, even at the largest size measured: stain radius 50 pixels (15%). "
-        "Finds nine of ten from these sizes on: scratch 3 pixels wide, 100 long."
+        "Smallest sizes found in nine of ten: scratch 3 pixels wide, 100 long."
     )
     table.get_by_role("button", name="washer").click()
     details = table.locator("tr.details:visible")
     expect(details).to_contain_text("Flags 5% of good images on average; with 95% confidence at most")
     groups = details.locator("table.power .group").all_inner_texts()
     assert [group.split(" · ")[0] for group in groups] == ["stain", "pit", "scratch", "foreign images"]
-    assert groups[0].endswith("at no measured size found in nine of ten")
-    assert groups[2].endswith("found in nine of ten from 3 pixels wide, 100 long")
+    assert groups[0].endswith("no measured size found in nine of ten")
+    assert groups[2].endswith("smallest size found in nine of ten: 3 pixels wide, 100 long")
     assert details.locator("table.power td").all_inner_texts() == ["0%", "15%", "30%", "85%", "5%", "100%", "100%"]
     expect(details.get_by_role("button", name="Generate")).to_have_count(0)  # samples of its base
 
@@ -686,7 +686,8 @@ def test_an_update_learns_from_the_reviews(
     expect(run).to_contain_text("13 images for estimation, 1 of them reviewed; 28 for ranking.")
     expect(run).to_contain_text("1 of 1 good image would be flagged again")
     expect(run).to_contain_text(
-        "3 of 3 defective images are found, each without learning from it; of 2 added ones, 2, formerly 1."
+        "The new version finds 3 of 3 defective images, each judged without learning from it; "
+        "of the 2 added, it finds 2 and the former version 1."
     )
     use = run.get_by_role("button", name="Score images with it")
     expect(use).to_be_disabled()

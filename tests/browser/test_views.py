@@ -1274,7 +1274,7 @@ def test_models_and_health_are_shown(studio) -> None:
     toggle.click()
     expect(toggle).to_have_attribute("aria-expanded", "true")
     details = table.locator("tr.details:visible")
-    expect(details).to_contain_text("ranked among 40 others")
+    expect(details).to_contain_text("images are ranked among 40 others")
     power = details.get_by_role(
         "table", name="What it flags, of 40 held-out images, unchanged or changed, and of foreign"
     )

@@ -216,7 +216,7 @@ def test_an_invalid_argument_is_named(
 
 def test_options_that_a_model_does_not_support_are_refused(plain_model: ncml.Model) -> None:
     canvas = nets.images(1, 8, 12).numpy()
-    with pytest.raises(InputError, match="this model completes top, not 'left'"):
+    with pytest.raises(InputError, match="keep must be top for this model, not 'left'"):
         plain_model.complete(canvas, keep="left")
     with pytest.raises(InputError, match="this model has no classes"):
         plain_model.generate(classes="cat")

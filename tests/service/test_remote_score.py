@@ -510,7 +510,7 @@ def test_a_model_of_something_else_is_refused(
     monkeypatch.setattr(Client, "models", lambda client: [models(client)[0] | others])
     status, _, err = run("images")
     assert status == 2
-    assert "describes models in another way than an ncml service" in err
+    assert "does not describe models as an ncml service does" in err
 
 
 def test_what_a_service_answers_cannot_change_the_terminal(
@@ -579,4 +579,4 @@ def test_another_preprocessing_is_refused(
     assert "serves no model" in run("images")[2]
     worker.serve(model)
     monkeypatch.setattr("ncml.client.Client.models", lambda client: [{"name": "llama", "default": True}])
-    assert "describes models in another way than an ncml service" in run("images")[2]
+    assert "does not describe models as an ncml service does" in run("images")[2]

@@ -111,7 +111,7 @@ def test_the_command_skips_files_that_are_not_images_and_prints_what_is_kept_bef
     assert cli.main([*arguments, "--json"]) == 2
     output = capsys.readouterr()
     assert [review["path"] for review in json.loads(output.out)["reviews"]] == [str(tmp_path / "a.png")]
-    assert output.err.endswith("tiny did not flag this image; review flagged images as good.\n")
+    assert output.err.endswith("tiny did not flag this image; only flagged images can be reviewed as good.\n")
     for name in "acd":
         (tmp_path / f"{name}.png").unlink()
     assert cli.main([*arguments, "--json"]) == 2

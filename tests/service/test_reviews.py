@@ -175,6 +175,7 @@ def test_an_image_that_the_model_never_judged_is_refused(client: TestClient, wor
     assert "image: other did not judge" in of_another_model.json()["detail"]
     unknown = review(client, FLAGGED, "job-99")
     assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:ncml:problem:no-such-job")
+    assert "score the image again" in unknown.json()["detail"]
     worker.pause()
     waiting = client.post("/score", files=[("image", flat(202))], headers={"prefer": "respond-async"})
     early = review(client, flat(202), waiting.json()["id"])
@@ -186,7 +187,8 @@ def test_an_image_that_the_model_never_judged_is_refused(client: TestClient, wor
 def test_only_a_flagged_image_is_reviewed_as_good(client: TestClient) -> None:
     refused = review(client, PASSED, score(client, PASSED))
     assert refused.status_code == 422
-    assert refused.json()["detail"] == "verdict: tiny did not flag this image; review flagged images as good."
+    detail = "verdict: tiny did not flag this image; only flagged images can be reviewed as good."
+    assert refused.json()["detail"] == detail
 
 
 @pytest.mark.parametrize("fields", [{"job": "job-0"}, {"verdict": "good"}, {"job": "job-0", "verdict": "bad"}])
@@ -237,7 +239,7 @@ def test_one_key_may_use_a_quarter_of_the_room(
     refused = review(client, images[4], jobs[4], headers=bearer(ANN))
     assert (refused.status_code, refused.json()["type"]) == (429, "urn:ncml:problem:too-many-reviews")
     assert refused.json()["detail"] == (
-        "Your reviews and thumbnails would have more than 16384 bytes; delete some reviews."
+        "Your reviews and thumbnails would take more than 16384 bytes; delete some reviews."
     )
     assert "retry-after" in refused.headers
     assert review(client, images[0], jobs[0], "defective", headers=bearer(ANN)).status_code == 201  # it is replaced
@@ -250,7 +252,7 @@ def test_all_keys_together_have_a_limit(client: TestClient, queue: Any) -> None:
     queue.redis.zadd(REVIEWS, {f"bob:{'0' * 16}:{64 * 2**20 - 4000}": time.time() + 100})
     refused = review(client, FLAGGED, score(client, FLAGGED))
     assert (refused.status_code, refused.json()["detail"]) == (
-        429, "The reviews of all clients take all their room; retry later."
+        429, "The reviews of all clients use all the space for reviews; retry later."
     )  # fmt: skip
     queue.redis.zadd(REVIEWS, {f"bob:{'0' * 16}:{64 * 2**20 - 4000}": time.time() - 1})  # it has expired
     assert review(client, FLAGGED, score(client, FLAGGED)).status_code == 201

@@ -236,7 +236,7 @@ def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
     assert "96x72 (60)" in lines
     assert f"flagged if its score is above {made.calibration.threshold:.2f}" in lines  # as ncml score states
     assert "scratch" in lines
-    assert "nothing else was measured" in lines
+    assert "no other alterations were measured" in lines
     assert "1 file could not be read, or had less than 32 pixels on a side" in lines
     assert (
         "weak: it ranks among 39 scenes, and 76 are needed for a reliable rate; use good images of at least 113"
