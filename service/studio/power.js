@@ -76,7 +76,9 @@ export function detectorPower(model) {
 }
 
 function smallestFound({ smallest_found: found }, kind) {
-  const text = found[kind] ? `smallest size found in nine of ten: ${found[kind]}` : "no measured size found in nine of ten";
+  const text = found[kind]
+    ? `smallest size found in nine of ten: ${found[kind]}`
+    : "no measured size found in nine of ten";
   return h("span", { class: "hint" }, ` · ${text}`);
 }
 

@@ -665,7 +665,7 @@ def test_an_update_learns_from_the_reviews(
     page.route("**/jobs/an-update", lambda route: route.fulfill(json=queued))  # its place in the queue
     page.route("**/jobs/an-update/events", stream(events))
     page.route("**/jobs/an-update/result", lambda route: route.fulfill(json=UPDATED))
-    expect(section).to_contain_text("on fewer images if the time of a job runs out")
+    expect(section).to_contain_text("on fewer images if the job runs out of time")
     section.evaluate(
         """section => {
           window.texts = [];

@@ -200,7 +200,7 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("steps", lambda m: m.generate(steps=math.inf), "an integer, not inf"),  # type: ignore[arg-type]
     ("solver", lambda m: m.generate(solver="ddim"), "choose from tweedie, euler-maruyama, heun, predictor-corrector"),
     ("sampler", lambda m: m.generate(sampler="slow"), "choose from incremental, naive"),
-    ("keep", lambda m: m.complete(IMAGES, keep="middle"), "top or bottom or left or right, not 'middle'"),
+    ("keep", lambda m: m.complete(IMAGES, keep="middle"), "or right for this model, not 'middle'"),
 ]
 
 

@@ -80,8 +80,8 @@ def test_the_command_reviews_files_and_folders(url: str, tmp_path: Path, capsys:
         ("a.png", "defective"), ("b.png", "defective")
     ]  # fmt: skip
     for wrong, sentence in [
-        ([*arguments], "add either --good or --defective"),
-        ([*arguments, "--good", "--defective"], "add either --good or --defective"),
+        ([*arguments], "one of --good and --defective"),
+        ([*arguments, "--good", "--defective"], "one of --good and --defective"),
         (["review", str(folder), "--model", "tiny", "--good"], "a service keeps reviews: add --server"),
         (["review", "missing.png", "--model", "tiny", "--good", "--server", url], "missing.png cannot be read"),
     ]:

@@ -146,7 +146,7 @@ def test_a_copy_is_calibrated_and_the_model_is_not_changed(calibrated: Run, tmp_
     arguments = ("calibrate", "--model", "loud", "--data", "others", "--unseen", "--out", "models/mine")
     done = calibrated(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("models/mine: estimated on")
+    assert done.stdout.startswith("models/mine: 24 images for estimation")
     assert (tmp_path / "models" / "loud" / "calibration.json").read_bytes() == before
     original, copy = (ncml.load(tmp_path / "models" / name) for name in ("loud", "mine"))
     assert copy.version == original.version
